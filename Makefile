@@ -1,0 +1,54 @@
+# Everything runs from a clean clone on a machine with Python 3.11, git and make.
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.redknot-installed
+# Checked by lint; the stand-in for sgl_kernel and patch files are not ours to type.
+CODE   := redknot_sglang eval tests
+
+# Models run on few cores here: more threads than cores only makes them wait for each other.
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing is fetched from a model hub at run time.
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo eval test test-gpu lint format requirements clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## build .venv from the pinned requirements, with the package itself editable
+
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	PYTHON=$(PYTHON) bash .ci/venv $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: one table, JSON and PNG in out/demo
+	$(PY) -m redknot_sglang.cli.main demo
+
+URL ?= http://127.0.0.1:30000
+eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eval/tasks
+	$(PY) -m redknot_sglang.cli.main eval --url $(URL)
+
+test: $(STAMP) ## all tests that need no GPU
+	$(PY) -m pytest -m "not gpu" --durations=15
+
+test-gpu: $(STAMP) ## the tests that need a CUDA device
+	$(PY) -m pytest -m gpu --durations=15
+
+lint: $(STAMP) ## ruff and mypy
+	$(PY) -m ruff check $(CODE)
+	$(PY) -m ruff format --check $(CODE)
+	$(PY) -m mypy $(CODE)
+
+format: $(STAMP) ## rewrite the code in the house format
+	$(PY) -m ruff check --fix $(CODE)
+	$(PY) -m ruff format $(CODE)
+
+requirements: ## pin anew what pyproject.toml asks for
+	bash .ci/pin
+
+clean: ## remove what the targets above made, the virtual environment included
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's attention backend over the paths of `kernels/`: one plan per forward, one run per (layer, head class)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.runtime_context import get_parallel
+from torch import Tensor
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch
+from redknot_sglang.kernels.select import select_path
+from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.seams import active
+
+
+class RedKnotAttention(AttentionBackend):
+    """Attention over a `HeadClassPool`.
+
+    Query heads are gathered class by class (global heads first), attend to their class's buffers, and are put back in
+    the model's order.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        pool = runner.token_to_kv_pool
+        if not isinstance(pool, HeadClassPool):
+            raise TypeError(f"RedKnot's attention needs a HeadClassPool, found {type(pool).__name__}")
+        config = active.config_of(runner.server_args)
+        assert config is not None, "built for a runner without --redknot"
+        self.token_to_kv_pool: HeadClassPool = pool
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.device = torch.device(runner.device)
+        self.max_context = runner.model_config.context_len
+        self.head_dim = pool.head_dim
+        heads = pool.head_map
+        query_heads = runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size)
+        self.group = query_heads // heads.num_kv_heads
+        self.orders = [_HeadOrder(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
+        self.path = select_path(config.attention, class_spec(heads, self.group, pool))
+        self.local_loc: Tensor | None = None
+
+    # ---- plans ------------------------------------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan an eager forward."""
+        self.local_loc = None
+        if forward_batch.forward_mode.is_idle():
+            return
+        if forward_batch.forward_mode.is_decode():
+            self.path.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
+        else:
+            self.path.plan_extend(self._extend_batch(forward_batch))
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Reserve the buffers that decode graphs read."""
+        self.path.init_graph(max_bs, self.max_context)
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Plan a decode graph's forward: fixed batch size, persistent buffers."""
+        self.local_loc = None
+        bs = forward_batch.batch_size
+        self.path.plan_graph(self._decode_batch(forward_batch, bs), bs, in_capture)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Padded rows of a graph attend to one token, the dummy slot."""
+        return 1
+
+    def _decode_batch(self, forward_batch: Any, bs: int) -> DecodeBatch:
+        seq_lens_cpu = forward_batch.seq_lens_cpu
+        return DecodeBatch(
+            req_to_token=self.req_to_token_pool.req_to_token,
+            req_pool_indices=forward_batch.req_pool_indices[:bs],
+            full_to_local=self._full_to_local(),
+            seq_lens=forward_batch.seq_lens[:bs],
+            seq_lens_cpu=None if seq_lens_cpu is None else seq_lens_cpu[:bs].tolist(),
+        )
+
+    def _extend_batch(self, forward_batch: Any) -> ExtendBatch:
+        prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)
+        rows_cpu = _host_list(forward_batch.extend_seq_lens_cpu)
+        return ExtendBatch(
+            req_to_token=self.req_to_token_pool.req_to_token,
+            req_pool_indices=forward_batch.req_pool_indices,
+            full_to_local=self._full_to_local(),
+            prefix_lens=forward_batch.extend_prefix_lens.to(torch.int32),
+            seq_lens=forward_batch.seq_lens.to(torch.int32),
+            prefix_lens_cpu=prefix_lens_cpu,
+            seq_lens_cpu=[prefix + rows for prefix, rows in zip(prefix_lens_cpu, rows_cpu, strict=True)],
+        )
+
+    def _full_to_local(self) -> Tensor:
+        mapping = self.token_to_kv_pool.full_to_swa_index_mapping
+        assert mapping is not None, "the allocator has not registered its slot mapping"
+        return mapping
+
+    # ---- layers -----------------------------------------------------------------------------------------------------
+
+    def forward_extend(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Store this layer's K and V, attend. q [N, Hq * D], k and v [N, Hkv * D]; returns [N, Hq * D]."""
+        return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
+
+    forward_decode = forward_extend
+
+    def _attend(
+        self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Any, forward_batch: Any, save_kv_cache: bool
+    ) -> Tensor:
+        pool, order = self.token_to_kv_pool, self.orders[layer.layer_id]
+        if save_kv_cache and k is not None and v is not None:
+            if self.local_loc is None or layer.layer_id == 0:
+                # Once per forward; inside a graph this gather is recorded with the first layer.
+                self.local_loc = pool.translate_loc_from_full_to_swa(forward_batch.out_cache_loc)
+            loc = KVWriteLoc(forward_batch.out_cache_loc, self.local_loc)
+            shape = (-1, layer.tp_k_head_num, self.head_dim)
+            pool.set_kv_buffer(layer, loc, k.reshape(shape), v.reshape(shape))
+        q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
+        split = order.num_global * self.group
+        gathered = order.gather(q)
+        parts = []
+        if split:
+            parts.append(self.path.run("global", gathered[:, :split], *pool.global_kv(layer.layer_id), layer.scaling))
+        if split < gathered.shape[1]:
+            parts.append(self.path.run("local", gathered[:, split:], *pool.local_kv(layer.layer_id), layer.scaling))
+        return order.restore(parts).view(-1, layer.tp_q_head_num * self.head_dim)
+
+
+class _HeadOrder:
+    """Query heads of one layer, sorted by class and back."""
+
+    def __init__(self, heads: HeadMap, layer: int, group: int, device: torch.device) -> None:
+        kv_order = (*heads.global_heads(layer), *heads.local_heads(layer))
+        order = [head * group + member for head in kv_order for member in range(group)]
+        self.num_global = heads.num_global(layer)
+        self._sorted = order == list(range(len(order)))
+        self._order = torch.tensor(order, dtype=torch.int64, device=device)
+        self._back = torch.argsort(self._order)
+
+    def gather(self, q: Tensor) -> Tensor:
+        """q [N, Hq, D] with global heads first."""
+        return q if self._sorted else q.index_select(1, self._order)
+
+    def restore(self, parts: list[Tensor]) -> Tensor:
+        """Outputs of the classes, `[N, heads of the class, D]`, in the model's head order."""
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return joined if self._sorted else joined.index_select(1, self._back)
+
+
+def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
+    """What a path must serve on this rank."""
+    layers = range(heads.num_layers)
+    return ClassSpec(
+        group=group,
+        head_dim=pool.head_dim,
+        global_widths=tuple(sorted({heads.num_global(layer) for layer in layers} - {0})),
+        local_widths=tuple(sorted({heads.num_local(layer) for layer in layers} - {0})),
+        window=heads.window,
+        sink=heads.sink,
+        dtype=pool.dtype,
+        device=torch.device(pool.device),
+    )
+
+
+def _host_list(values: Any) -> list[int]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `redknot` command; one module per subcommand."""

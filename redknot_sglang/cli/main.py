@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`redknot`: the parser of all subcommands. Imports neither torch nor SGLang."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from redknot_sglang import __version__
+from redknot_sglang.cli import demo, doctor, eval, heads
+from redknot_sglang.cli.errors import CliError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; every subcommand sets `func`, which takes the namespace and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="redknot", description="Head-aware KV cache for stock SGLang.")
+    parser.add_argument("--version", action="version", version=f"redknot-sglang {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (doctor, heads, eval, demo):
+        module.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0 done, 1 done with failures, 2 cannot be done."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.func(args))
+    except CliError as error:
+        print(f"redknot {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

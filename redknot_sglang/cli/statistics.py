@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few statistics that the tables show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+Z_95 = 1.959963984540054
+
+
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), which stays inside [0, 1] and is honest near both ends.
+
+    Raises ValueError unless 0 <= successes <= trials and trials > 0.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"{successes} successes of {trials} trials is not a proportion")
+    share, scale = successes / trials, 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    # At the ends one bound is 0 or 1 exactly; rounding must not move it past.
+    low = 0.0 if successes == 0 else middle - half
+    high = 1.0 if successes == trials else middle + half
+    return low, high
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The `share` quantile, linear between neighbours. Raises ValueError for no values or a share not in [0, 1]."""
+    if not values or not 0 <= share <= 1:
+        raise ValueError(f"no {share} quantile of {len(values)} values")
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def peak_overlap(spans: Iterable[tuple[float, float]]) -> int:
+    """How many of the half-open spans [begin, end) are open at once, at most."""
+    edges = sorted(edge for begin, end in spans for edge in ((begin, 1), (end, -1)))
+    # At equal times the closing edge sorts first, so touching spans do not count as overlapping.
+    open_now = peak = 0
+    for _, change in edges:
+        open_now += change
+        peak = max(peak, open_now)
+    return peak

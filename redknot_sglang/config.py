@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user asks for: the `--redknot*` flags and the configuration object made from them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
+_FIELDS = (
+    "redknot",
+    "redknot_head_map",
+    "redknot_context_length",
+    "redknot_attention",
+    "redknot_kv_budget",
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class RedKnotError(ValueError):
+    """A request or a configuration that cannot be served; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True)
+class RedKnotConfig:
+    """The server's RedKnot settings; picklable, since it travels to the scheduler processes with the server arguments.
+
+    head_map: path of the head map.
+    context_length: tokens at which both pools run out together, or None for the model's context length.
+    attention: attention path, or None for automatic selection.
+    kv_budget: bytes for the KV of both classes on one rank, or None for SGLang's memory fraction.
+    """
+
+    head_map: Path
+    context_length: int | None = None
+    attention: str | None = None
+    kv_budget: int | None = None
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from '512M', '8GiB', '1000000' or an int. Raises RedKnotError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if size < 1:
+        raise RedKnotError(f"--redknot-kv-budget {text!r} is not a size; write bytes or e.g. 512M, 8GiB")
+    return int(size)
+
+
+def add_cli_args(parser: argparse.ArgumentParser) -> None:
+    """Add the `--redknot*` group to SGLang's parser."""
+    group = parser.add_argument_group("RedKnot", "Head-aware KV cache (plugin redknot-sglang)")
+    group.add_argument("--redknot", action="store_true", help="Keep KV per head class, as the head map says.")
+    group.add_argument(
+        "--redknot-head-map",
+        metavar="PATH",
+        default=None,
+        help="Head map file: RedKnot's own JSON, the public RedKnot JSON or DuoAttention's TSV. "
+        "Default: head_map.json in the model's directory.",
+    )
+    group.add_argument(
+        "--redknot-context-length",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Sequence length, prompt and answer, at which the pools of both classes run out together. "
+        "Default: the model's context length.",
+    )
+    group.add_argument(
+        "--redknot-attention",
+        choices=ATTENTION_CHOICES,
+        default=None,
+        help="Attention path. Default: chosen from the GPU and the model.",
+    )
+    group.add_argument(
+        "--redknot-kv-budget",
+        metavar="BYTES",
+        default=None,
+        help="Bytes of KV for both classes together on each rank, e.g. 8GiB. Default: SGLang's memory fraction.",
+    )
+
+
+def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Remove RedKnot's options from `source` (keyword arguments or a namespace's dict) and return them."""
+    return {name: source.pop(name) for name in _FIELDS if name in source}
+
+
+def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfig | None:
+    """The configuration, or None if RedKnot is off. Raises RedKnotError for options that cannot be meant."""
+    given = sorted(name for name, value in options.items() if name != "redknot" and value is not None)
+    if not options.get("redknot"):
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise RedKnotError(f"{flags} has no effect without --redknot; add --redknot or leave it out")
+        return None
+    length = options.get("redknot_context_length")
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        raise RedKnotError(f"--redknot-context-length must be a positive number of tokens, got {length!r}")
+    attention = options.get("redknot_attention")
+    if attention is not None and attention not in ATTENTION_CHOICES:
+        raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
+    budget = options.get("redknot_kv_budget")
+    return RedKnotConfig(
+        head_map=_find_head_map(options.get("redknot_head_map"), model_path),
+        context_length=length,
+        attention=attention,
+        kv_budget=None if budget is None else parse_bytes(budget),
+    )
+
+
+def _find_head_map(given: str | None, model_path: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    beside = Path(model_path or "") / "head_map.json"
+    if model_path and beside.is_file():
+        return beside
+    raise RedKnotError(
+        f"--redknot needs a head map and there is no {beside}; pass --redknot-head-map PATH, "
+        "or make one with `redknot heads make`"
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Import of DuoAttention's patterns: `full_attention_heads.tsv`, with `config.json` beside it.
+
+The table has a row per layer and a column per KV head. An entry is the head's trained gate, nominally 0 to 1:
+how much it needs full attention. `sink_size` and `recent_size` in config.json are tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.heads.checks import HeadMapError, require_int, shown
+from redknot_sglang.heads.files import parse_json_object, read_text
+from redknot_sglang.heads.head_map import HeadMap
+from redknot_sglang.heads.provenance import provenance
+
+DEFAULT_THRESHOLD = 0.5
+
+
+def looks_like_gates(text: str) -> bool:
+    """Whether the first cell of a text is a number, as in a table and in no other known format."""
+    first_line = text.lstrip().split("\n", 1)[0]
+    try:
+        float(first_line.split("\t", 1)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def decode_duo_attention(
+    text: str,
+    config_path: Path,
+    source: Mapping[str, str],
+    threshold: float | None,
+    window: int | None,
+    sink: int | None,
+) -> HeadMap:
+    """Head map of a table of gates: a gate > `threshold` (None: 0.5) makes its head global.
+
+    Window and sink come from the arguments, else from `config_path`; HeadMapError if neither has them.
+    """
+    threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+    if not 0.0 <= threshold <= 1.0:  # false for NaN, too
+        raise HeadMapError(f"threshold must be within 0 to 1, got {threshold}")
+    gates = _parse_gates(text)
+    record: dict[str, Any] = {"format": "DuoAttention TSV", **source, "threshold": threshold}
+    if window is None or sink is None:
+        config = _read_config(config_path)
+        window = _size(config, "recent_size", "window", 1) if window is None else window
+        sink = _size(config, "sink_size", "sink", 0) if sink is None else sink
+        if isinstance(config.get("model_name"), str):
+            # Training wrote the model's path there: the last part is its name, the rest somebody's disk.
+            record["source_model"] = config["model_name"].rstrip("/").rsplit("/", 1)[-1]
+    return HeadMap(
+        num_layers=len(gates),
+        num_kv_heads=len(gates[0]),
+        # Training may leave a gate a little outside 0 to 1; the threshold means the clipped value.
+        is_global=tuple(tuple(min(gate, 1.0) > threshold for gate in row) for row in gates),
+        window=window,
+        sink=sink,
+        provenance=provenance("import", **record),
+    )
+
+
+def _parse_gates(text: str) -> list[list[float]]:
+    gates: list[list[float]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        layer = len(gates)
+        row = [
+            _gate(cell, f"line {number} (layer {layer}), head {head}")
+            for head, cell in enumerate(line.split("\t"))
+        ]
+        if gates and len(row) != len(gates[0]):
+            raise HeadMapError(
+                f"line {number} (layer {layer}) has {len(row)} heads, layer 0 has {len(gates[0])}"
+            )
+        gates.append(row)
+    return gates
+
+
+def _gate(cell: str, where: str) -> float:
+    try:
+        gate = float(cell)
+    except ValueError:
+        raise HeadMapError(f"{where}: {shown(cell)} is not a number; cells are separated by tabs") from None
+    if not math.isfinite(gate):
+        raise HeadMapError(f"{where}: the gate is {gate}, it must be a finite number")
+    return gate
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise HeadMapError(
+            "is a DuoAttention table without its config.json, so window and sink are unknown: put "
+            "config.json beside it, or convert it with `redknot heads import SRC --window W --sink S --out F`"
+        )
+    try:
+        return parse_json_object(read_text(path))
+    except HeadMapError as error:
+        raise HeadMapError(f"{path.name} beside it: {error}") from None
+
+
+def _size(config: Mapping[str, Any], key: str, option: str, at_least: int) -> int:
+    if key not in config:
+        raise HeadMapError(
+            f"config.json beside it has no {key!r}: "
+            f"give it with `redknot heads import SRC --{option} N --out F`"
+        )
+    return require_int(config[key], f"{key} in config.json beside it", at_least)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the known formats a file is in, told from its content alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.heads.duo_attention import decode_duo_attention, looks_like_gates
+from redknot_sglang.heads.files import StrPath, parse_json_object, read_text
+from redknot_sglang.heads.head_map import FORMAT, HeadMap
+from redknot_sglang.heads.native import decode_native
+from redknot_sglang.heads.redknot_json import CLASSES_KEY, decode_redknot_json
+
+
+def read_head_map(path: StrPath, threshold: float | None, window: int | None, sink: int | None) -> HeadMap:
+    """`head_map.load_head_map`, with errors that do not name the path."""
+    file = Path(path)
+    text = read_text(file)
+    source = {"source": file.name, "source_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    if not text.strip():
+        raise HeadMapError("is empty")
+    if looks_like_gates(text):
+        return decode_duo_attention(text, file.parent / "config.json", source, threshold, window, sink)
+
+    document = parse_json_object(text)
+    if threshold is not None:
+        raise HeadMapError("has classes, not gates: a threshold applies to DuoAttention tables only")
+    if "format" in document:
+        if window is not None or sink is not None:
+            raise HeadMapError(
+                "is a native head map, which has its own window and sink: edit 'local' in it to change them"
+            )
+        return decode_native(document)
+    if CLASSES_KEY in document:
+        return decode_redknot_json(document, source, window, sink)
+    raise HeadMapError(
+        f"is not a head map: it has neither 'format': {FORMAT!r} (native) nor {CLASSES_KEY!r} (RedKnot JSON)"
+    )

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle: dense attention in float32, masked by position, one sequence at a time.
+
+Slow and plain on purpose. Every path is tested against it, so it shares no code with them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .batch import DecodeBatch, ExtendBatch, HeadClass
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_pos: Tensor,
+    k_pos: Tensor,
+    is_global: Tensor,
+    window: int,
+    sink: int,
+    scale: float,
+    logit_cap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention of one sequence.
+
+    q [N, Hq, D]; k, v [L, Hkv, D]; q_pos int [N]; k_pos int [L]; is_global bool [Hkv]. Returns the output [N,
+    Hq, D] and the natural log-sum-exp of the visible logits [N, Hq], both float32. A row that sees nothing
+    gives 0 and -inf.
+    """
+    n_rows, n_q, dim = q.shape
+    n_kv = k.shape[1]
+    queries = q.float().view(n_rows, n_kv, n_q // n_kv, dim)
+    logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float()) * scale
+    if logit_cap:
+        logits = logit_cap * torch.tanh(logits / logit_cap)
+    causal = k_pos[None, :] <= q_pos[:, None]
+    near = causal & ((k_pos[None, :] > q_pos[:, None] - window) | (k_pos[None, :] < sink))
+    visible = torch.where(is_global[None, :, None], causal[:, None, :], near[:, None, :])
+    logits = logits.masked_fill(~visible[:, :, None, :], float("-inf"))
+    lse = logits.logsumexp(-1)
+    weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
+    out = torch.einsum("nhgl,lhd->nhgd", weights, v.float())
+    return out.reshape(n_rows, n_q, dim), lse.reshape(n_rows, n_q)
+
+
+def attend_paged(
+    batch: ExtendBatch | DecodeBatch,
+    head_class: HeadClass,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    sink: int,
+    scale: float,
+    logit_cap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """A whole batch of one class from its pool; q [N, G * n, D], k, v [slots, n, D]. Returns what ``attend``
+    returns.
+
+    Reads only slots that some row of the request sees, so a dead slot may hold anything, NaN included.
+    """
+    seq_lens = batch.seq_lens.tolist()
+    prefixes = batch.prefix_lens.tolist() if isinstance(batch, ExtendBatch) else [n - 1 for n in seq_lens]
+    outs, lses, row = [], [], 0
+    for request, prefix, n in zip(batch.req_pool_indices.tolist(), prefixes, seq_lens, strict=True):
+        positions = torch.arange(n, device=q.device)
+        q_pos = positions[prefix:]
+        if head_class == "local":
+            positions = positions[(positions < sink) | (positions > prefix - window)]
+        slots = batch.req_to_token[request].long()[positions]
+        if head_class == "local":
+            slots = batch.full_to_local[slots]
+        heads = torch.full((k.shape[1],), head_class == "global", device=q.device)
+        rows = q[row : row + n - prefix]
+        out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale, logit_cap)
+        outs.append(out)
+        lses.append(lse)
+        row += n - prefix
+    return torch.cat(outs), torch.cat(lses)

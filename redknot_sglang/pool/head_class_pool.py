@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV buffers per head class.
+
+Per layer l the pool holds K and V of the global heads `[slots_g + 1, n_g(l), D]` and of the local heads
+`[slots_l + 1, n_l(l), D]`; slot 0 is the dummy that padded rows write to. A slot is one row of every layer's buffer of
+its class, so widths may differ between layers and nothing is wasted. A token has a global slot and, while it is a sink
+or inside a window, a local slot: `local = full_to_swa_index_mapping[global]` (0: none).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.memory_pool import KVCache, unwrap_write_loc
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from torch import Tensor
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.pool.sizing import class_bytes
+
+logger = logging.getLogger(__name__)
+
+
+class ClassBuffers:
+    """K and V of one head class: `k[layer]`, `v[layer]` of `[slots + 1, widths[layer], D]`."""
+
+    def __init__(self, slots: int, widths: list[int], head_dim: int, dtype: torch.dtype, device: str) -> None:
+        self.size = slots
+        self.widths = widths
+        self.k = [torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device) for width in widths]
+        self.v = [torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device) for width in widths]
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Bytes of all K and of all V buffers."""
+        return sum(k.nbytes for k in self.k), sum(v.nbytes for v in self.v)
+
+    def register_layer_transfer_counter(self, counter: Any) -> None:
+        """The pool above waits for layer transfers; its buffers do not."""
+
+    def copy_slots(self, target: Tensor, source: Tensor) -> None:
+        """Copy KV of `source` slots to `target` slots, both int64 [n], in every layer."""
+        for buffer in (*self.k, *self.v):
+            buffer[target] = buffer[source]
+
+
+class HeadClassPool(SWAKVPool):
+    """The pool of both head classes, in the place of SGLang's pool for models with sliding-window layers.
+
+    head_map: this rank's share of the head map. size_global, size_local: usable slots.
+    `full_kv_pool` holds the global class and `swa_kv_pool` the local class, the names by which SGLang's two-pool
+    allocator knows them.
+    """
+
+    def __init__(
+        self,
+        size_global: int,
+        size_local: int,
+        head_map: HeadMap,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        KVCache.__init__(
+            self,
+            size=size_global,
+            page_size=1,
+            dtype=dtype,
+            layer_num=head_map.num_layers,
+            device=device,
+            enable_memory_saver=False,
+        )
+        layers = range(head_map.num_layers)
+        self.head_map = head_map
+        self.head_num = head_map.num_kv_heads
+        self.head_dim = head_dim
+        self.size_swa = size_local
+        self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
+        self.bytes_per_slot = class_bytes(head_map, head_dim, dtype.itemsize)
+        self.full_kv_pool = ClassBuffers(
+            size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
+        )
+        self.swa_kv_pool = ClassBuffers(size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device)
+        self.full_to_swa_index_mapping: Tensor | None = None
+        self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
+        self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
+        total = sum(self.get_kv_size_bytes())
+        self.mem_usage = total / 2**30
+        logger.info(
+            "Head-class KV pool: %.2f GiB, %d global and %d local slots", self.mem_usage, size_global, size_local
+        )
+
+    @property
+    def post_capture_active(self) -> bool:
+        """Buffers are allocated at once, not after CUDA graph capture."""
+        return False
+
+    def global_kv(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V of the layer's global heads, each `[slots_g + 1, n_g, D]`."""
+        return self.full_kv_pool.k[layer], self.full_kv_pool.v[layer]
+
+    def local_kv(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V of the layer's local heads, each `[slots_l + 1, n_l, D]`."""
+        return self.swa_kv_pool.k[layer], self.swa_kv_pool.v[layer]
+
+    def set_kv_buffer(
+        self,
+        layer: Any,
+        loc_info: Any,
+        cache_k: Tensor,
+        cache_v: Tensor,
+        k_scale: float | None = None,
+        v_scale: float | None = None,
+    ) -> None:
+        """Store one layer's K and V, each `[n, heads, D]`, at `KVWriteLoc(loc [n], swa_loc [n])` (global, local slots)."""
+        slots, local_slots, _ = unwrap_write_loc(loc_info)
+        index = layer.layer_id
+        if local_slots is None:
+            local_slots = self.translate_loc_from_full_to_swa(slots)
+        for heads, at, (k, v) in (
+            (self._global_heads[index], slots, self.global_kv(index)),
+            (self._local_heads[index], local_slots, self.local_kv(index)),
+        ):
+            if heads is not None:
+                k[at] = cache_k[:, heads].to(self.dtype)
+                v[at] = cache_v[:, heads].to(self.dtype)
+
+    def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
+        """Copy tokens between slots in both classes."""
+        self.full_kv_pool.copy_slots(tgt_loc, src_loc)
+        self.swa_kv_pool.copy_slots(
+            self.translate_loc_from_full_to_swa(tgt_loc), self.translate_loc_from_full_to_swa(src_loc)
+        )
+
+    def get_key_buffer(self, layer_id: int) -> Tensor:
+        """There is no buffer of all heads; callers need one class at a time."""
+        raise TypeError("KV is kept per head class: use global_kv() and local_kv(), there is no buffer of all heads")
+
+    get_value_buffer = get_key_buffer
+    get_kv_buffer = get_key_buffer  # type: ignore[assignment]
+
+
+def _selection(heads: tuple[int, ...], device: str) -> slice | Tensor | None:
+    """Index for these heads: None if there are none, a slice if they are adjacent, else an int64 tensor."""
+    if not heads:
+        return None
+    if heads == tuple(range(heads[0], heads[-1] + 1)):
+        return slice(heads[0], heads[-1] + 1)
+    return torch.tensor(heads, dtype=torch.int64, device=device)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many slots each head class gets from a byte budget. Pure arithmetic.
+
+The split aims at one sequence length, the expected context: both pools run out together when that many sequences of
+that length are held, each with one global slot per token and a fixed number of local slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from redknot_sglang.heads import HeadMap
+
+# Stock SGLang frees slots that left the window once every so many decode steps (SGLANG_SWA_EVICTION_INTERVAL).
+DECODE_FREE_INTERVAL = 128
+# The share of the budget that the local pool may take for chunks in flight; beyond it the scheduler cuts chunks.
+_CHUNK_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class ClassBytes:
+    """Bytes of one slot of each class on one rank: K and V of that class's heads over all layers."""
+
+    global_slot: int
+    local_slot: int
+
+
+@dataclass(frozen=True)
+class PoolSlots:
+    """Usable slots of each class, the dummy slot not counted."""
+
+    global_slots: int
+    local_slots: int
+
+
+def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int) -> ClassBytes:
+    """Bytes per slot for this rank's head map, `head_dim` values of `itemsize` bytes for each of K and V."""
+    per_head = 2 * head_dim * itemsize
+    layers = range(head_map.num_layers)
+    return ClassBytes(
+        global_slot=per_head * sum(head_map.num_global(layer) for layer in layers),
+        local_slot=per_head * sum(head_map.num_local(layer) for layer in layers),
+    )
+
+
+def local_slots_per_sequence(head_map: HeadMap) -> int:
+    """Local slots that a running sequence holds at most: sink, the window at the prompt's end, the decode window."""
+    return head_map.sink + 2 * head_map.window + DECODE_FREE_INTERVAL
+
+
+def least_local_slots(head_map: HeadMap) -> int:
+    """The fewest local slots with which a single request can run, one token a chunk."""
+    return head_map.sink + 2 * head_map.window + 2
+
+
+def split_budget(head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int) -> PoolSlots:
+    """Slots per class for `budget` bytes.
+
+    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk; two chunks of one request can
+    be in flight, wholly live, so the local pool is made large enough for them if that costs little.
+    """
+    if head_map.all_global:
+        slots = budget // cost.global_slot
+        return PoolSlots(slots, slots)
+    ratio = min(1.0, local_slots_per_sequence(head_map) / context_length)
+    global_slots = int(budget / (cost.global_slot + ratio * cost.local_slot))
+    local_slots = int(global_slots * ratio)
+    in_flight = local_slots_per_sequence(head_map) + 2 * chunk
+    wanted = min(in_flight, int(_CHUNK_SHARE * budget / cost.local_slot))
+    if local_slots < wanted:
+        local_slots = wanted
+        if cost.global_slot:
+            global_slots = (budget - local_slots * cost.local_slot) // cost.global_slot
+    return PoolSlots(global_slots, min(local_slots, global_slots))
+
+
+def local_for_global(head_map: HeadMap, global_slots: int, context_length: int, chunk: int) -> PoolSlots:
+    """Slots per class when the number of global slots is given (`--max-total-tokens`)."""
+    if head_map.all_global:
+        return PoolSlots(global_slots, global_slots)
+    ratio = min(1.0, local_slots_per_sequence(head_map) / context_length)
+    in_flight = local_slots_per_sequence(head_map) + 2 * chunk
+    return PoolSlots(global_slots, min(global_slots, max(int(global_slots * ratio), in_flight)))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prefix cache over head classes: SGLang's unified radix cache with `LocalHeads` as its second component."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
+from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from redknot_sglang.radix.local_heads import LocalHeads
+from redknot_sglang.radix.report import report_request
+from redknot_sglang.serve.metrics import ClassMetrics
+
+
+class HeadClassRadixCache(UnifiedRadixCache):
+    """Nodes carry global slots for all tokens and local slots for sinks and tails."""
+
+    def __init__(self, params: Any) -> None:
+        params.tree_components = (ComponentType.FULL, ComponentType.SWA)
+        params.component_registry_override = {ComponentType.SWA: LocalHeads}
+        super().__init__(params)
+        self.local_heads: LocalHeads = self.components[ComponentType.SWA]  # type: ignore[assignment]
+        self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
+        result = super().match_prefix(params)
+        req = params.req
+        if req is not None:
+            matched = len(result.device_indices)
+            req.redknot_branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
+            req.swa_evict_floor = self.local_heads.sink
+        return result
+
+    def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
+        """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
+        window = self.local_heads.window
+        # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
+        span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
+        with self.local_heads.locking(span):
+            super().cache_unfinished_req(req, chunked=chunked, **kwargs)
+        self._drop_transient(req)
+        self._update_metrics()
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
+        """Hand the request's KV to the tree and release its lock."""
+        super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
+        self._drop_transient(req)
+        cost = self.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
+        report_request(req, self.local_heads.window, self.local_heads.sink, cost)
+        self._update_metrics()
+
+    def _dec_req_lock(self, req: Any, *, skip_swa: bool = False) -> None:
+        if skip_swa:
+            # The tail's lock went early, while decoding; the sinks' did not.
+            self.local_heads.release_sinks(self.tree_core.node_by_id(req.last_node))
+        super()._dec_req_lock(req, skip_swa=skip_swa)
+
+    def _drop_transient(self, req: Any) -> None:
+        if self.disable or req.last_node is None:
+            return
+        node = self.tree_core.node_by_id(req.last_node)
+        self._free_values(*self.local_heads.drop_transient(node, req.redknot_branch))
+
+    def _update_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.update(self)
+
+
+class HeadClassChunkCache(SWAChunkCache):
+    """No reuse between requests (`--disable-radix-cache`); sinks stay while the window moves."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        pool = params.token_to_kv_pool_allocator.get_kvcache()
+        self._head_map = pool.head_map
+        self._cost = pool.bytes_per_slot
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Nothing is ever reused."""
+        if params.req is not None:
+            params.req.swa_evict_floor = 0 if self._head_map.all_global else self._head_map.sink
+        return super().match_prefix(params)
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
+        """Free the request's slots."""
+        super().cache_finished_req(req, is_insert, **kwargs)
+        report_request(req, self._head_map.window, self._head_map.sink, self._cost)

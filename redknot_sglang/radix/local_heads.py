@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local head class on the tree's nodes.
+
+SGLang's tree calls its second component "SWA" and gives it one live stretch per path, the window before the end. Local
+heads need three things more, and this component adds them:
+
+- *sinks*: the first S positions lie in nodes of their own, stay live, and every request locks them with its path;
+- *several live stretches*: a path keeps the tails of all boundaries that traffic showed to matter;
+- *in-flight chunks*: a chunk that is still being computed is wholly live and wholly locked, since rows in its middle
+  look back into it. What it no longer needs is dropped when the next chunk is cached.
+
+A node is either wholly live in the local pool or not at all (a tombstone); inserts split nodes so that this holds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, RecoverSWAWithLockedFull, SWARebuild
+from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
+from sglang.srt.mem_cache.unified_cache.components.tree_component import (
+    BASE_COMPONENT_TYPE,
+    EvictLayer,
+    LRURefreshPhase,
+    next_component_uuid,
+)
+
+from redknot_sglang.radix.spans import Spans, clip, gaps, kept_local, union
+
+# Node marks, kept in the component's metadata.
+SINK = "sink"  # the node lies in the first S positions
+TRANSIENT = "transient"  # a chunk boundary nobody but the computing request has used
+_MARKS = (SINK, TRANSIENT)
+
+
+class LocalHeads(SWAComponent):
+    """Sinks and window tails on UnifiedRadixCache's nodes."""
+
+    def __init__(self, cache: Any, params: Any) -> None:
+        super().__init__(cache, params)
+        head_map = params.token_to_kv_pool_allocator.get_kvcache().head_map
+        self.sink: int = 0 if head_map.all_global else head_map.sink
+        self.window: int = self.sliding_window_size
+        self._lock_span = self.window
+        self._own_path = False
+
+    # ---- what a request hands to the tree -------------------------------------------------------------------------
+
+    def prepare_for_caching_req(self, req: Any, insert_params: Any, token_ids_len: int, is_finished: bool) -> None:
+        """Decide which positions stay live, free the local slots of the others, and tell the insert."""
+        owned_from = req.cache_protected_len
+        freed_to = req.kv.swa_evicted_seqlen
+        freed = union([(max(owned_from, self.sink), freed_to)])
+        if insert_params.chunked and not is_finished:
+            # The chunk may still be in flight: nothing of it can go yet.
+            live: Spans = gaps(freed, 0, token_ids_len)
+        else:
+            kept = kept_local(token_ids_len, self.window, self.sink, req.redknot_branch)
+            row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
+            for start, end in gaps(union(kept + freed), owned_from, token_ids_len):
+                self.cache.token_to_kv_pool_allocator.free_swa(row[start:end])
+            live = [part for span in kept for part in gaps(freed, *span)]
+        insert_params.live_spans = live
+        insert_params.transient = insert_params.chunked and not is_finished
+
+    def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
+        """Nothing: `prepare_for_caching_req` has freed what can go, and knows about sinks."""
+
+    # ---- insert ---------------------------------------------------------------------------------------------------
+
+    def commit_insert_component_data(
+        self, node: Any, is_new_leaf: bool, params: Any, result: Any, cache_actions: list[Any]
+    ) -> None:
+        """Split the new leaf into live nodes and tombstones and give the live ones their local slots."""
+        if not is_new_leaf:
+            return
+        start, end = result.prefix_len, result.prefix_len + len(node.key)
+        live = clip(params.live_spans, start, end)
+        pieces = self._cut(node, start, end, self._edges(live, start, end), cache_actions)
+        self._make_live(pieces, live, params.transient, cache_actions)
+
+    def update_component_on_insert_overlap(
+        self,
+        node: Any,
+        prefix_len: int,
+        total_prefix_len: int,
+        value_slice: Any,
+        params: Any,
+        cache_actions: list[Any],
+    ) -> int:
+        """Revive a tombstone with the local slots of a request that computed the same tokens again."""
+        start, end = total_prefix_len, total_prefix_len + prefix_len
+        if params.prev_prefix_len >= end or node.component_data[self.component_type].value is not None:
+            return prefix_len
+        live = clip(params.live_spans, start, end)
+        if not live:
+            return prefix_len
+        for piece, (a, b) in self._cut(node, start, end, self._edges(live, start, end), cache_actions):
+            incoming = value_slice[a - start : b - start]
+            if clip(live, a, b):
+                # The node keeps its global slots, which others may be reading, and takes over the local ones.
+                kept = piece.component_data[BASE_COMPONENT_TYPE].value
+                cache_actions.append(RecoverSWAWithLockedFull(piece.id, kept, incoming))
+                self._mark(piece, b, params.transient)
+            else:
+                cache_actions.append(FreeDeviceKV([incoming]))
+        return 0
+
+    def recover_after_unevict(
+        self, node: Any, prefix_len: int, total_prefix_len: int, params: Any, cache_actions: list[Any]
+    ) -> None:
+        """The node's global slots came from the request, so its live spans decide as for a new leaf."""
+        start, end = total_prefix_len, total_prefix_len + prefix_len
+        live = clip(params.live_spans, start, end)
+        pieces = self._cut(node, start, end, self._edges(live, start, end), cache_actions)
+        self._make_live(pieces, live, params.transient, cache_actions)
+
+    def _edges(self, live: Spans, start: int, end: int) -> list[int]:
+        tail = end - self.window  # a lock on the end then pins one window, not the whole node
+        edges = {edge for span in live for edge in span} | {self.sink, tail}
+        return sorted(edge for edge in edges if start < edge < end)
+
+    def _cut(
+        self, node: Any, start: int, end: int, edges: list[int], cache_actions: list[Any]
+    ) -> list[tuple[Any, tuple[int, int]]]:
+        """Split `node`, which covers [start, end), at `edges`; returns (piece, its span) from first to last."""
+        pieces = []
+        for edge in edges:
+            head, action = self.tree_core._split_node(node.key, node, edge - start)
+            if action is not None:
+                cache_actions.append(action)
+            pieces.append((head, (start, edge)))
+            start = edge
+        return [*pieces, (node, (start, end))]
+
+    def _make_live(
+        self, pieces: list[tuple[Any, tuple[int, int]]], live: Spans, transient: bool, cache_actions: list[Any]
+    ) -> None:
+        # From last to first: actions are applied in order, and the sinks should be the last to be evicted.
+        for piece, (a, b) in reversed(pieces):
+            if clip(live, a, b):
+                cache_actions.append(SWARebuild(piece.id, piece.component_data[BASE_COMPONENT_TYPE].value))
+                self._mark(piece, b, transient)
+
+    def _mark(self, node: Any, end: int, transient: bool) -> None:
+        marks = node.component_data[self.component_type].metadata
+        if end <= self.sink:
+            marks[SINK] = True
+        elif transient:
+            marks[TRANSIENT] = True
+
+    def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
+        """Both halves keep the marks."""
+        super().redistribute_on_node_split(new_parent, child)
+        marks = child.component_data[self.component_type].metadata
+        new_parent.component_data[self.component_type].metadata.update(
+            {mark: marks[mark] for mark in _MARKS if mark in marks}
+        )
+
+    # ---- match ----------------------------------------------------------------------------------------------------
+
+    def create_match_validator(self, match_device_only: bool = False) -> Callable[[Any], bool]:
+        """A boundary is reusable if all sinks are live and so are the W - 1 positions before it.
+
+        The next row, at the boundary's position, is itself the W-th position of its window.
+        """
+        component_type, needed = self.component_type, self.window - 1
+        run: float = float("inf")
+        sinks_live = True
+
+        def validator(node: Any) -> bool:
+            nonlocal run, sinks_live
+            data = node.component_data[component_type]
+            if data.value is None:
+                run = 0
+                sinks_live = sinks_live and not data.metadata.get(SINK)
+            else:
+                run += len(node.key)
+            return sinks_live and run >= needed
+
+        return validator
+
+    def refresh_lru(self, phase: LRURefreshPhase, node: Any, root_node: Any) -> None:
+        """Touch the tail and, after it, the sinks, without which nothing below them can be reused."""
+        super().refresh_lru(phase, node, root_node)
+        if phase is LRURefreshPhase.WALKDOWN:
+            return
+        for sink in self._sinks_above(node):
+            if sink.component_data[self.component_type].value is not None:
+                self.tree_core.lru_lists[self.component_type].reset_node_mru(sink)
+
+    # ---- locks ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locking(self, span: int) -> Iterator[None]:
+        """Within this block locks reach back `span` positions, and chunk boundaries stay transient."""
+        self._lock_span, self._own_path = span, True
+        try:
+            yield
+        finally:
+            self._lock_span, self._own_path = self.window, False
+
+    def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
+        """Lock the live run that ends at `node`, up to one window back, and the sinks of the path.
+
+        The uppermost node of the run carries a uuid: it marks where release stops, and node splits hand it upward.
+        """
+        assert not lock_host, "local heads have no host tier"
+        covered, uppermost, current = 0, None, node
+        while covered < self._lock_span and self._in_tail(current):
+            self._lock(current)
+            covered += len(current.key)
+            uppermost, current = current, current.parent
+        for sink in self._sinks_above(node):
+            assert sink.component_data[self.component_type].value is not None, f"sink node {sink.id} is not live"
+            self._lock(sink)
+        result.swa_uuid_for_lock = None
+        if uppermost is not None:
+            marks = uppermost.component_data[self.component_type].metadata
+            if marks.get("uuid") is None:
+                marks["uuid"] = next_component_uuid()
+            result.swa_uuid_for_lock = marks["uuid"]
+        return result
+
+    def release_component_lock(self, node: Any, params: Any, lock_host: bool = False) -> None:
+        """Undo `acquire_component_lock`."""
+        self._release_tail(node, params.swa_uuid_for_lock if params else None)
+        self.release_sinks(node)
+
+    def release_window_lock(
+        self, node: Any, swa_uuid_for_lock: int | None, device_frees: Any, host_frees: Any
+    ) -> None:
+        """Release the tail only: decoding has moved past it. The sinks are still read."""
+        self._release_tail(node, swa_uuid_for_lock)
+
+    def release_sinks(self, node: Any) -> None:
+        """Release the sinks of the path that ends at `node`."""
+        for sink in self._sinks_above(node):
+            self._unlock(sink)
+
+    def _release_tail(self, node: Any, uuid: int | None) -> None:
+        current = node
+        while uuid is not None:
+            assert current is not self.tree_core.root_node, f"no node carries lock {uuid}"
+            self._unlock(current)
+            if current.component_data[self.component_type].metadata.get("uuid") == uuid:
+                return
+            current = current.parent
+
+    def _in_tail(self, node: Any) -> bool:
+        data = node.component_data[self.component_type]
+        return node is not self.tree_core.root_node and data.value is not None and not data.metadata.get(SINK)
+
+    def _sinks_above(self, node: Any) -> list[Any]:
+        sinks = []
+        while self.sink and node is not self.tree_core.root_node:
+            if node.component_data[self.component_type].metadata.get(SINK):
+                sinks.append(node)
+            node = node.parent
+        return sinks
+
+    def _lock(self, node: Any) -> None:
+        data = node.component_data[self.component_type]
+        if data.lock_ref == 0:
+            self.tree_core.component_evictable_size_[self.component_type] -= len(node.key)
+            self.tree_core.component_protected_size_[self.component_type] += len(node.key)
+        data.lock_ref += 1
+        if not self._own_path:
+            data.metadata.pop(TRANSIENT, None)
+
+    def _unlock(self, node: Any) -> None:
+        data = node.component_data[self.component_type]
+        assert data.lock_ref > 0, f"node {node.id} is not locked"
+        data.lock_ref -= 1
+        if data.lock_ref == 0:
+            self.tree_core.component_evictable_size_[self.component_type] += len(node.key)
+            self.tree_core.component_protected_size_[self.component_type] -= len(node.key)
+
+    # ---- dropping what a request no longer needs --------------------------------------------------------------------
+
+    def drop_transient(self, node: Any, branch: int) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
+        """Tombstone unlocked chunk boundaries on the path to `node`; returns device and host frees for the cache.
+
+        branch: position whose tail is kept (0: none).
+        """
+        device_frees: dict[Any, list[Any]] = defaultdict(list)
+        host_frees: dict[Any, list[Any]] = defaultdict(list)
+        path = []
+        while node is not self.tree_core.root_node:
+            path.append(node)
+            node = node.parent
+        end = 0
+        for current in reversed(path):
+            start, end = end, end + len(current.key)
+            data = current.component_data[self.component_type]
+            wanted = max(start, branch - self.window) < min(end, branch)
+            if not data.metadata.get(TRANSIENT) or data.lock_ref > 0 or wanted:
+                continue
+            del data.metadata[TRANSIENT]
+            if data.value is not None:
+                self.tree_core._evict_component_and_detach_lru(
+                    current, self, target=EvictLayer.DEVICE, device_frees=device_frees, host_frees=host_frees
+                )
+        return device_frees, host_frees

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spans of positions: sorted, disjoint, half-open `(start, end)` pairs. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Span = tuple[int, int]
+Spans = list[Span]
+
+
+def union(spans: Iterable[Span]) -> Spans:
+    """Sorted and merged; empty spans vanish, touching ones become one."""
+    merged: Spans = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def clip(spans: Spans, start: int, end: int) -> Spans:
+    """The part of `spans` inside [start, end)."""
+    return [(max(a, start), min(b, end)) for a, b in spans if max(a, start) < min(b, end)]
+
+
+def gaps(spans: Spans, start: int, end: int) -> Spans:
+    """The part of [start, end) outside `spans`."""
+    holes: Spans = []
+    at = start
+    for a, b in clip(spans, start, end):
+        if at < a:
+            holes.append((at, a))
+        at = b
+    if at < end:
+        holes.append((at, end))
+    return holes
+
+
+def kept_local(length: int, window: int, sink: int, branch: int) -> Spans:
+    """Positions of a sequence of `length` tokens whose local slots are worth keeping in the tree.
+
+    The sinks [0, sink), the tail before its end, and the tail before `branch`, a position where another sequence
+    left this path (0: none known).
+    """
+    ends = (length, min(branch, length))
+    return union([(0, min(sink, length)), *((max(0, end - window), end) for end in ends)])

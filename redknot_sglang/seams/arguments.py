@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's server arguments: our flags on the command line, in `--config` files and as `sgl.Engine` keywords."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from redknot_sglang.cpu import has_cuda_driver
+from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
+from redknot_sglang.heads import HeadMapError
+from redknot_sglang.seams import Seam, SeamError, active, registries
+from redknot_sglang.seams.refusals import refuse_unsupported
+
+_CARRIED = "_redknot_options"
+
+
+def _add_flags(result: Any, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+    add_cli_args(parser)
+
+
+def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any:
+    # The dataclass constructor takes declared fields only, so the options pass through a class attribute of the call.
+    options = take_options(vars(args))
+    setattr(cls, _CARRIED, options)
+    try:
+        return original(cls, args)
+    except (RedKnotError, HeadMapError, SeamError) as error:
+        sys.exit(f"redknot: error: {error}")
+    finally:
+        delattr(cls, _CARRIED)
+
+
+def _construct(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    options = take_options(kwargs) or getattr(type(self), _CARRIED, {})
+    config = make_config(options, kwargs.get("model_path"))
+    if config is None:
+        original(self, *args, **kwargs)
+        return
+    from redknot_sglang import seams
+
+    seams.verify()
+    registries.register()
+    active.attach(self, config)
+    original(self, *args, **_with_forced(kwargs))
+    _check(self, config)
+
+
+def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
+    forced = {"radix_cache_backend": "redknot", "page_size": 1}
+    for name, value in forced.items():
+        given = kwargs.get(name)
+        if given not in (None, value):
+            flag = "--" + name.replace("_", "-")
+            raise RedKnotError(f"{flag} {given} does not work with --redknot, which needs {flag} {value}; leave {flag} out")
+    for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        given = kwargs.get(name)
+        if given is not None and (name, given) != ("attention_backend", _host_backend(kwargs)):
+            flag = "--" + name.replace("_", "-")
+            raise RedKnotError(f"{flag} {given} does not work with --redknot; choose a path with --redknot-attention")
+    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs)}
+
+
+def _host_backend(kwargs: dict[str, Any]) -> str:
+    """The SGLang backend name under which ours is built; SGLang ties graph and page defaults to these names."""
+    device = kwargs.get("device")
+    if device == "cpu" or (device is None and not has_cuda_driver()):
+        return "torch_native"
+    return "flashinfer"
+
+
+def _check(server_args: Any, config: RedKnotConfig) -> None:
+    model_config = server_args.get_model_config()
+    refuse_unsupported(server_args, model_config)
+    length = config.context_length
+    if length is not None and length > model_config.context_len:
+        raise RedKnotError(
+            f"--redknot-context-length {length} exceeds the model's context length {model_config.context_len}; "
+            "lower it or raise --context-length"
+        )
+
+
+SEAMS = (
+    Seam("sglang.srt.server_args.ServerArgs.add_cli_args", _add_flags, "after", "flags on the command line and in --config"),
+    Seam("sglang.srt.server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"),
+    Seam("sglang.srt.server_args.ServerArgs.__init__", _construct, "around", "options of sgl.Engine, checks, forced arguments"),
+)

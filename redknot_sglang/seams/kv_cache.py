@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's KV cache construction: sizes of the two pools, and the pool itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang.seams import Seam, active, registries
+
+
+def _pool_sizes(original: Any, configurator: Any) -> Any:
+    config = active.config_of(configurator.server_args)
+    if config is None or configurator.is_draft_worker:
+        return original(configurator)
+    from redknot_sglang.pool.configurator import HeadClassPoolConfigurator
+
+    return HeadClassPoolConfigurator(configurator, config)
+
+
+def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
+    if active.config_of(self.server_args) is None:
+        return original(self, **kwargs)
+    from sglang.srt.runtime_context import get_parallel
+
+    from redknot_sglang.pool.head_class_pool import HeadClassPool
+    from redknot_sglang.seams.model_config import head_map_of
+
+    # Our backend is built right after the pool, in this process.
+    registries.register_attention()
+    parallel = get_parallel()
+    return HeadClassPool(
+        size_global=kwargs["full_max_total_num_tokens"],
+        size_local=kwargs["swa_max_total_num_tokens"],
+        head_map=head_map_of(self.model_config).shard(parallel.attn_tp_rank, parallel.attn_tp_size),
+        head_dim=self.model_config.head_dim,
+        dtype=self.kv_cache_dtype,
+        device=self.device,
+    )
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.model_executor.pool_configurator.create_memory_pool_configurator",
+        _pool_sizes,
+        "around",
+        "sizes of the global and the local pool",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._build_hybrid_swa_kv_pool",
+        _build_pool,
+        "around",
+        "the pool with one width per head class and layer",
+    ),
+)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot work together with RedKnot yet, refused at start-up with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang.config import RedKnotError
+
+# (argument, value that means "off", reason)
+_ARGUMENTS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("speculative_algorithm", (None,), "speculative decoding writes draft tokens that head-class slots cannot roll back yet"),
+    ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
+    ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
+    ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
+    ("enable_dp_attention", (False,), "data-parallel attention shards KV heads in another way"),
+    ("disaggregation_mode", ("null",), "prefill/decode transfer does not ship sinks yet"),
+    ("enable_hierarchical_cache", (False,), "the host tier does not know head classes yet"),
+    ("enable_lmcache", (False,), "LMCache reads whole-token KV buffers"),
+    ("enable_flexkv", (False,), "FlexKV reads whole-token KV buffers"),
+    ("enable_hisparse", (False,), "HiSparse replaces the KV pool"),
+    ("enable_unified_memory", (False,), "the unified memory pool replaces the KV pool"),
+    ("enable_session_radix_cache", (False,), "session references do not cover local slots yet"),
+    ("enable_streaming_session", (False,), "streaming sessions keep slots outside the tree"),
+    ("enable_memory_saver", (False,), "the head-class pool cannot be paused and resumed yet"),
+    ("enable_pdmux", (False,), "PD multiplexing shares one attention plan between streams"),
+    ("enable_two_batch_overlap", (False,), "two-batch overlap needs two attention plans at a time"),
+    ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
+    ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
+    ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
+    ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
+)
+
+
+def refuse_unsupported(server_args: Any, model_config: Any) -> None:
+    """Raises RedKnotError for the first argument or model property that RedKnot cannot serve."""
+    for name, off, reason in _ARGUMENTS:
+        value = getattr(server_args, name, off[0])
+        if value not in off:
+            flag = "--" + name.replace("_", "-")
+            raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
+    architecture = model_config.hf_config.architectures[0]
+    for bad, reason in _model_reasons(model_config):
+        if bad:
+            raise RedKnotError(f"--redknot cannot serve {architecture}: {reason}")
+
+
+def _model_reasons(model_config: Any) -> tuple[tuple[bool, str], ...]:
+    from sglang.srt.configs.model_config import AttentionArch
+
+    text = model_config.hf_text_config
+    windowed = bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
+    return (
+        (model_config.attention_arch != AttentionArch.MHA, "its attention is not MHA, GQA or MQA"),
+        (model_config.is_multimodal, "multimodal prompts are not supported yet"),
+        (not model_config.is_generation, "it is not a generative model"),
+        (getattr(model_config, "is_encoder_decoder", False), "encoder-decoder attention is not supported"),
+        (windowed, "its layers have sliding windows of their own; set sliding_window to null in config.json to override"),
+        (model_config.head_dim != model_config.v_head_dim, "keys and values have different widths"),
+        (bool(getattr(model_config, "has_attention_sinks", False)), "it has learned attention sinks"),
+        (bool(getattr(text, "attn_logit_softcapping", None)), "it caps attention logits"),
+    )

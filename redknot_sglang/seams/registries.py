@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's own extension points that RedKnot fills: the radix cache backend and the attention backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redknot_sglang.seams import active
+
+RADIX_BACKEND = "redknot"
+# Names under which our backend is built when RedKnot is on. SGLang keys CUDA-graph gates, page sizes and its use of
+# Triton helpers on the name, so a name of our own would be treated as an unknown quantity.
+_HOST_NAMES = ("torch_native", "flashinfer")
+
+
+def register() -> None:
+    """Fill the registries in this process; idempotent."""
+    from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+
+    if get_radix_cache_factory(RADIX_BACKEND) is None:
+        register_radix_cache_backend(RADIX_BACKEND, _build_tree)
+
+
+def register_attention() -> None:
+    """Let the host names build our backend for runners with RedKnot on; all other runners get SGLang's."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
+
+    for name in _HOST_NAMES:
+        original = ATTENTION_BACKENDS[name]
+        if not getattr(original, "redknot", False):
+            register_attention_backend(name)(_dispatching(original))
+
+
+def _dispatching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def build(runner: Any) -> Any:
+        if active.config_of(runner.server_args) is None:
+            return original(runner)
+        from redknot_sglang.attention import RedKnotAttention
+
+        return RedKnotAttention(runner)
+
+    build.redknot = True  # type: ignore[attr-defined]
+    return build
+
+
+def _build_tree(context: Any) -> Any:
+    from redknot_sglang import seams
+    from redknot_sglang.radix import build_tree
+
+    seams.verify()
+    return build_tree(context)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's state per head class, as `GET /redknot/status` and `/server_info` show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang import __version__
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.seams import sglang_version
+
+
+def status_of(tree: Any, allocator: Any) -> dict[str, Any]:
+    """JSON object: versions, head map summary, slots per class, tree size per class in tokens."""
+    pool = allocator.get_kvcache()
+    return {
+        "versions": {"redknot": __version__, "sglang": sglang_version()},
+        "head_map": head_map_summary(pool.head_map),
+        "classes": {
+            "global": _class_state(allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot),
+            "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local_slot),
+        },
+        "tree": tree_sizes(tree),
+    }
+
+
+def _class_state(slots: int, free: int, bytes_per_slot: int) -> dict[str, int]:
+    return {"slots": slots, "used": slots - free, "bytes_per_slot": bytes_per_slot}
+
+
+def head_map_summary(head_map: HeadMap) -> dict[str, Any]:
+    """The map in a few numbers; `fingerprint` identifies it."""
+    return {
+        "layers": head_map.num_layers,
+        "kv_heads": head_map.num_kv_heads,
+        "global_share": head_map.global_share,
+        "window": head_map.window,
+        "sink": head_map.sink,
+        "fingerprint": head_map.fingerprint,
+    }
+
+
+def tree_sizes(tree: Any) -> dict[str, dict[str, int]]:
+    """Tokens in the tree per class: evictable, and protected by running requests."""
+    if tree.is_chunk_cache():
+        return {name: {"evictable": 0, "protected": 0} for name in ("global", "local")}
+    return {
+        "global": {"evictable": int(tree.full_evictable_size()), "protected": int(tree.full_protected_size())},
+        "local": {"evictable": int(tree.swa_evictable_size()), "protected": int(tree.swa_protected_size())},
+    }
