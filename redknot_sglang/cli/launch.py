@@ -27,11 +27,16 @@ CPU_FLAGS = (
     "--grammar-backend=none",
     "--disable-overlap-schedule",
     "--disable-cuda-graph",
+    "--skip-server-warmup",
     "--dtype=float32",
     # An idle scheduler otherwise spins on a core that the client and the other servers need.
     "--sleep-on-idle",
 )
-CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1"}
+CPU_ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    # Idle OpenMP threads would keep spinning on cores that the server's other processes need.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 class ServerError(RuntimeError):
@@ -58,6 +63,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def start(args: Sequence[str], log: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `launch_server` as the leader of its own session, with its output in `log`; see `launch`."""
+    command = [sys.executable, "-m", "sglang.launch_server", *args, "--host=127.0.0.1", f"--port={port}"]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+
+
 @contextmanager
 def launch(
     args: Sequence[str],
@@ -69,22 +89,13 @@ def launch(
 ) -> Iterator[Server]:
     """Run `python -m sglang.launch_server ARGS` on a free port of this host until the context ends.
 
-    args: all flags but host and port. env: added to this process's environment. on_wait: called with the seconds
-    waited, about twice a second. The server and all it starts share a process group, which is killed at the end.
+    args: all flags but host and port. env: added to this process's environment. on_wait: called with the
+    seconds waited, about twice a second. The server and all it starts share a process group, which is killed
+    at the end.
     Raises ServerError if it ends before it answers or takes longer than `timeout` seconds.
     """
     port = free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", *args, "--host", "127.0.0.1", "--port", str(port)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
+    process = start(args, log, port, env or {})
     try:
         server = Server(f"http://127.0.0.1:{port}", process, log)
         _wait_until_healthy(server, timeout, on_wait)
@@ -109,7 +120,7 @@ def _wait_until_healthy(server: Server, timeout: float, on_wait: Callable[[float
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a server started by `launch` with everything in its process group."""
-    # Only the parent is asked: SGLang takes the death of a child for a crash and spends seconds on its diagnosis.
+    # Only the parent is asked: SGLang takes the death of a child for a crash and spends seconds on it.
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT)

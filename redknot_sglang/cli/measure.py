@@ -40,6 +40,10 @@ class Answer:
         return self.first_token - self.sent
 
 
+OnAnswer = Callable[[Answer], object]
+"""Called with every answer when it is complete."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A greedy request. `extra` goes into the body as it is (server-specific options)."""
@@ -57,12 +61,16 @@ def api_url(url: str) -> str:
 class Client:
     """An OpenAI-compatible server. Use as an async context manager."""
 
-    def __init__(self, url: str, *, model: str | None = None, api_key: str = "none", timeout: float = 600) -> None:
-        """url: with or without /v1; model: None for the first one the server lists; timeout: seconds a request."""
+    def __init__(
+        self, url: str, *, model: str | None = None, api_key: str = "none", timeout: float = 600
+    ) -> None:
+        """url: with or without /v1; model: None for the first one listed; timeout: seconds a request."""
         self.url = api_url(url)
         self._model = model
         # A request that fails is reported, not sent again: a retry would spoil its time and the cache counts.
         self._openai = AsyncOpenAI(base_url=self.url, api_key=api_key, timeout=timeout, max_retries=0)
+        # These import their modules when first used, which must not count as the first request's time.
+        self._completions, self._chat = self._openai.completions, self._openai.chat.completions
 
     async def __aenter__(self) -> Client:
         return self
@@ -71,7 +79,7 @@ class Client:
         await self._openai.close()
 
     async def model(self) -> str:
-        """Name of the model that requests ask for. Raises CliError if the server does not answer or lists none."""
+        """Name of the model to ask for. Raises CliError if the server does not answer or lists none."""
         if self._model is None:
             try:
                 listed = [m.id async for m in self._openai.models.list()]
@@ -91,7 +99,8 @@ class Client:
         usage: Any = None
         error: str | None = None
         try:
-            async for text, usage in self._stream(model, request):
+            async for text, reported in self._stream(model, request):
+                usage = reported or usage
                 if text and first is None:
                     first = time.perf_counter()
                 pieces.append(text)
@@ -120,10 +129,13 @@ class Client:
             "extra_body": dict(request.extra),
         }
         if isinstance(request.prompt, str):
-            async for chunk in await self._openai.completions.create(prompt=request.prompt, **common):
+            async for chunk in await self._completions.create(prompt=request.prompt, **common):
                 yield "".join(choice.text or "" for choice in chunk.choices), chunk.usage
         else:
-            async for chunk in await self._openai.chat.completions.create(messages=request.prompt, **common):
+            # The client types messages more narrowly than the protocol does.
+            messages: Any = request.prompt
+            chunks: Any = await self._chat.create(messages=messages, **common)
+            async for chunk in chunks:
                 yield "".join(choice.delta.content or "" for choice in chunk.choices), chunk.usage
 
 
@@ -131,7 +143,7 @@ async def ask_all(
     client: Client,
     requests: Sequence[Request],
     concurrency: int,
-    on_answer: Callable[[Answer], None] = lambda answer: None,
+    on_answer: OnAnswer = lambda answer: None,
 ) -> list[Answer]:
     """Answers in the order of `requests`, at most `concurrency` of them in flight at once."""
     await client.model()

@@ -26,7 +26,7 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The `share` quantile, linear between neighbours. Raises ValueError for no values or a share not in [0, 1]."""
+    """The `share` quantile, linear between neighbours. Raises ValueError for no values or a bad share."""
     if not values or not 0 <= share <= 1:
         raise ValueError(f"no {share} quantile of {len(values)} values")
     ordered = sorted(values)

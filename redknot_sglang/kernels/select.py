@@ -59,7 +59,7 @@ def _fastest(spec: ClassSpec) -> str:
 
 
 def _build(name: str, spec: ClassSpec) -> Path:
-    path: Path = _path_class(name)(spec)
+    path: Path = path_class(name)(spec)
     logger.info(
         "attention path %s on %s: head_dim %d, group %d, %s, window %d, sink %d",
         path.name,
@@ -78,11 +78,11 @@ def _why_not(name: str, spec: ClassSpec) -> str | None:
         return None
     if spec.device.type != "cuda":
         return f"it needs a CUDA device, this is {spec.device.type}"
-    reason: str | None = _path_class(name).why_not(spec)
+    reason: str | None = path_class(name).why_not(spec)
     return reason
 
 
-def _path_class(name: str) -> Any:
+def path_class(name: str) -> Any:
     """The class of a path: called with a spec to build it, and with a ``why_not(spec)`` on all but torch."""
     if name == "fa3":
         from .fa3 import Fa3Path

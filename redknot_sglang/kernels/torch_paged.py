@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Path "torch": gathers pages and calls scaled_dot_product_attention. Serves on the CPU, works on any device."""
+"""Path "torch": gathers pages, calls scaled_dot_product_attention. Made for the CPU, works on any device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of the "torch" path: which rows of q meet which pages, in calls that scaled_dot_product_attention
-does well.
-"""
+"""Plans of the "torch" path: which rows of q meet which pages, in calls that torch does well."""
 
 from __future__ import annotations
 
@@ -13,9 +11,10 @@ from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, window_start
 
-# Rows of one call: bounds the masks, and what a local head reads beyond its window.
+# Rows of one call. For global heads they bound the masks; local heads read as many keys beyond their window,
+# so that fewer rows pay there until the calls themselves cost more.
 MAX_BLOCK = 256
-MIN_BLOCK = 64
+LOCAL_BLOCKS = 64, 128
 # Tokens gathered by one decode call. A larger gather leaves the cache and loses more than fewer calls win.
 DECODE_TOKENS = 4096
 
@@ -35,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Request:
-    """One extending request: its pages in a class, int64 slots in the order of their positions, and its rows."""
+    """One extending request: its pages in a class, int64 slots in order of position, and its rows."""
 
     slots: Tensor
     blocks: list[Block]
@@ -43,9 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Group:
-    """Decoding requests of similar length: their rows of q, and ``width`` int64 slots for each, padded under
-    ``mask``.
-    """
+    """Decoding requests of similar length: their rows of q, and ``width`` int64 slots each, rest masked."""
 
     rows: slice | Tensor
     slots: Tensor
@@ -98,9 +95,9 @@ def extend_global(batch: ExtendBatch, band: CausalBand) -> list[Request]:
 
 
 def extend_local(batch: ExtendBatch, spec: ClassSpec) -> list[Request]:
-    """Every row sees the sinks and its window; a block of rows reads no page before its first row's window."""
+    """Every row sees the sinks and its window; a block of rows reads nothing else before its first row."""
     plan = []
-    rows_per_block = min(MAX_BLOCK, max(MIN_BLOCK, spec.window))
+    rows_per_block = min(LOCAL_BLOCKS[1], max(LOCAL_BLOCKS[0], spec.window))
     masks: dict[tuple[int, int, int, int], Tensor | None] = {}
     requests = batch.req_pool_indices.tolist()
     for row, request, prefix, n in zip(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from redknot_sglang.heads import HeadMap
 
-# Stock SGLang frees slots that left the window once every so many decode steps (SGLANG_SWA_EVICTION_INTERVAL).
-DECODE_FREE_INTERVAL = 128
+# Decode steps between two passes that free what left the windows. SGLang's own default of 128 would double the local
+# slots of a sequence at usual windows.
+DECODE_FREE_INTERVAL = 32
 # The share of the budget that the local pool may take for chunks in flight; beyond it the scheduler cuts chunks.
 _CHUNK_SHARE = 0.25
 
@@ -45,12 +46,17 @@ def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int) -> ClassBytes:
 
 def local_slots_per_sequence(head_map: HeadMap) -> int:
     """Local slots that a running sequence holds at most: sink, the window at the prompt's end, the decode window."""
-    return head_map.sink + 2 * head_map.window + DECODE_FREE_INTERVAL
+    return head_map.sink + head_map.window + decode_window(head_map)
+
+
+def decode_window(head_map: HeadMap) -> int:
+    """Local slots that a decoding sequence adds to its prompt's at most: its window, and what the last pass left."""
+    return head_map.window + DECODE_FREE_INTERVAL
 
 
 def least_local_slots(head_map: HeadMap) -> int:
-    """The fewest local slots with which a single request can run, one token a chunk."""
-    return head_map.sink + 2 * head_map.window + 2
+    """The fewest local slots with which a single request can run, a few tokens a chunk."""
+    return local_slots_per_sequence(head_map) + 8
 
 
 def split_budget(head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int) -> PoolSlots:

@@ -12,8 +12,13 @@ from typing import Any
 
 def build_tree(context: Any) -> Any:
     """The prefix cache for a `TreeCacheBuildContext`; a cache without reuse if the radix cache is disabled."""
+    from sglang.srt.environ import envs
+
+    from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
 
+    if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
+        envs.SGLANG_SWA_EVICTION_INTERVAL.set(DECODE_FREE_INTERVAL)
     if context.disable_radix_cache:
         return HeadClassChunkCache(context.params)
     return HeadClassRadixCache(context.params)

@@ -10,8 +10,10 @@ from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
+from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.report import report_request
+from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.serve.metrics import ClassMetrics
 
 
@@ -23,7 +25,13 @@ class HeadClassRadixCache(UnifiedRadixCache):
         params.component_registry_override = {ComponentType.SWA: LocalHeads}
         super().__init__(params)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]  # type: ignore[assignment]
+        self.local_window, self.decode_window, self._budget_window = _windows(self)
         self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
+
+    @property
+    def sliding_window_size(self) -> int:
+        """Local slots that one sequence can hold, which is what the scheduler's budgets need to know."""
+        return self._budget_window
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
@@ -78,6 +86,7 @@ class HeadClassChunkCache(SWAChunkCache):
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         self._head_map = pool.head_map
         self._cost = pool.bytes_per_slot
+        self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Nothing is ever reused."""
@@ -89,3 +98,11 @@ class HeadClassChunkCache(SWAChunkCache):
         """Free the request's slots."""
         super().cache_finished_req(req, is_insert, **kwargs)
         report_request(req, self._head_map.window, self._head_map.sink, self._cost)
+
+
+def _windows(cache: Any) -> tuple[int, int, int]:
+    """Tokens that a row sees, that a decoding sequence adds at most, and that a sequence holds at most."""
+    head_map = cache.token_to_kv_pool_allocator.get_kvcache().head_map
+    if head_map.all_global:
+        return (UNBOUNDED_WINDOW,) * 3
+    return head_map.window, decode_window(head_map), local_slots_per_sequence(head_map)

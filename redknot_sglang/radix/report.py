@@ -17,12 +17,12 @@ def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int
 
 
 def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
-    """Attach the report to a finished request.
+    """Attach the report to a finished request; a retracted one goes on later and gets none.
 
     SGLang streams lists of custom values, one per output token, cut where a stop string cut the output; so every entry is
     the report, and `seams/tokenizer.py` turns the list into the object that callers see.
     """
-    if not req.output_ids:
+    if req.finished_reason is None or not req.output_ids:
         return
     length = len(req.origin_input_ids) + len(req.output_ids)
     report = {

@@ -34,6 +34,42 @@ def _count_sinks(result: tuple[int, int], checker: Any, *args: Any, **kwargs: An
     return result[0], result[1] + kept
 
 
+def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> None:
+    """The window that the cache reports to the scheduler is what a sequence may hold, not what a row sees."""
+    window = getattr(batch.tree_cache, "local_window", None)
+    if window is None:
+        original(batch, req, pre_len)
+        return
+    from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+
+    free_swa_out_of_window_slots(
+        req,
+        pre_len,
+        sliding_window_size=window,
+        page_size=batch.tree_cache.page_size,
+        req_to_token_pool=batch.req_to_token_pool,
+        token_to_kv_pool_allocator=batch.token_to_kv_pool_allocator,
+        is_chunk_cache=batch.tree_cache.is_chunk_cache(),
+    )
+
+
+def _reserve_decode_windows(result: Any, adder: Any, *args: Any, **kwargs: Any) -> None:
+    """Keep local slots for the windows that running requests will still fill.
+
+    SGLang reserves that for the requests it admits in the same pass only, and would admit until decoding runs dry and
+    has to retract.
+    """
+    window = getattr(adder.tree_cache, "decode_window", None)
+    if window is None or adder.running_batch is None:
+        return
+    for req in adder.running_batch.reqs:
+        if req.kv is None:
+            continue
+        owned = req.kv.kv_allocated_len - max(req.cache_protected_len, req.kv.swa_evicted_seqlen)
+        to_come = req.sampling_params.max_new_tokens - len(req.output_ids)
+        adder.rem_swa_token_offset += max(0, min(to_come, window - owned))
+
+
 SEAMS = (
     Seam("sglang.srt.managers.scheduler.Scheduler.get_internal_state", _add_status, "after", "/redknot/status"),
     Seam(
@@ -41,5 +77,17 @@ SEAMS = (
         _count_sinks,
         "after",
         "sinks that a running request owns count as used local slots",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch._evict_swa",
+        _free_outside_window,
+        "around",
+        "freeing local slots that left the window while decoding",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
+        _reserve_decode_windows,
+        "after",
+        "admission leaves room for the windows of running requests",
     ),
 )

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlashInfer's wrappers as this package uses them: built, sized and planned without waiting for the device.
+
+Written for flashinfer 0.6.15. Scale 1 is planned and a layer's own scale passed as ``q_scale`` at run, so
+that one plan serves all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import ClassSpec
+
+# A plan's integers, on the device and pinned on the host: about 13 bytes per tile of rows and 4 per row.
+# FlashInfer's own 8 MiB would be multiplied by classes and widths.
+_INT_BYTES = 2 << 20
+
+
+def workspace_bytes(spec: ClassSpec, widths: tuple[int, ...], max_bs: int) -> int:
+    """Bytes that the partial results of any plan of these widths can take, graphs of up to ``max_bs``
+    requests included.
+
+    FlashInfer keeps, per query head and tile of ``tile`` packed rows, head_dim + 1 floats for every part of a
+    split list. It splits only into what two blocks per processor can hold at once; a graph is laid out for
+    that or, if they are more, for its requests' tiles. (``PrefillPlanImpl`` and ``PrefillSplitQOKVIndptr`` in
+    FlashInfer's scheduler.cuh.)
+    """
+    blocks = 2 * torch.cuda.get_device_properties(spec.device).multi_processor_count
+    tile = 128 if spec.head_dim < 256 else 64
+    split_rows = spec.group * blocks * tile
+    graph_tile = 16 if spec.group <= 16 else 64 if spec.group <= 64 or spec.head_dim >= 256 else 128
+    tiles = -(-max_bs * spec.group // graph_tile) + max_bs
+    graph_rows = max(spec.group * n * max(blocks // n, tiles) for n in widths) * graph_tile
+    rows = max(split_rows, graph_rows if max_bs else 0)
+    return rows * (spec.head_dim + 1) * 4 + 4096
+
+
+def workspace(size: int, device: torch.device) -> Tensor:
+    """A workspace of ``size`` bytes; FlashInfer asks for zeros at first use."""
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+@dataclass
+class Prefill:
+    """An extend of one class and width."""
+
+    spec: ClassSpec
+    width: int
+    wrapper: Any
+
+    @classmethod
+    def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Prefill:
+        from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+
+        wrapper = BatchPrefillWithPagedKVCacheWrapper(space, "NHD", backend="fa2")
+        wrapper.reset_workspace_buffer(space, torch.empty(_INT_BYTES, dtype=torch.uint8, device=space.device))
+        return cls(spec, width, wrapper)
+
+    def plan(self, qo_indptr: Tensor, indptr: Tensor, slots: Tensor, window_left: int) -> None:
+        """qo_indptr, indptr int32 [B + 1] on the host; slots int32 on the device; window_left -1 for none."""
+        spec = self.spec
+        self.wrapper.plan(
+            qo_indptr,
+            indptr,
+            slots,
+            torch.ones(len(indptr) - 1, dtype=torch.int32),
+            spec.group * self.width,
+            self.width,
+            spec.head_dim,
+            1,
+            causal=True,
+            sm_scale=1.0,
+            window_left=window_left,
+            logits_soft_cap=spec.logit_cap,
+            q_data_type=spec.dtype,
+            kv_data_type=spec.dtype,
+        )
+
+
+@dataclass
+class Decode:
+    """A decode of one class and width: of any batch, or for a graph of one batch size in fixed buffers."""
+
+    spec: ClassSpec
+    width: int
+    wrapper: Any
+    planned: bool = False
+
+    @classmethod
+    def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Decode:
+        from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=True, backend="fa2")
+        wrapper.reset_workspace_buffer(space, torch.empty(_INT_BYTES, dtype=torch.uint8, device=space.device))
+        return cls(spec, width, wrapper)
+
+    @classmethod
+    def for_graph(cls, spec: ClassSpec, width: int, space: Tensor, starts: Tensor, slots: Tensor) -> Decode:
+        """starts int32 [bs + 1] and slots int32: the buffers that every plan of this graph will fill."""
+        from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+        bs = len(starts) - 1
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(
+            space,
+            "NHD",
+            use_cuda_graph=True,
+            use_tensor_cores=True,
+            paged_kv_indptr_buffer=starts,
+            paged_kv_indices_buffer=slots,
+            paged_kv_last_page_len_buffer=torch.ones(bs, dtype=torch.int32, device=space.device),
+            backend="fa2",
+        )
+        # There are many graphs, and all that a plan writes is some ints per block and request.
+        blocks = 2 * torch.cuda.get_device_properties(spec.device).multi_processor_count
+        ints = 4 * max(blocks, bs * (spec.group // 16 + 2)) + 4 * bs + 1024
+        wrapper.reset_workspace_buffer(space, torch.empty(4 * ints, dtype=torch.uint8, device=space.device))
+        return cls(spec, width, wrapper)
+
+    def plan(self, indptr: Tensor, starts: Tensor, slots: Tensor) -> None:
+        """indptr int32 [B + 1] on the host, ``starts`` the same on the device, slots int32 on the device."""
+        from flashinfer import fast_decode_plan
+
+        spec, bs = self.spec, len(indptr) - 1
+        shape = (spec.group * self.width, self.width, spec.head_dim, 1)
+        options: dict[str, Any] = {
+            "logits_soft_cap": spec.logit_cap,
+            "q_data_type": spec.dtype,
+            "kv_data_type": spec.dtype,
+            "sm_scale": 1.0,
+        }
+        if not self.planned:
+            ones = torch.ones(bs, dtype=torch.int32)
+            self.wrapper.plan(indptr, slots, ones, *shape, **options)
+            self.planned = True
+            return
+        # The plan above loads the kernels; this one only schedules, and takes the lists where they are.
+        ones = torch.ones(bs, dtype=torch.int32, device=slots.device)
+        fast_decode_plan(
+            self.wrapper, starts, slots, ones, *shape, **options, global_override_indptr_cpu=indptr
+        )

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+# mypy: allow-untyped-defs
+"""Sink fold: turns attention over the window alone into attention over sinks and window, in place.
+
+Window kernels know no sinks. But from a row's window output and its log-sum-exp, the sinks ahead of the
+window can be added exactly: one pass over the output, a handful of keys per row. Sinks that a row's window
+already holds are left out, so no row counts a key twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .batch import ClassSpec, ExtendBatch
+from .page_list import sink_pages, write_pages
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What folding needs to know of a batch: ``sink_slots`` int32 [B, S], the local slots of its sinks, and
+    the request and the position of every row, int32 [N].
+    """
+
+    sink_slots: Tensor
+    row_requests: Tensor
+    row_positions: Tensor
+
+    @classmethod
+    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> FoldPlan | None:
+        """None if no row of the batch has a sink ahead of its window. Made on the device, nothing waits."""
+        if not spec.local_widths or spec.sink == 0 or max(batch.seq_lens_cpu) <= spec.window:
+            return None
+        bs, device = len(batch.seq_lens_cpu), batch.seq_lens.device
+        # Shorter requests leave the dummy slot in their rest; no row of theirs folds it.
+        sink_slots = torch.zeros((bs, spec.sink), dtype=torch.int32, device=device)
+        requests = torch.arange(bs, dtype=torch.int32, device=device)
+        write_pages(
+            sink_pages(spec),
+            sink_slots.view(-1),
+            requests * spec.sink,
+            batch.req_to_token,
+            batch.req_pool_indices,
+            batch.full_to_local,
+            batch.prefix_lens,
+            batch.seq_lens,
+        )
+        qo_lens = batch.seq_lens - batch.prefix_lens
+        n_rows = batch.qo_indptr[-1]
+        row_requests = torch.repeat_interleave(requests, qo_lens, output_size=n_rows)
+        shift = batch.seq_lens - qo_lens.cumsum(0)
+        row_positions = torch.arange(n_rows, device=device) + shift[row_requests]
+        return cls(sink_slots, row_requests, row_positions.to(torch.int32))
+
+
+def sink_fold(
+    out: Tensor,
+    lse: Tensor,
+    lse_layout: Literal["heads_rows", "rows_heads"],
+    lse_base: Literal["e", "2"],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: FoldPlan,
+    window: int,
+    scale: float,
+    logit_cap: float = 0.0,
+) -> None:
+    """Fold the sinks of ``plan`` into ``out``.
+
+    out, q [N, G * n, D], rows of any stride; lse float32 in the layout and to the base that the window kernel
+    gave; k, v [slots, n, D], the local pool. Sink s is folded into a row at position p if s <= p - window.
+    """
+    n_rows, n_q, dim = q.shape
+    heads, sinks = k.shape[1], plan.sink_slots.shape[1]
+    by_head, by_row = (lse.stride(0), lse.stride(1)) if lse_layout == "heads_rows" else lse.stride()[::-1]
+    group = n_q // heads
+    rows = max(1, (32 if dim <= 128 else 16) // group)
+    _sink_fold_kernel[(triton.cdiv(n_rows, rows), heads)](
+        out,
+        lse,
+        q,
+        k,
+        v,
+        plan.sink_slots,
+        plan.row_requests,
+        plan.row_positions,
+        n_rows,
+        window,
+        scale,
+        logit_cap,
+        out.stride(0),
+        out.stride(1),
+        by_row,
+        by_head,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        plan.sink_slots.stride(0),
+        SINKS=sinks,
+        UNROLL=min(sinks, 4),
+        GROUP=group,
+        ROWS=rows,
+        PACKED=triton.next_power_of_2(rows * group),
+        DIM=dim,
+        BLOCK_D=triton.next_power_of_2(dim),
+        BASE_2=lse_base == "2",
+        CAPPED=logit_cap != 0.0,
+        num_warps=4,
+    )
+
+
+@triton.jit(do_not_specialize=["n_rows", "window"])
+def _sink_fold_kernel(
+    out,
+    lse,
+    q,
+    k,
+    v,
+    sink_slots,
+    row_requests,
+    row_positions,
+    n_rows,
+    window,
+    scale,
+    logit_cap,
+    out_row,
+    out_head,
+    lse_row,
+    lse_head,
+    q_row,
+    q_head,
+    k_slot,
+    k_head,
+    v_slot,
+    v_head,
+    slots_request,
+    SINKS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    PACKED: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BASE_2: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
+    head = tl.program_id(1)
+    packed = tl.arange(0, PACKED)
+    row = tl.program_id(0) * ROWS + packed // GROUP
+    live = (packed < ROWS * GROUP) & (row < n_rows)
+    q_heads = head * GROUP + packed % GROUP
+    # The last sink that lies ahead of the row's window.
+    last_sink = tl.load(row_positions + row, mask=live, other=0) - window
+    if tl.max(tl.where(live, last_sink, -1), axis=0) < 0:
+        return
+    live = live & (last_sink >= 0)
+    request = tl.load(row_requests + row, mask=live, other=0).to(tl.int64)
+    dims = tl.arange(0, BLOCK_D)
+    inside = live[:, None] & (dims < DIM)[None, :]
+    row = row.to(tl.int64)
+    out_at = out + (row * out_row + q_heads * out_head)[:, None] + dims[None, :]
+    query = tl.load(q + (row * q_row + q_heads * q_head)[:, None] + dims[None, :], mask=inside, other=0.0)
+    query = query.to(tl.float32) * scale
+    # Weights are relative to exp(top); the window's own output enters with the weight of its log-sum-exp.
+    top = tl.load(lse + row * lse_row + q_heads * lse_head, mask=live, other=0.0)
+    if BASE_2:
+        top = top / _LOG2_E
+    total = tl.full([PACKED], 1.0, tl.float32)
+    result = tl.load(out_at, mask=inside, other=0.0).to(tl.float32)
+    for sink in tl.range(0, SINKS, loop_unroll_factor=UNROLL):
+        slot = tl.load(sink_slots + request * slots_request + sink, mask=live, other=0).to(tl.int64)
+        key = tl.load(k + (slot * k_slot + head * k_head)[:, None] + dims[None, :], mask=inside, other=0.0)
+        logit = tl.sum(query * key.to(tl.float32), axis=1)
+        if CAPPED:
+            logit = logit_cap * (2.0 * tl.sigmoid(2.0 * logit / logit_cap) - 1.0)
+        logit = tl.where(sink <= last_sink, logit, float("-inf"))
+        new_top = tl.maximum(top, logit)
+        kept, weight = tl.exp(top - new_top), tl.exp(logit - new_top)
+        value = tl.load(v + (slot * v_slot + head * v_head)[:, None] + dims[None, :], mask=inside, other=0.0)
+        # A sink that does not count may lie in a dead slot, where 0 * NaN would still be NaN.
+        value = tl.where((sink <= last_sink)[:, None], value.to(tl.float32), 0.0)
+        result = result * kept[:, None] + weight[:, None] * value
+        total = total * kept + weight
+        top = new_top
+    tl.store(out_at, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)

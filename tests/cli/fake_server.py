@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An OpenAI-compatible server that answers from a function, for tests of the client's side."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to stream: pieces of text, `delay` seconds before the first, and the counts of the usage."""
+
+    pieces: tuple[str, ...] = ()
+    prompt_tokens: int = 10
+    cached_tokens: int | None = None
+    delay: float = 0.0
+    status: int = 200
+
+
+class FakeServer:
+    """Address of the server, the bodies it got, and how many requests were open at once at most."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.bodies: list[dict[str, Any]] = []
+        self.peak = 0
+
+
+@contextmanager
+def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServer]:
+    """Serve /v1/models, /v1/completions and /v1/chat/completions with what `answer` says to each body."""
+    lock, state = threading.Lock(), {"open": 0}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, "application/json", json.dumps({"object": "list", "data": [{"id": "fake"}]}))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                server.bodies.append(body)
+                state["open"] += 1
+                server.peak = max(server.peak, state["open"])
+            reply = answer(body)
+            time.sleep(reply.delay)
+            with lock:
+                state["open"] -= 1
+            if reply.status != 200:
+                self._send(reply.status, "application/json", json.dumps({"message": "refused by the test"}))
+                return
+            chat = self.path.endswith("chat/completions")
+            chunks = [_chunk(chat, piece) for piece in reply.pieces] + [_usage(reply)]
+            lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+            self._send(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]))
+
+        def _send(self, status: int, kind: str, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the test's output clean."""
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = FakeServer(f"http://127.0.0.1:{httpd.server_port}")
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+def _chunk(chat: bool, piece: str) -> dict[str, Any]:
+    choice = {"delta": {"content": piece}} if chat else {"text": piece}
+    return {"id": "1", "object": "chunk", "created": 0, "model": "fake", "choices": [{"index": 0, **choice}]}
+
+
+def _usage(reply: Reply) -> dict[str, Any]:
+    counts: dict[str, Any] = {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": len(reply.pieces),
+        "total_tokens": reply.prompt_tokens + len(reply.pieces),
+    }
+    if reply.cached_tokens is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": reply.cached_tokens}
+    return {"id": "1", "object": "chunk", "created": 0, "model": "fake", "choices": [], "usage": counts}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers shared by all serving tests: one start costs tens of seconds on two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from redknot_sglang.cpu import has_cuda_driver
+from tests.serving import harness
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests without a GPU, and run the quick tests before those that start servers."""
+    if not has_cuda_driver():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: item.get_closest_marker("serving") is not None)
+
+
+@pytest.fixture(scope="session")
+def stock_server() -> Iterator[harness.Server]:
+    """SGLang without --redknot on the embedded model. Flush its cache where a test counts hits."""
+    with harness.launch() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redknot_server() -> Iterator[harness.Server]:
+    """SGLang --redknot on the embedded model with its shipped head map."""
+    with harness.launch(["--redknot", f"--redknot-head-map={harness.HEAD_MAP}"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def all_global_server() -> Iterator[harness.Server]:
+    """SGLang --redknot on the embedded model with every head global: what stock SGLang computes."""
+    with harness.launch(["--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}"]) as server:
+        yield server

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random batches for the attention paths: pools with permuted slots, only visible pages alive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
+from redknot_sglang.kernels.reference import attend_paged
+
+SCALE = 0.3
+
+
+@dataclass
+class Case:
+    """A batch with its pools and queries. Slots that no row sees hold NaN, so that reading one shows."""
+
+    spec: ClassSpec
+    extend: ExtendBatch
+    decode: DecodeBatch
+    k: dict[HeadClass, Tensor]
+    v: dict[HeadClass, Tensor]
+    q: dict[HeadClass, Tensor]
+
+    def run(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
+        """One call over the path's latest plan."""
+        return path.run(
+            head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap
+        )
+
+    def expected(
+        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, logit_cap: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp by the oracle."""
+        pools = self.q[head_class], self.k[head_class], self.v[head_class]
+        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE, logit_cap)
+
+
+def make_spec(
+    *,
+    group: int = 2,
+    head_dim: int = 16,
+    n_global: int = 1,
+    n_local: int = 3,
+    window: int = 16,
+    sink: int = 4,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    logit_cap: float = 0.0,
+) -> ClassSpec:
+    """A spec with one width per class."""
+    widths = (n_global,), (n_local,)
+    return ClassSpec(group, head_dim, *widths, window, sink, dtype, torch.device(device), logit_cap)
+
+
+def make_case(spec: ClassSpec, prefixes: Sequence[int], rows: Sequence[int], seed: int = 0) -> Case:
+    """Requests with these prefixes and rows; as a decode batch, each one's last row alone counts."""
+    device = spec.device
+    generator = torch.Generator().manual_seed(seed)
+    seqs = [prefix + n for prefix, n in zip(prefixes, rows, strict=True)]
+    bs, total, longest = len(seqs), sum(seqs), max(seqs)
+    req_to_token = torch.zeros(bs + 3, longest + 5, dtype=torch.int32)
+    requests = torch.randperm(bs + 3, generator=generator)[:bs]
+    global_slots = (1 + torch.randperm(total + 7, generator=generator))[:total]
+    full_to_local = torch.zeros(total + 9, dtype=torch.int64)
+    first = 0
+    kept = []
+    for request, prefix, n in zip(requests.tolist(), prefixes, seqs, strict=True):
+        own = global_slots[first : first + n]
+        req_to_token[request, :n] = own.int()
+        position = torch.arange(n)
+        kept.append(own[(position < spec.sink) | (position > prefix - spec.window)])
+        first += n
+    near = torch.cat(kept)
+    full_to_local[near] = (1 + torch.randperm(len(near) + 7, generator=generator))[: len(near)]
+
+    alive: dict[HeadClass, Tensor] = {"global": global_slots, "local": full_to_local[near]}
+    pools: list[dict[HeadClass, Tensor]] = [{}, {}]
+    queries: dict[HeadClass, Tensor] = {}
+    for head_class, slots in alive.items():
+        heads = spec.widths(head_class)[0]
+        for pool in pools:
+            values = torch.full((total + 9, heads, spec.head_dim), float("nan"))
+            values[0] = 7.0  # the dummy slot takes the writes of padding: any value, but a number
+            values[slots] = torch.randn(len(slots), heads, spec.head_dim, generator=generator)
+            pool[head_class] = values.to(spec.dtype).to(device)
+        # A slice of a wider tensor, as the projections leave it.
+        wide = torch.randn(sum(rows), spec.group * heads + 2, spec.head_dim, generator=generator)
+        queries[head_class] = wide.to(spec.dtype).to(device)[:, 1:-1]
+
+    shared = req_to_token.to(device), requests.to(device), full_to_local.to(device)
+    lens = torch.tensor(seqs, dtype=torch.int32, device=device)
+    starts = torch.tensor(list(prefixes), dtype=torch.int32, device=device)
+    extend = ExtendBatch(*shared, starts, lens, list(prefixes), list(seqs))
+    decode = DecodeBatch(*shared, lens.long(), list(seqs))
+    return Case(spec, extend, decode, pools[0], pools[1], queries)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels on the CPU, by Triton's interpreter; collected by test_triton_interpreted.py alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+
+from redknot_sglang.kernels.batch import HeadClass
+from redknot_sglang.kernels.page_list import (
+    ALL_PAGES,
+    launch_write_pages,
+    near_pages,
+    sink_pages,
+    window_pages,
+    write_pages,
+)
+from redknot_sglang.kernels.sink_fold import FoldPlan, sink_fold
+from redknot_sglang.kernels.triton_path import TritonPath, _Decode
+from tests.kernels.cases import SCALE, make_case, make_spec
+
+CLASSES: tuple[HeadClass, ...] = ("global", "local")
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize(("window", "sink"), [(1, 0), (5, 3), (64, 4)])
+def test_page_list_kernel_writes_what_torch_writes(window: int, sink: int, decode: bool) -> None:
+    spec = make_spec(window=window, sink=sink)
+    case = make_case(spec, [0, 3, 40, 1200], [9, 1, 7, 30])
+    batch = case.extend
+    prefixes = None if decode else batch.prefix_lens
+    for rule in (ALL_PAGES, window_pages(spec), near_pages(spec), sink_pages(spec)):
+        starts = torch.arange(4) * 1300
+        tables = torch.full((2, 4 * 1300), -1, dtype=torch.int32)
+        for write, table in zip((write_pages, launch_write_pages), tables, strict=True):
+            write(
+                rule,
+                table,
+                starts,
+                batch.req_to_token,
+                batch.req_pool_indices,
+                batch.full_to_local,
+                prefixes,
+                batch.seq_lens,
+            )
+        assert torch.equal(*tables), rule
+
+
+@pytest.mark.parametrize("logit_cap", [0.0, 5.0])
+@pytest.mark.parametrize(
+    ("group", "head_dim", "window", "sink", "dtype", "tolerance"),
+    [
+        (1, 16, 5, 0, torch.float32, 1e-5),
+        (3, 24, 16, 4, torch.float32, 1e-5),
+        (4, 16, 64, 4, torch.float16, 2e-3),
+    ],
+)
+def test_extend(
+    group: int, head_dim: int, window: int, sink: int, dtype: torch.dtype, tolerance: float, logit_cap: float
+) -> None:
+    spec = make_spec(
+        group=group, head_dim=head_dim, window=window, sink=sink, dtype=dtype, n_global=1, n_local=2
+    )
+    case = make_case(spec, [0, 3, 90], [41, 1, 33])
+    path = TritonPath(spec)
+    path.plan_extend(case.extend)
+    for head_class in CLASSES:
+        out = case.run(path, head_class, logit_cap).float()
+        torch.testing.assert_close(
+            out, case.expected(case.extend, head_class, logit_cap)[0], atol=tolerance, rtol=tolerance
+        )
+
+
+@pytest.mark.parametrize("splits", [1, 3, 8])
+@pytest.mark.parametrize(("group", "sink", "logit_cap"), [(1, 0, 0.0), (5, 4, 0.0), (2, 1, 5.0)])
+def test_decode(
+    group: int, sink: int, logit_cap: float, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redknot_sglang.kernels.triton_path.splits_for", lambda *_: splits)
+    spec = make_spec(group=group, head_dim=24, window=70, sink=sink)
+    case = make_case(spec, [0, 68, 90, 250], [1, 1, 1, 1])
+    path = TritonPath(spec)
+    path.plan_decode(case.decode)
+    for head_class in CLASSES:
+        torch.testing.assert_close(
+            case.run(path, head_class, logit_cap),
+            case.expected(case.decode, head_class, logit_cap)[0],
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+
+def test_graph_plan_follows_the_batch_in_fixed_buffers() -> None:
+    spec = make_spec(window=20, sink=2)
+    path = TritonPath(spec)
+    path.init_graph(max_bs=4, max_context=300)
+    places = set()
+    for seed, lens in enumerate(([0, 5, 250], [40, 19, 20], [299, 0, 21])):
+        case = make_case(spec, lens, [1, 1, 1], seed)
+        path.plan_graph(case.decode, bs=3, capture=seed == 0)
+        for head_class in CLASSES:
+            torch.testing.assert_close(
+                case.run(path, head_class), case.expected(case.decode, head_class)[0], atol=1e-5, rtol=1e-5
+            )
+        plan = path._plan
+        assert isinstance(plan, _Decode)
+        places.add((plan.seq_lens.data_ptr(), plan.near.data_ptr(), plan.req_pool_indices.data_ptr()))
+    assert len(places) == 1, "a captured graph would read stale buffers"
+
+
+@pytest.mark.parametrize("lse_base", ["e", "2"])
+@pytest.mark.parametrize("lse_layout", ["heads_rows", "rows_heads"])
+@pytest.mark.parametrize(("group", "logit_cap"), [(3, 0.0), (2, 5.0)])
+def test_sink_fold_completes_a_window(
+    lse_base: Literal["e", "2"], lse_layout: Literal["heads_rows", "rows_heads"], group: int, logit_cap: float
+) -> None:
+    spec = make_spec(group=group, head_dim=24, window=12, sink=4)
+    case = make_case(spec, [0, 9, 60, 0], [30, 20, 17, 2])
+    batch = case.extend
+    window_only = replace(case, spec=replace(spec, sink=0))
+    out, lse = window_only.expected(batch, "local", logit_cap)
+    lse = lse / torch.log(torch.tensor(2.0)) if lse_base == "2" else lse
+    lse = lse.T.contiguous() if lse_layout == "heads_rows" else lse
+    plan = FoldPlan.of(batch, spec)
+    assert plan is not None
+    pools = case.q["local"], case.k["local"], case.v["local"]
+    sink_fold(out, lse, lse_layout, lse_base, *pools, plan, 12, SCALE, logit_cap)
+    torch.testing.assert_close(out, case.expected(batch, "local", logit_cap)[0], atol=1e-5, rtol=1e-5)

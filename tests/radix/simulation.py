@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scheduler in miniature over the real tree, allocator and pools, in which a slot remembers whose KV it holds.
+
+Instead of keys and values a slot stores the token prefix it was computed from. Before rows are "computed" the
+simulation checks what attention would read: for global heads every earlier position, for local heads the window and
+the sinks. So a wrong mapping, a slot freed too early or a bad match fails at the step that causes it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import ReqKvInfo
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.radix.cache import HeadClassRadixCache
+
+
+class OutOfSlots(RuntimeError):
+    """The pools cannot take the step, not even after eviction."""
+
+
+@dataclass(eq=False)
+class SimulatedRequest:
+    """What the cache reads and writes on SGLang's Req."""
+
+    origin_input_ids: array[int]
+    req_pool_idx: int
+    output_ids: array[int] = field(default_factory=lambda: array("q"))
+    kv: Any = None
+    computed: int = 0
+    decoded: int = 0
+    cache_protected_len: int = 0
+    last_node: Any = None
+    prefix_indices: Any = None
+    swa_uuid_for_lock: int | None = None
+    swa_prefix_lock_released: bool = False
+    swa_evict_floor: int = 0
+    skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
+    redknot_branch: int = 0
+    extra_key: str | None = None
+    priority: int = 0
+    session: Any = None
+    finished_reason: Any = None
+    cached_tokens: int = 0
+    customized_info: Any = None
+
+    @property
+    def ids(self) -> array[int]:
+        return self.origin_input_ids + self.output_ids
+
+    def get_fill_ids(self) -> array[int]:
+        return self.ids[: self.computed]
+
+
+class Simulation:
+    """Pools of the given sizes under one head map with window and sink."""
+
+    def __init__(self, global_slots: int, local_slots: int, window: int, sink: int, requests: int = 16) -> None:
+        heads = HeadMap(1, 2, ((True, False),), window, sink)
+        self.window, self.sink = window, sink
+        self.pool = HeadClassPool(global_slots, local_slots, heads, 1, torch.float32, "cpu")
+        self.allocator = SWATokenToKVPoolAllocator(
+            global_slots, local_slots, 1, torch.float32, "cpu", self.pool, need_sort=False
+        )
+        self.rows = ReqToTokenPool(requests, 4096, "cpu", enable_memory_saver=False)
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            page_size=1,
+            sliding_window_size=window,
+        )
+        self.tree = HeadClassRadixCache(params)
+        self.running: list[SimulatedRequest] = []
+        self.global_content: dict[int, tuple[int, ...]] = {}
+        self.local_content: dict[int, tuple[int, ...]] = {}
+        self._free_rows = list(range(1, requests + 1))
+
+    # ---- steps of a request ---------------------------------------------------------------------------------------
+
+    def admit(self, prompt: list[int]) -> SimulatedRequest:
+        """Match and lock; nothing is computed yet."""
+        req = SimulatedRequest(array("q", prompt), self._free_rows.pop())
+        self._start(req)
+        self.running.append(req)
+        return req
+
+    def _start(self, req: SimulatedRequest) -> None:
+        ids = req.ids
+        key = RadixKey(ids, req.extra_key, limit=len(ids) - 1)
+        match = self.tree.match_prefix(MatchPrefixParams(key=key, req=req))
+        req.last_node = match.last_device_node
+        lock = self.tree.inc_lock_ref(req.last_node)
+        req.swa_uuid_for_lock, req.skip_lock_node_ids = lock.swa_uuid_for_lock, {}
+        req.prefix_indices = match.device_indices
+        req.computed = req.cache_protected_len = len(match.device_indices)
+        req.decoded = 0
+        req.cached_tokens = req.computed
+        req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
+        self.rows.write((req.req_pool_idx, slice(0, req.computed)), match.device_indices)
+
+    def prefill(self, req: SimulatedRequest, rows: int) -> None:
+        """Compute up to `rows` more positions and cache them, as a chunk or, at the end of the prompt, for good."""
+        end = min(len(req.ids), req.computed + rows)
+        self._compute(req, end)
+        self.tree.cache_unfinished_req(req, chunked=end < len(req.ids))
+
+    def decode(self, req: SimulatedRequest, token: int, maintain: bool) -> None:
+        """Append a token and compute its row; `maintain`: free what left the window first."""
+        assert req.computed == len(req.ids)
+        if maintain:
+            free_swa_out_of_window_slots(
+                req,  # type: ignore[arg-type]
+                len(req.ids) - 1,
+                sliding_window_size=self.window,
+                page_size=1,
+                req_to_token_pool=self.rows,
+                token_to_kv_pool_allocator=self.allocator,
+            )
+        req.output_ids.append(token)
+        try:
+            self._compute(req, len(req.ids))
+        except OutOfSlots:
+            req.output_ids.pop()
+            raise
+        req.decoded += 1
+
+    def release_tail(self, req: SimulatedRequest) -> None:
+        """What SGLang may do once decoding has moved one window past the prompt."""
+        if not req.swa_prefix_lock_released and req.swa_uuid_for_lock is not None and req.decoded >= self.window:
+            self.tree.dec_swa_lock_only(req.last_node, req.swa_uuid_for_lock, req.skip_lock_node_ids)
+            req.swa_prefix_lock_released = True
+
+    def finish(self, req: SimulatedRequest, insert: bool = True) -> None:
+        """End the request; without `insert` as an abort does."""
+        self._hand_back(req, insert)
+        self._free_rows.append(req.req_pool_idx)
+        self.running.remove(req)
+
+    def retract(self, req: SimulatedRequest) -> None:
+        """Throw the request's KV away and start it again."""
+        self._hand_back(req, insert=False)
+        req.swa_uuid_for_lock, req.swa_prefix_lock_released = None, False
+        self._start(req)
+
+    def evict(self, global_slots: int, local_slots: int) -> None:
+        """Ask the tree for free slots."""
+        self.tree.evict(EvictParams(num_tokens=global_slots, swa_num_tokens=local_slots))
+
+    def _hand_back(self, req: SimulatedRequest, insert: bool) -> None:
+        self.tree.cache_finished_req(req, is_insert=insert, kv_len_to_handle=req.computed)
+
+    def _compute(self, req: SimulatedRequest, end: int) -> None:
+        start, needed = req.computed, end - req.computed
+        self.evict(
+            max(0, needed - self.allocator.full_available_size()), max(0, needed - self.allocator.swa_available_size())
+        )
+        slots = self.allocator.alloc(needed)
+        if slots is None:
+            raise OutOfSlots
+        self.rows.write((req.req_pool_idx, slice(start, end)), slots)
+        req.computed = req.kv.kv_allocated_len = end
+        local = self.pool.translate_loc_from_full_to_swa(slots)
+        for position, (slot, local_slot) in enumerate(zip(slots.tolist(), local.tolist(), strict=True), start):
+            self.global_content[slot] = self.local_content[local_slot] = tuple(req.ids[: position + 1])
+        self._check_reads(req, start, end)
+
+    # ---- checks ---------------------------------------------------------------------------------------------------
+
+    def _check_reads(self, req: SimulatedRequest, first_row: int, end: int) -> None:
+        slots = self.rows.req_to_token[req.req_pool_idx, :end].long()
+        local = self.pool.translate_loc_from_full_to_swa(slots).tolist()
+        window_start = max(0, first_row - self.window + 1)
+        for position, slot in enumerate(slots.tolist()):
+            prefix = tuple(req.ids[: position + 1])
+            assert self.global_content[slot] == prefix, f"global KV of position {position} is not this request's"
+            if position >= window_start or position < self.sink:
+                assert local[position] > 0, f"position {position} has no local slot; rows {first_row}..{end}"
+                assert self.local_content[local[position]] == prefix, f"local KV of position {position} is another's"
+
+    def check_conservation(self) -> None:
+        """Free + tree + running = all, per class; the tree's own invariants; no slot in two places."""
+        self.tree.sanity_check()
+        owned = [(req.computed - req.cache_protected_len, self._owned_local(req)) for req in self.running]
+        for free, evictable, protected, mine, total in (
+            (
+                self.allocator.full_available_size(),
+                self.tree.full_evictable_size(),
+                self.tree.full_protected_size(),
+                sum(g for g, _ in owned),
+                self.allocator.size_full,
+            ),
+            (
+                self.allocator.swa_available_size(),
+                self.tree.swa_evictable_size(),
+                self.tree.swa_protected_size(),
+                sum(n for _, n in owned),
+                self.allocator.size_swa,
+            ),
+        ):
+            assert free + evictable + protected + mine == total, (free, evictable, protected, mine, total)
+        free_local = self.allocator.swa_attn_allocator.free_pages.tolist()
+        mapped = [slot for slot in self.pool.full_to_swa_index_mapping.tolist() if slot > 0]
+        assert len(set(mapped)) == len(mapped) and not set(mapped) & set(free_local), "a local slot has two owners"
+
+    def _owned_local(self, req: SimulatedRequest) -> int:
+        frontier = max(req.cache_protected_len, req.kv.swa_evicted_seqlen)
+        sinks = max(0, min(self.sink, frontier) - req.cache_protected_len)
+        return req.computed - frontier + sinks
+

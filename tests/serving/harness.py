@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real servers for tests: the embedded model on this machine's CPU, or on its GPU if it has one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import requests
+
+from redknot_sglang.cli import launch as launching
+from redknot_sglang.cpu import has_cuda_driver
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = ROOT / "eval" / "model"
+HEAD_MAP = MODEL / "head_map.json"
+ALL_GLOBAL = MODEL / "all_global.json"
+
+ON_CPU = not has_cuda_driver()
+# One server is one process among those of the test run on two cores.
+ENVIRONMENT = {**(launching.CPU_ENVIRONMENT if ON_CPU else {}), "OMP_NUM_THREADS": "1"}
+FLAGS = (
+    *(launching.CPU_FLAGS if ON_CPU else ("--mem-fraction-static=0.3",)),
+    "--max-total-tokens=24576",
+    "--max-running-requests=16",
+    "--context-length=8192",
+    "--enable-cache-report",
+    "--random-seed=1",
+)
+REQUEST_TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. url: without /v1."""
+
+    url: str
+    running: launching.Server
+
+    def get(self, path: str) -> Any:
+        """JSON of a GET; raises requests.HTTPError for an error status."""
+        answer = requests.get(self.url + path, timeout=REQUEST_TIMEOUT)
+        answer.raise_for_status()
+        return answer.json()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> requests.Response:
+        """The response of a POST, whatever its status."""
+        return requests.post(self.url + path, json=body, timeout=REQUEST_TIMEOUT)
+
+    def generate(self, prompt: str | list[int], max_new_tokens: int, **body: Any) -> dict[str, Any]:
+        """One greedy answer of the native endpoint; `prompt` is text or token ids.
+
+        body: further fields of the request. The answer goes on to `max_new_tokens` whatever the model says. Raises requests.HTTPError.
+        """
+        sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
+        sampling.update(body.pop("sampling_params", {}))
+        field = "text" if isinstance(prompt, str) else "input_ids"
+        answer = self.post("/generate", {field: prompt, "sampling_params": sampling, **body})
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def flush(self) -> None:
+        """Empty the prefix cache; the server must be idle."""
+        self.post("/flush_cache", {}).raise_for_status()
+
+    def log_text(self) -> str:
+        """All the server has printed so far."""
+        return self.running.log_text()
+
+
+def flags(args: Sequence[str]) -> list[str]:
+    """Flags of every test server, then `args`; where one is given twice the later one counts."""
+    model = [] if any(arg.startswith("--model-path") for arg in args) else [f"--model-path={MODEL}"]
+    return [*model, *FLAGS, *args]
+
+
+@contextmanager
+def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A server with `FLAGS` and `args`, up and healthy; it and all its processes end with the context.
+
+    Raises redknot_sglang.cli.launch.ServerError with its last log lines if it does not come up.
+    """
+    with TemporaryDirectory(prefix="redknot-server-") as folder:
+        log = Path(folder) / "server.log"
+        with launching.launch(flags(args), log, env={**ENVIRONMENT, **(env or {})}) as running:
+            yield Server(running.url, running)
+
+
+def refused(
+    args: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 180
+) -> tuple[int, str]:
+    """Exit code and output of a server that is expected to stop by itself.
+
+    Raises AssertionError if it still runs after `timeout` seconds.
+    """
+    with TemporaryDirectory(prefix="redknot-server-") as folder:
+        log = Path(folder) / "server.log"
+        process = launching.start(flags(args), log, launching.free_port(), {**ENVIRONMENT, **(env or {})})
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server did not stop; its log:\n{log.read_text()}") from None
+        finally:
+            launching.stop(process)
+        return code, log.read_text(errors="replace")
+
+
+def run_redknot(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the `redknot` command in the repository root with its output captured."""
+    command = [sys.executable, "-m", "redknot_sglang.cli.main", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
