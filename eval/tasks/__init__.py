@@ -4,5 +4,15 @@
 from .conversation import Conversation, Turn, make_conversation
 from .examples import TASKS, Example, Task, make_example, messages, render, score
 
-__all__ = ["TASKS", "Conversation", "Example", "Task", "Turn", "make_conversation", "make_example", "messages",
-           "render", "score"]  # fmt: skip
+__all__ = [
+    "TASKS",
+    "Conversation",
+    "Example",
+    "Task",
+    "Turn",
+    "make_conversation",
+    "make_example",
+    "messages",
+    "render",
+    "score",
+]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-turn conversations over documents, some of which arrive in the middle: what a retrieval chat looks like."""
+"""Conversations over documents, some of which arrive in the middle: what a retrieval chat looks like."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import vocabulary as vocab
+from .documents import Rng
 from .examples import CONVERSATION, SYSTEM_PROMPTS, make_world, user_content
 from .questions import FAMILIES, Question, ask
-from .world import Rng, World
+from .world import World
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Conversation:
 def make_conversation(length: int, turns: int, seed: int) -> Conversation:
     """The conversation `seed`: `turns` questions over documents of about `length` tokens in all.
 
-    Two thirds of the documents come with the first turn, the others one by one with later turns; a question needs
-    only documents already given. Deterministic; raises ValueError for fewer than one turn or under 256 tokens.
+    Two thirds of the documents come with the first turn, the others one by one with later turns; a question
+    needs only documents already given. Deterministic; raises ValueError for fewer than one turn or under 256
+    tokens.
     """
     if turns < 1 or length < 256:
         raise ValueError(f"needs at least one turn and 256 tokens, got {turns} turns and {length} tokens")
@@ -52,7 +54,9 @@ def make_conversation(length: int, turns: int, seed: int) -> Conversation:
     for turn in range(turns):
         question = _draw_known(rng, world, given[turn])
         new = texts[given[turn - 1] if turn else 0 : given[turn]]
-        made.append(Turn(new, vocab.decode(question.question), vocab.decode(question.answer), question.family))
+        made.append(
+            Turn(new, vocab.decode(question.question), vocab.decode(question.answer), question.family)
+        )
     return Conversation(system, made)
 
 

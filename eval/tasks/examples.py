@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation examples as text: one question over documents of a given total length, and the exact-match score.
+"""Evaluation examples as text: a question over documents of a given total length, and its exact match.
 
 Seeds: an example's random stream is `SeedSequence([EVALUATION, family, length, seed])`, a conversation's is
 `SeedSequence([CONVERSATION, turns, length, seed])`, and training uses `SeedSequence([TRAINING, ...])`
-(eval/train/data.py). The first word differs, so no evaluation stream is ever a training stream, whatever the seed.
+(eval/train/data.py). The first word differs, so no evaluation stream is ever a training stream, whatever the
+seed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import vocabulary as vocab
+from .documents import MIN_DOCUMENT_TOKENS, Rng
 from .questions import FAMILIES, Question, ask, question_tokens
-from .world import MIN_DOCUMENT_TOKENS, Rng, World, build_world
+from .world import World, build_world
 
 TRAINING, EVALUATION, CONVERSATION = 1, 2, 3
 
@@ -32,8 +34,8 @@ MIN_LENGTH = 160
 class Task:
     """A task family.
 
-    causal_only: its documents mean something only through earlier ones, so a document computed in isolation loses
-    what the answer needs; the model was trained on this family in plain causal form only.
+    causal_only: its documents mean something only through earlier ones, so a document computed in isolation
+    loses what the answer needs; the model was trained on this family in plain causal form only.
     """
 
     name: str
@@ -48,7 +50,9 @@ TASKS: dict[str, Task] = {
         Task("multivalue", "all two to four numbered facts of one name, gathered over the documents"),
         Task("tracking", "a chain of two to four variables back to its number, each step written out"),
         Task("twohop", "an attribute of somebody's manager, the manager written out first"),
-        Task("crossdoc", "what a mark means, by a code or theme given in an earlier document", causal_only=True),
+        Task(
+            "crossdoc", "what a mark means, by a code or theme given in an earlier document", causal_only=True
+        ),
     )
 }
 assert tuple(TASKS) == FAMILIES
@@ -56,7 +60,7 @@ assert tuple(TASKS) == FAMILIES
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and its answer. Documents end with a newline, so they tokenize alike alone and concatenated."""
+    """One prompt and its answer; documents end with a newline and tokenize alike alone and together."""
 
     system: str
     documents: list[str]
@@ -66,7 +70,7 @@ class Example:
 
 
 def split_tokens(rng: Rng, total: int, low: int, high: int) -> list[int]:
-    """Document sizes between about `low` and `high` tokens that add up to `total`; at least two where they fit."""
+    """Document sizes of about `low` to `high` tokens that add up to `total`; two or more where they fit."""
     count = max(1, total // low if total < 2 * high else round(total / rng.uniform(low, high)))
     count = max(min(2, total // MIN_DOCUMENT_TOKENS), min(count, max(1, total // low)))
     weights = rng.uniform(low, high, count)
@@ -77,7 +81,7 @@ def split_tokens(rng: Rng, total: int, low: int, high: int) -> list[int]:
 
 
 def make_world(rng: Rng, tokens: int) -> World:
-    """Documents of `tokens` tokens together, sized like retrieved passages, with some prose between the facts."""
+    """Documents of `tokens` tokens together, sized like retrieved passages, prose between the facts."""
     sizes = split_tokens(rng, tokens, *((96, 400) if tokens >= 1024 else (40, 160)))
     return build_world(rng, sizes, rng.uniform(0.1, 0.5))
 
@@ -89,13 +93,15 @@ def draw(rng: Rng, world: World, family: str) -> Question | None:
 
 
 def make_example(name: str, length: int, seed: int) -> Example:
-    """The example `seed` of family `name` whose rendered prompt has `length` tokens of the embedded tokenizer.
+    """The example `seed` of family `name` whose rendered prompt has exactly `length` tokens.
 
     Deterministic. Raises KeyError for an unknown family and ValueError for a length below `MIN_LENGTH`.
     """
     family = TASKS[name].name
     if length < MIN_LENGTH:
-        raise ValueError(f"length {length} is too short for documents and a question; use at least {MIN_LENGTH}")
+        raise ValueError(
+            f"length {length} is too short for documents and a question; use at least {MIN_LENGTH}"
+        )
     rng = np.random.default_rng(np.random.SeedSequence([EVALUATION, FAMILIES.index(family), length, seed]))
     system = SYSTEM_PROMPTS[int(rng.integers(len(SYSTEM_PROMPTS)))]
     empty = render(Example(system, [], "", "", family))
@@ -105,11 +111,13 @@ def make_example(name: str, length: int, seed: int) -> Example:
         question = draw(rng, world, family)
         if question is not None:
             documents = [vocab.decode(d.tolist()) for d in world.documents]
-            return Example(system, documents, vocab.decode(question.question), vocab.decode(question.answer), family)
+            return Example(
+                system, documents, vocab.decode(question.question), vocab.decode(question.answer), family
+            )
 
 
 def user_content(documents: list[str], question: str, separator: str = "") -> str:
-    """Text of a user turn: documents (if any), then the question, each document and the end marked by `separator`."""
+    """Text of a user turn: documents, each and their end marked by `separator`, then the question."""
     marked = "".join(separator + document for document in documents)
     return marked + (separator if documents else "") + QUESTION_HEAD + question
 
@@ -125,12 +133,13 @@ def messages(example: Example, separator: str = "") -> list[dict[str, str]]:
 def render(example: Example, separator: str = "") -> str:
     """Prompt text for /v1/completions; the model's next tokens are the answer and the end marker.
 
-    separator: text put before each document and after the last, `<|seg|>` for prompts that name their segments.
+    separator: text put before each document and after the last, `<|seg|>` for prompts that name their
+    segments.
     """
     turns = "".join(f"<|{m['role']}|>{m['content']}{vocab.END}" for m in messages(example, separator))
     return vocab.BOS + turns + vocab.ASSISTANT
 
 
 def score(example: Example, completion: str) -> bool:
-    """Exact match of the whole answer, steps included, up to the end marker; outer white space does not count."""
+    """Exact match of the whole answer, steps included, up to the end marker; outer space is ignored."""
     return completion.split(vocab.END, 1)[0].strip() == example.answer

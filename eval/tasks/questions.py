@@ -37,7 +37,7 @@ def question_tokens(family: str) -> int:
 def ask(world: World, family: str, item: tuple[int, ...]) -> Question:
     """The question that `item`, one of `world.items[family]`, stands for."""
     facts = [world.facts[row].tolist() for row in item]
-    (a, b, c), rows = facts[0], item
+    (a, b, _), rows = facts[0], item
     if family == "lookup":
         question = [a, b, _MARK]
     elif family == "multivalue":
@@ -47,7 +47,8 @@ def ask(world: World, family: str, item: tuple[int, ...]) -> Question:
     elif family == "twohop":
         question = [facts[1][0], _MANAGER, b, _MARK]
     elif family == "crossdoc":
-        # Answered without naming the reference: the model must have resolved it where it stands in its document.
+        # Answered without naming the reference: the model must have resolved it where it stands in its
+        # document.
         question, facts, rows = [a, b, _MARK], [[a, b, facts[1][2]]], item[:1]
     else:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world: random facts of every family, written one per line into documents, with the place of each fact known.
+"""A world: random facts of every family, one per line in documents, with the place of each fact known.
 
-Every fact is a line `A B C` whose key `A B` stands right before its value `C`; that is the form a small model learns
-to look up (see eval/NOTES.md). Worlds are made of token ids with numpy, because training wants millions of tokens a
-second; `examples.py` turns them into text.
+Every fact is a line `A B C` whose key `A B` stands right before its value `C`; that is the form a small model
+learns to look up (see eval/NOTES.md). Worlds are made of token ids with numpy, because training wants
+millions of tokens a second; `examples.py` turns them into text.
 """
 
 from __future__ import annotations
@@ -14,35 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import vocabulary as vocab
+from .documents import HEADER_TOKENS, MIN_DOCUMENT_TOKENS, Ids, Rng, bare_ids, spaced_ids, write_documents
 
-Ids = NDArray[np.int16]
-Rng = np.random.Generator
-
-HEADER_TOKENS = 8
-MIN_DOCUMENT_TOKENS = 24
-_LINE_WIDTH = 8
-_EMPTY = -1
-
-
-def _spaced(words: tuple[str, ...]) -> Ids:
-    return np.array([vocab.token_id(" " + w) for w in words], np.int16)
-
-
-def _bare(words: tuple[str, ...]) -> Ids:
-    return np.array([vocab.encode(w)[0] for w in words], np.int16)
-
-
-_NEWLINE = vocab.encode("\n")[0]
-_MORE = vocab.token_id(" more")
-_REPORT, _COLON = vocab.token_id("Report"), vocab.encode(":")[0]
 _MANAGER, _VAR, _CODE, _BOX, _THEME = (vocab.token_id(w) for w in ("manager", "var", "code", "box", "theme"))
-_NAMES, _LABELS, _NUMBERS = _spaced(vocab.NAMES), _spaced(vocab.LABELS), _spaced(vocab.NUMBERS)
-_CITIES, _COLORS, _OBJECTS = _spaced(vocab.CITIES), _spaced(vocab.COLORS), _spaced(vocab.OBJECTS)
-_THEMES, _ORDINALS, _ATTRIBUTES = _spaced(vocab.THEMES), _bare(vocab.ORDINALS), _bare(tuple(vocab.ATTRIBUTES))
-_VALUES = tuple(_spaced(pool) for pool in vocab.ATTRIBUTES.values())
-_STARTS = _bare(vocab.PROSE_STARTS)
-_ADJECTIVES, _NOUNS = _spaced(vocab.PROSE_ADJECTIVES), _spaced(vocab.PROSE_NOUNS)
-_VERBS, _LINKS = _spaced(vocab.PROSE_VERBS), _spaced(vocab.PROSE_LINKS)
+_NAMES, _LABELS, _NUMBERS = spaced_ids(vocab.NAMES), spaced_ids(vocab.LABELS), spaced_ids(vocab.NUMBERS)
+_CITIES, _COLORS, _OBJECTS = spaced_ids(vocab.CITIES), spaced_ids(vocab.COLORS), spaced_ids(vocab.OBJECTS)
+_THEMES, _ORDINALS, _ATTRIBUTES = (
+    spaced_ids(vocab.THEMES),
+    bare_ids(vocab.ORDINALS),
+    bare_ids(tuple(vocab.ATTRIBUTES)),
+)
+_VALUES = tuple(spaced_ids(pool) for pool in vocab.ATTRIBUTES.values())
 
 # Share of the fact lines that each kind gets; the rest are code definitions and their uses.
 _SHARE = {"attribute": 0.42, "manager": 0.12, "visit": 0.15, "variable": 0.13}
@@ -54,7 +36,8 @@ class World:
     """Documents and the facts in them.
 
     facts: [n, 3] ids of A, B, C; place: [n, 2] document and offset of C in it, -1 where a fact did not fit.
-    items: for each family the tuples of fact rows that one question needs, in the order the answer walks them.
+    items: for each family the tuples of fact rows that one question needs, in the order the answer walks
+    them.
     references: (use, definition) rows in which the value of `use` stands for the value of `definition`.
     """
 
@@ -66,14 +49,15 @@ class World:
 
 
 class _Facts:
-    """Growing table of facts: ids, whether a `more` follows, and the key that orders them over the documents."""
+    """Growing table of facts: ids, whether `more` follows, and the key that orders them over documents."""
 
     def __init__(self) -> None:
         self.count = 0
         self._parts: list[tuple[Ids, NDArray[np.bool_], NDArray[np.float64]]] = []
 
-    def add(self, a: Ids | int, b: Ids, c: Ids, order: NDArray[np.float64], more: NDArray[np.bool_] | None = None
-            ) -> range:
+    def add(
+        self, a: Ids | int, b: Ids, c: Ids, order: NDArray[np.float64], more: NDArray[np.bool_] | None = None
+    ) -> range:
         rows = np.empty((len(b), 3), np.int16)
         rows[:, 0], rows[:, 1], rows[:, 2] = a, b, c
         self._parts.append((rows, np.zeros(len(b), bool) if more is None else more, order))
@@ -88,11 +72,13 @@ class _Facts:
 def build_world(rng: Rng, document_tokens: list[int], prose_share: float) -> World:
     """A world whose documents have exactly the given token counts.
 
-    prose_share: part of the tokens that is prose without facts, 0 to 1. Raises ValueError for a document shorter
-    than `MIN_DOCUMENT_TOKENS`.
+    prose_share: part of the tokens that is prose without facts, 0 to 1. Raises ValueError for a document
+    shorter than `MIN_DOCUMENT_TOKENS`.
     """
     if min(document_tokens) < MIN_DOCUMENT_TOKENS:
-        raise ValueError(f"a document needs at least {MIN_DOCUMENT_TOKENS} tokens, got {min(document_tokens)}")
+        raise ValueError(
+            f"a document needs at least {MIN_DOCUMENT_TOKENS} tokens, got {min(document_tokens)}"
+        )
     body = sum(document_tokens) - HEADER_TOKENS * len(document_tokens)
     lines = max(8, int(body * (1 - prose_share) / 4.1))
     facts, world, labels = _Facts(), World(), rng.permutation(_LABELS)
@@ -105,7 +91,15 @@ def build_world(rng: Rng, document_tokens: list[int], prose_share: float) -> Wor
     _add_variables(rng, facts, world, labels[:wanted])
     boxes = min(_MAX_LABELS["box"], max(2, int(lines * (1 - sum(_SHARE.values())) * 0.65)))
     _add_codes(rng, facts, world, labels[wanted : wanted + boxes])
-    _write_documents(rng, world, facts, document_tokens, themes)
+    world.facts, more, order = facts.stacked()
+    world.documents, world.place = write_documents(
+        rng,
+        document_tokens,
+        world.facts[: len(themes)],
+        world.facts[len(themes) :],
+        more[len(themes) :],
+        order[len(themes) :],
+    )
     _keep_answerable(world)
     return world
 
@@ -145,8 +139,12 @@ def _add_managers(rng: Rng, facts: _Facts, world: World, attributes: range, coun
     picked = [known[i] for i in rng.integers(len(known), size=count)]
     staff = rng.choice(_NAMES, min(count, len(_NAMES)), replace=False)
     pairs = [(s, boss, row) for s, (boss, row) in zip(staff.tolist(), picked, strict=False) if s != boss]
-    rows = facts.add(_MANAGER, np.array([p[0] for p in pairs], np.int16), np.array([p[1] for p in pairs], np.int16),
-                     rng.random(len(pairs)))
+    rows = facts.add(
+        _MANAGER,
+        np.array([p[0] for p in pairs], np.int16),
+        np.array([p[1] for p in pairs], np.int16),
+        rng.random(len(pairs)),
+    )
     world.items["twohop"] = [(row, pair[2]) for row, pair in zip(rows, pairs, strict=True)]
 
 
@@ -157,9 +155,16 @@ def _add_visits(rng: Rng, facts: _Facts, world: World, people: int) -> None:
     ends = np.cumsum(counts)
     ordinal = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     more = ordinal + 1 < np.repeat(counts, counts)
-    rows = facts.add(_ORDINALS[ordinal], np.repeat(names, counts), rng.choice(_CITIES, len(more)),
-                     rng.random(len(more)), more)
-    world.items["multivalue"] = [tuple(rows[e - c : e]) for e, c in zip(ends.tolist(), counts.tolist(), strict=True)]
+    rows = facts.add(
+        _ORDINALS[ordinal],
+        np.repeat(names, counts),
+        rng.choice(_CITIES, len(more)),
+        rng.random(len(more)),
+        more,
+    )
+    world.items["multivalue"] = [
+        tuple(rows[e - c : e]) for e, c in zip(ends.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def _add_variables(rng: Rng, facts: _Facts, world: World, labels: Ids) -> None:
@@ -177,7 +182,7 @@ def _add_variables(rng: Rng, facts: _Facts, world: World, labels: Ids) -> None:
 
 
 def _add_codes(rng: Rng, facts: _Facts, world: World, boxes: Ids) -> None:
-    """Colours get a meaning, then boxes are marked with a colour: what a box means is known only from the code."""
+    """Colours get a meaning, then boxes a colour: what a box means is known only from the code."""
     colors = rng.choice(_COLORS, min(len(_COLORS), max(2, len(boxes) // 3)), replace=False)
     defined = rng.random(len(colors)) * 0.6
     rows = facts.add(_CODE, colors, rng.choice(_OBJECTS, len(colors)), defined)
@@ -187,60 +192,12 @@ def _add_codes(rng: Rng, facts: _Facts, world: World, boxes: Ids) -> None:
     world.references += [(use, rows[w]) for use, w in zip(uses, which.tolist(), strict=True)]
 
 
-def _prose(rng: Rng, count: int) -> Ids:
-    """[count, 8] lines of prose of six or eight tokens, padded with `_EMPTY`."""
-    lines = np.full((count, _LINE_WIDTH), _EMPTY, np.int16)
-    long = rng.random(count) < 0.5
-    for column, pool in enumerate((_STARTS, _ADJECTIVES, _NOUNS, _VERBS)):
-        lines[:, column] = rng.choice(pool, count)
-    lines[:, 4] = np.where(long, rng.choice(_LINKS, count), rng.choice(_NOUNS, count))
-    lines[:, 5] = np.where(long, rng.choice(_ADJECTIVES, count), _NEWLINE)
-    lines[long, 6], lines[long, 7] = rng.choice(_NOUNS, int(long.sum())), _NEWLINE
-    return lines
-
-
-def _write_documents(rng: Rng, world: World, facts: _Facts, sizes: list[int], themes: range) -> None:
-    """Spread the lines over documents of the given sizes in their order; fill each one's end with plain words."""
-    world.facts, more, order = facts.stacked()
-    lines = np.full((facts.count, _LINE_WIDTH), _EMPTY, np.int16)
-    lines[:, :3], lines[:, 3] = world.facts, np.where(more, _MORE, _NEWLINE)
-    lines[more, 4] = _NEWLINE
-    body = sum(sizes) - HEADER_TOKENS * len(sizes)
-    missing = body - int((lines[len(themes) :] != _EMPTY).sum())
-    prose = _prose(rng, max(0, missing // 7) + 1)
-    lines = np.concatenate([lines[len(themes) :], prose])
-    order = np.concatenate([order[len(themes) :], rng.random(len(prose))])
-    by_order = np.argsort(order, kind="stable")
-    lines = lines[by_order]
-    filled = lines != _EMPTY
-    ends = np.cumsum(filled.sum(1))
-    stream = lines[filled]
-    row_at = by_order + len(themes)  # fact row of each line; prose comes after all facts
-    world.place = np.full((facts.count, 2), -1, np.int32)
-    first = 0
-    for number, size in enumerate(sizes):
-        begin = int(ends[first - 1]) if first else 0
-        last = int(np.searchsorted(ends, begin + size - HEADER_TOKENS, side="right"))
-        end = int(ends[last - 1]) if last else 0
-        room = size - HEADER_TOKENS - (end - begin)
-        rest = rng.choice(_NOUNS, room)
-        rest[-1:] = _NEWLINE
-        _, label, theme = world.facts[themes[number]]
-        header = np.array([_REPORT, label, _COLON, _NEWLINE, _THEME, label, theme, _NEWLINE], np.int16)
-        world.documents.append(np.concatenate([header, stream[begin:end], rest]))
-        world.place[themes[number]] = number, 6
-        held = row_at[first:last]
-        starts = np.concatenate([[begin], ends[first : last - 1]])[: last - first] - begin
-        is_fact = held < facts.count
-        world.place[held[is_fact], 0] = number
-        world.place[held[is_fact], 1] = HEADER_TOKENS + starts[is_fact] + 2
-        first = last
-
-
 def _keep_answerable(world: World) -> None:
     """Drop what did not fit into the documents, and references that do not cross from an earlier document."""
     document = world.place[:, 0].tolist()
     for family, items in world.items.items():
         world.items[family] = [item for item in items if all(document[row] >= 0 for row in item)]
-    world.references = [(use, source) for use, source in world.references if 0 <= document[source] < document[use]]
+    world.references = [
+        (use, source) for use, source in world.references if 0 <= document[source] < document[use]
+    ]
     world.items["crossdoc"] = list(world.references)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal attention of the training run: global and local heads, whole prompts and documents in isolation.
 
-Isolation is a matter of shape here: in an isolated batch every document has the same length and the documents fill
-the first `split` positions, so a document is a short sequence of its own and the rest is a suffix that sees all.
-A dense masked version of the same definition serves evaluation at any document length, and checks the fast one.
+Isolation is a matter of shape here: in an isolated batch every document has the same length and the documents
+fill the first `split` positions, so a document is a short sequence of its own and the rest is a suffix that
+sees all. A dense masked version of the same definition serves evaluation at any document length, and checks
+the fast one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from eval.train.model import AttentionFn, ModelConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch is attended: under the head map or plainly; first `split` positions cut into isolated documents.
+    """How a batch is attended: under the head map or plainly; first `split` positions cut into isolated
+    documents.
 
     split is a multiple of `document`; 0 means ordinary causal attention over everything.
     """
@@ -31,8 +33,9 @@ class Layout:
     document: int = 0
 
 
-def make_attention(c: ModelConfig, layout: Layout, observe: Callable[[int, Tensor, Tensor], None] | None = None
-                   ) -> AttentionFn:
+def make_attention(
+    c: ModelConfig, layout: Layout, observe: Callable[[int, Tensor, Tensor], None] | None = None
+) -> AttentionFn:
     """Attention for one batch; `observe(layer, q, k)` sees each layer's rotated q and k, for supervision."""
     group = c.q_heads // c.kv_heads
 
@@ -63,7 +66,7 @@ def _heads(x: Tensor, chosen: list[int], group: int = 1) -> Tensor:
 
 
 CoreFn = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Last rows q [B, R, Hq, D] of a sequence k, v [B, T, Hkv, D] (R <= T, aligned at the end) -> [B, R, Hq, D]."""
+"""Last R rows q [B, R, Hq, D] of a sequence k, v [B, T, Hkv, D] -> [B, R, Hq, D]."""
 
 
 def _by_layout(layout: Layout, core: CoreFn, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -81,20 +84,25 @@ def _by_layout(layout: Layout, core: CoreFn, q: Tensor, k: Tensor, v: Tensor) ->
 def _full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows, length = q.shape[1], k.shape[1]
     if rows < length:
-        # Rows in front cost little next to a masked kernel, and keep the fast causal one; their output is dropped.
+        # Rows in front cost little next to a masked kernel, and keep the fast causal one; their output is
+        # dropped.
         q = F.pad(q, (0, 0, 0, 0, length - rows, 0))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)[:, length - rows :]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)[
+        :, length - rows :
+    ]
 
 
 def _windowed(c: ModelConfig) -> CoreFn:
-    """Sink + window in blocks of `window` rows: each sees its own block, the one before, and the sink columns."""
+    """Sink + window in blocks of `window` rows: each sees its own block, the one before, and the sinks."""
 
     def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (batch, rows, q_heads, dim), length = q.shape, k.shape[1]
         size, sinks = c.window, _padded_sinks(c)
         if rows % size or length % size:
-            raise ValueError(f"windowed training attention needs multiples of {size} positions, got {rows}, {length}")
+            raise ValueError(
+                f"windowed training attention needs multiples of {size} positions, got {rows}, {length}"
+            )
         skipped = (length - rows) // size
 
         def blocks(x: Tensor) -> Tensor:
@@ -108,7 +116,9 @@ def _windowed(c: ModelConfig) -> CoreFn:
         group = q_heads // k.shape[2]
         grouped = q.unflatten(1, (-1, size)).flatten(0, 1).transpose(1, 2)
         keys, values = (blocks(x).repeat_interleave(group, 1) for x in (k, v))
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask.expand(-1, q_heads, -1, -1))
+        out = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=mask.expand(-1, q_heads, -1, -1)
+        )
         return out.transpose(1, 2).reshape(batch, rows, q_heads, dim)
 
     return core
@@ -120,7 +130,9 @@ def _padded_sinks(c: ModelConfig) -> int:
 
 
 @lru_cache(maxsize=64)
-def _block_mask(c: ModelConfig, skipped: int, blocks: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _block_mask(
+    c: ModelConfig, skipped: int, blocks: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Additive mask [blocks, size, 2 * size + sinks] for blocks `skipped`, `skipped + 1`, ..."""
     size = c.window
     block = torch.arange(skipped, skipped + blocks, device=device)[:, None]
@@ -137,8 +149,8 @@ def _block_mask(c: ModelConfig, skipped: int, blocks: int, device: torch.device,
 def make_dense_attention(c: ModelConfig, mapped: bool, document: Tensor) -> AttentionFn:
     """The same attention by explicit masks, for documents of any length.
 
-    document: int [B, T], the number of the isolated document a position belongs to, 0 for rows that see everything.
-    Sinks of a row inside a document are the first tokens of that document.
+    document: int [B, T], the number of the isolated document a position belongs to, 0 for rows that see
+    everything. Sinks of a row inside a document are the first tokens of that document.
     """
     length = document.shape[1]
     at = torch.arange(length, device=document.device)
@@ -150,8 +162,12 @@ def make_dense_attention(c: ModelConfig, mapped: bool, document: Tensor) -> Atte
 
     def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         local = c.local_in(layer) if mapped else []
-        mask = torch.stack([near if h in local else seen for h in range(c.kv_heads)], 1).repeat_interleave(group, 1)
-        q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
+        mask = torch.stack([near if h in local else seen for h in range(c.kv_heads)], 1).repeat_interleave(
+            group, 1
+        )
+        q, k, v = (
+            x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2))
+        )
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
     return attention

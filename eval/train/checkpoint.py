@@ -16,7 +16,8 @@ from eval.tasks.vocabulary import BOS, END, PAD, SPECIALS, TOKENS, token_id
 from eval.train.model import EmbeddedModel, ModelConfig
 
 CHAT_TEMPLATE = (
-    "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|bos|>' }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
@@ -51,8 +52,9 @@ def load_weights(model: EmbeddedModel, path: Path) -> None:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges: a word of the vocabulary is one id, anything else falls back to bytes."""
-    # The byte-level pre-tokenizer spells bytes as printable characters; the vocabulary must use the same spelling.
+    """Byte-level BPE without merges: a word of the vocabulary is one id, all else falls back to bytes."""
+    # The byte-level pre-tokenizer spells bytes as printable characters; the vocabulary must use the same
+    # spelling.
     spelling = _byte_spelling()
     vocab: dict[str, int] = {}
     for i, token in enumerate(TOKENS):
@@ -68,7 +70,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def _byte_spelling() -> list[str]:
-    """Printable character of each byte in byte-level BPE: itself where printable, else the next from U+0100 on."""
+    """Character of each byte in byte-level BPE: itself where printable, else the next from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
@@ -77,9 +79,10 @@ def _byte_spelling() -> list[str]:
 def hf_config(c: ModelConfig) -> dict[str, Any]:
     """`config.json` of the model for transformers and SGLang."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab, "hidden_size": c.width,
-        "intermediate_size": c.ffn, "num_hidden_layers": c.layers, "num_attention_heads": c.q_heads,
-        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "hidden_act": "silu",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.vocab,
+        "hidden_size": c.width, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
+        "num_attention_heads": c.q_heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
+        "hidden_act": "silu",
         "max_position_embeddings": c.max_positions, "rms_norm_eps": c.norm_eps, "rope_theta": c.rope_theta,
         "rope_scaling": None, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
         "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16",

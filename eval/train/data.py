@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches: conversations over random worlds, and random spans to copy, as token ids.
 
-One world is asked many questions in one conversation, so most of a batch's work is reused. Batches of one call share
-their length and, if documents are isolated, the shape that `attention.py` relies on.
+One world is asked many questions in one conversation, so most of a batch's work is reused. Batches of one
+call share their length and, if documents are isolated, the shape that `attention.py` relies on.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.tasks import vocabulary as vocab
+from eval.tasks.documents import MIN_DOCUMENT_TOKENS, Rng
 from eval.tasks.examples import QUESTION_HEAD, SYSTEM_PROMPTS, TRAINING, split_tokens
 from eval.tasks.questions import ask
-from eval.tasks.world import MIN_DOCUMENT_TOKENS, Ids, Rng, World, build_world
+from eval.tasks.world import World, build_world
 
 ANSWER, COPY = 1, 2
 """Kinds of predicted tokens that count fully in the loss; all others are 0."""
 RETRIEVE, REFERENCE, RESOLVED = 1, 2, 3
-"""Kinds of gold attention: question to value, reference to its definition, question to a resolved reference."""
+"""Kinds of gold attention: question to value, reference to definition, question to resolved reference."""
 
 _FAMILY_WEIGHT = {"lookup": 0.26, "multivalue": 0.14, "tracking": 0.15, "twohop": 0.17, "crossdoc": 0.28}
 _SYSTEM = [vocab.encode(text) for text in SYSTEM_PROMPTS]
 _HEAD = vocab.encode(QUESTION_HEAD)
 _BOS, _END, _SEG = (vocab.token_id(t) for t in (vocab.BOS, vocab.END, vocab.SEG))
-_ROLE_SYSTEM, _ROLE_USER, _ROLE_ASSISTANT = (vocab.token_id(t) for t in (vocab.SYSTEM, vocab.USER, vocab.ASSISTANT))
+_ROLE_SYSTEM, _ROLE_USER, _ROLE_ASSISTANT = (
+    vocab.token_id(t) for t in (vocab.SYSTEM, vocab.USER, vocab.ASSISTANT)
+)
 _NEWLINE = vocab.encode("\n")[0]
 _FIRST_WORD = next(i for i, t in enumerate(vocab.TOKENS) if isinstance(t, str) and t not in vocab.SPECIALS)
 _WORDS_END = next(i for i, t in enumerate(vocab.TOKENS) if str(t).startswith("<|free_"))
@@ -74,7 +77,7 @@ class _Sequence:
 
 
 def make_batch(rng: Rng, mix: Mix, tokens: int, window: int) -> Batch:
-    """A batch of `tokens` tokens in all, drawn from `mix`; isolated documents are multiples of `window` long."""
+    """A batch of `tokens` tokens in all from `mix`; isolated documents are multiples of `window` long."""
     lengths, weights = zip(*mix.lengths, strict=True)
     length = int(rng.choice(lengths, p=np.array(weights) / sum(weights)))
     split = document = 0
@@ -83,8 +86,13 @@ def make_batch(rng: Rng, mix: Mix, tokens: int, window: int) -> Batch:
         document = int(rng.choice(sizes))
         split = document * max(2, int(rng.uniform(0.5, 0.85) * length / document))
     count, room = tokens // length, max(24, min(128, length // 8))
-    batch = Batch(np.empty((count, length + 1), np.int16), np.empty((count, length + 1), np.int8),
-                  np.zeros((count, room, 3), np.int16), split, document)
+    batch = Batch(
+        np.empty((count, length + 1), np.int16),
+        np.empty((count, length + 1), np.int8),
+        np.zeros((count, room, 3), np.int16),
+        split,
+        document,
+    )
     for b in range(count):
         if split:
             sequence = _conversation(rng, length, [document] * (split // document))
@@ -116,7 +124,7 @@ def _copies(rng: Rng, length: int) -> _Sequence:
 
 
 def _conversation(rng: Rng, length: int, blocks: list[int] | None) -> _Sequence:
-    """Documents and questions about them, the documents in isolated blocks of the given sizes if any are given."""
+    """Documents and questions about them; the documents in isolated blocks of the given sizes, if any."""
     sequence = _Sequence(length)
     separator = [_SEG] if rng.random() < 0.3 else []
     in_system = blocks is None and rng.random() < 0.15
@@ -140,7 +148,8 @@ def _conversation(rng: Rng, length: int, blocks: list[int] | None) -> _Sequence:
     resume = int(rng.uniform(len(sequence.ids), length)) if held_back else length + 1
     items = _shuffled_items(rng, world, len(starts), isolated=blocks is not None)
     while not sequence.full:
-        # A fact asked twice could be copied from the first answer, so each is asked once while there are others.
+        # A fact asked twice could be copied from the first answer, so each is asked once while there are
+        # others.
         items = items or _shuffled_items(rng, world, len(starts), isolated=blocks is not None)
         _question(rng, sequence, world, starts, items)
         if held_back and len(sequence.ids) > resume:
@@ -171,8 +180,9 @@ def _shuffled_items(rng: Rng, world: World, given: int, isolated: bool) -> dict[
     return known
 
 
-def _question(rng: Rng, sequence: _Sequence, world: World, starts: list[int],
-              items: dict[str, list[tuple[int, ...]]]) -> None:
+def _question(
+    rng: Rng, sequence: _Sequence, world: World, starts: list[int], items: dict[str, list[tuple[int, ...]]]
+) -> None:
     """One of `items`, taken out of it, with its answer, up to the role marker of the next user turn."""
     weights = np.cumsum([_FAMILY_WEIGHT[family] for family in items])
     family = list(items)[int(np.searchsorted(weights, rng.random() * weights[-1]))]
@@ -185,6 +195,8 @@ def _question(rng: Rng, sequence: _Sequence, world: World, starts: list[int],
         document, offset = world.place[row].tolist()
         kind = RESOLVED if family == "crossdoc" else RETRIEVE
         sequence.gold.append((first + index, starts[document] + offset, kind))
+        if family == "multivalue":  # whether there is more stands right after the value
+            sequence.gold.append((first + index + 1, starts[document] + offset + 1, RETRIEVE))
     sequence.add([*asked.answer, _END], ANSWER)
     sequence.add([_ROLE_USER])
 
@@ -192,8 +204,11 @@ def _question(rng: Rng, sequence: _Sequence, world: World, starts: list[int],
 def _reference_gold(world: World, starts: list[int]) -> list[tuple[int, int, int]]:
     """Each reference in the documents given, to what it stands for."""
     place = world.place.tolist()
-    return [(starts[place[use][0]] + place[use][1], starts[place[source][0]] + place[source][1], REFERENCE)
-            for use, source in world.references if place[use][0] < len(starts)]
+    return [
+        (starts[place[use][0]] + place[use][1], starts[place[source][0]] + place[source][1], REFERENCE)
+        for use, source in world.references
+        if place[use][0] < len(starts)
+    ]
 
 
 def training_rng(seed: int, worker: int) -> Rng:

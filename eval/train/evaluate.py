@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact match of the model on the evaluation examples, in batches, dense and under its head map.
 
-The gold answer is appended and every answer token must be the argmax at its place; greedy decoding gives the gold
-answer exactly if that holds, so the figure is the exact match of greedy generation.
+The gold answer is appended and every answer token must be the argmax at its place; greedy decoding gives the
+gold answer exactly if that holds, so the figure is the exact match of greedy generation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ def encoded_example(task: str, length: int, seed: int) -> tuple[list[int], int, 
     return prompt + encode(example.answer + END), len(prompt), sizes
 
 
-def exact_match(model: EmbeddedModel, task: str, length: int, seeds: Iterable[int], mode: str, dtype: torch.dtype,
-                batch_tokens: int, pool: Pool | None = None) -> float:
+def exact_match(
+    model: EmbeddedModel,
+    task: str,
+    length: int,
+    seeds: Iterable[int],
+    mode: str,
+    dtype: torch.dtype,
+    batch_tokens: int,
+    pool: Pool | None = None,
+) -> float:
     """Share of the examples answered exactly.
 
     mode: `dense`, `mapped` (local heads see sink + window), or `isolated` (dense, each document by itself).
@@ -39,13 +47,20 @@ def exact_match(model: EmbeddedModel, task: str, length: int, seeds: Iterable[in
     examples = list(pool.map(encode_seed, seeds, chunksize=8) if pool else map(encode_seed, seeds))
     padded = -(-(length + _HEADROOM) // model.config.window) * model.config.window
     size = max(1, batch_tokens // padded)
-    right = sum(_right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size))
+    right = sum(
+        _right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size)
+    )
     return right / len(examples)
 
 
 @torch.no_grad()
-def _right(model: EmbeddedModel, examples: list[tuple[list[int], int, list[int]]], padded: int, mode: str,
-           dtype: torch.dtype) -> int:
+def _right(
+    model: EmbeddedModel,
+    examples: list[tuple[list[int], int, list[int]]],
+    padded: int,
+    mode: str,
+    dtype: torch.dtype,
+) -> int:
     c, device = model.config, model.embedding.device
     tokens = torch.full((len(examples), padded + 1), token_id(PAD))
     answers = torch.zeros(len(examples), padded, dtype=torch.bool)
@@ -62,8 +77,9 @@ def _right(model: EmbeddedModel, examples: list[tuple[list[int], int, list[int]]
     return int((~wrong.any(1)).sum())
 
 
-def _attention(model: EmbeddedModel, examples: list[tuple[list[int], int, list[int]]], padded: int, mode: str
-               ) -> AttentionFn:
+def _attention(
+    model: EmbeddedModel, examples: list[tuple[list[int], int, list[int]]], padded: int, mode: str
+) -> AttentionFn:
     if mode != "isolated":
         return make_attention(model.config, Layout(mapped=mode == "mapped"))
     documents = torch.zeros(len(examples), padded, dtype=torch.long)
@@ -79,13 +95,21 @@ def _documents_start(prompt: list[int]) -> int:
     return prompt.index(token_id("<|user|>")) + 1
 
 
-def table(model: EmbeddedModel, lengths: Iterable[int], count: int, modes: Iterable[str], dtype: torch.dtype,
-          batch_tokens: int, pool: Pool | None = None) -> dict[str, dict[str, dict[str, float]]]:
+def table(
+    model: EmbeddedModel,
+    lengths: Iterable[int],
+    count: int,
+    modes: Iterable[str],
+    dtype: torch.dtype,
+    batch_tokens: int,
+    pool: Pool | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
     """Exact match as {mode: {length: {task: share}}} over the seeds 0 to `count` - 1."""
     return {
         mode: {
             str(length): {
-                task: exact_match(model, task, length, range(count), mode, dtype, batch_tokens, pool) for task in TASKS
+                task: exact_match(model, task, length, range(count), mode, dtype, batch_tokens, pool)
+                for task in TASKS
             }
             for length in lengths
         }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded model in plain torch: Llama's arithmetic, with the attention function left to the caller.
 
-Everything but attention works on flat rows `[N, d]`, so one compiled version serves every batch shape with the same
-number of tokens.
+Everything but attention works on flat rows `[N, d]`, so one compiled version serves every batch shape with
+the same number of tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AttentionFn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [B, T, Hq, D], k [B, T, Hkv, D], v [B, T, Hkv, D]) -> [B, T, Hq, D]; q and k are already rotated."""
+"""(layer, q [B, T, Hq, D], k and v [B, T, Hkv, D]) -> [B, T, Hq, D]; q and k are already rotated."""
 
 MATRIX_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -25,8 +25,9 @@ MATRIX_NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 class ModelConfig:
     """Shape of the model and the head classes it is trained to have.
 
-    `global_heads` lists the (layer, KV head) pairs that always see the whole context; every other head is trained
-    half of the time with `sink` first tokens plus a window of `window` tokens (the token itself included).
+    `global_heads` lists the (layer, KV head) pairs that always see the whole context; every other head is
+    trained half of the time with `sink` first tokens plus a window of `window` tokens (the token itself
+    included).
     """
 
     vocab: int = 2048
@@ -101,7 +102,7 @@ def project(c: ModelConfig, x: Tensor, w: tuple[Tensor, ...], cos: Tensor, sin: 
 
 
 def finish(c: ModelConfig, x: Tensor, attended: Tensor, w: tuple[Tensor, ...]) -> Tensor:
-    """Residual rows [N, d] after attention output [N, Hq * D] and the MLP; `w` = (o, norm, gate, up, down)."""
+    """Rows [N, d] after attention output [N, Hq * D] and the MLP; `w` = (o, norm, gate, up, down)."""
     wo, norm, gate, up, down = w
     x = x + F.linear(attended, wo.to(x.dtype))
     h = rms_norm(x, norm, c.norm_eps)
@@ -131,7 +132,9 @@ class EmbeddedModel(nn.Module):
         self.project = torch.compile(project, dynamic=False, fullgraph=True)
         self.finish = torch.compile(finish, dynamic=False, fullgraph=True)
 
-    def forward(self, tokens: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn, dtype: torch.dtype) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn, dtype: torch.dtype
+    ) -> Tensor:
         """Last hidden rows [B * T, d] (before the final norm) of tokens [B, T], with tables [B * T, D]."""
         c = self.config
         batch, length = tokens.shape

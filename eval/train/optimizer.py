@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Muon for the matrices of the layers, AdamW for embedding and norms.
 
-Muon: momentum whose update is replaced by its nearest orthogonal matrix, found by a Newton-Schulz iteration with the
-quintic coefficients of Keller Jordan's "Muon: an optimizer for hidden layers in neural networks" (2024).
+Muon: momentum whose update is replaced by its nearest orthogonal matrix, found by a Newton-Schulz iteration
+with the quintic coefficients of Keller Jordan's "Muon: an optimizer for hidden layers in neural networks"
+(2024).
 """
 
 from __future__ import annotations
@@ -33,17 +34,19 @@ class Optimizer:
 
     def __init__(self, model: EmbeddedModel, matrix_rate: float, other_rate: float, decay: float) -> None:
         self._matrix_rate, self._other_rate, self._decay = matrix_rate, other_rate, decay
-        self._groups: dict[torch.Size, list[nn.Parameter]] = {}
+        self._groups: dict[torch.Size, list[Tensor]] = {}
         for layer in model.layers:
             for name in MATRIX_NAMES:
                 matrix = getattr(layer, name)
                 self._groups.setdefault(matrix.shape, []).append(matrix)
-        self._momentum = {shape: torch.zeros(len(group), *shape, device=group[0].device)
-                          for shape, group in self._groups.items()}
+        self._momentum = {
+            shape: torch.zeros(len(group), *shape, device=group[0].device)
+            for shape, group in self._groups.items()
+        }
         matrices = {id(p) for group in self._groups.values() for p in group}
         self._all = list(model.parameters())
         others = [p for p in self._all if id(p) not in matrices]
-        self._adam = torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self._adam = torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def step(self, rate: float, momentum: float) -> None:

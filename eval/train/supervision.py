@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Auxiliary loss that shows a few heads where to look: the generator knows where every answer stands.
 
-Without it, random text gives a small model no reason to build the pair of heads that a lookup needs; with it (and
-with copying) lookups appear within the first million tokens. See eval/NOTES.md.
+Without it, random text gives a small model no reason to build the pair of heads that a lookup needs; with it
+(and with copying) lookups appear within the first million tokens. See eval/NOTES.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from eval.train.model import ModelConfig
 
 @dataclass(frozen=True)
 class Rule:
-    """Query head `head` of `layer` is to look `back` tokens back, or along gold attention of the given kinds."""
+    """Query head `head` of `layer` is to look `back` tokens back, or along gold attention of the kinds."""
 
     layer: int
     head: int
@@ -28,7 +28,7 @@ class Rule:
 
 
 def rules_for(c: ModelConfig) -> tuple[Rule, ...]:
-    """Previous-token rules on two local heads of layer 0, retrieval rules on global heads of layers 1 to 3."""
+    """Previous-token rules on two local heads of layer 0, retrieval on global heads of layers 1 to 3."""
     group = c.q_heads // c.kv_heads
     first, second, third = ([h * group for h in c.global_in(layer)] for layer in (1, 2, 3))
     back = [h * group for h in c.local_in(0)]
@@ -65,10 +65,15 @@ class Supervisor:
             if rule.layer != layer:
                 continue
             if rule.back:
-                row, target, valid = self._every, self._every - rule.back, torch.ones_like(self._every, dtype=torch.bool)
+                row, target, valid = (
+                    self._every,
+                    self._every - rule.back,
+                    torch.ones_like(self._every, dtype=torch.bool),
+                )
             else:
                 row, target = self._gold[..., 0], self._gold[..., 1]
-                valid = torch.isin(self._gold[..., 2], torch.tensor(rule.kinds, device=row.device))
+                kind = self._gold[..., 2:]
+                valid = torch.cat([kind == wanted for wanted in rule.kinds], -1).any(-1)
             asked = q[:, :, rule.head].gather(1, row[..., None].expand(-1, -1, q.shape[-1]))
             scores = (asked @ k[:, :, rule.head // self._group].transpose(1, 2)).float() * self._scale
             scores = scores.masked_fill(self._columns > row[..., None], float("-inf"))
