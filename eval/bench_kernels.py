@@ -132,7 +132,7 @@ def make_batches(bs: int, rows: int, context: int) -> tuple[ExtendBatch, DecodeB
 
 
 def make_layers(n_rows: int, slots: int, read: int, heads: int, group: int) -> list[Layer]:
-    """Random pools and queries: so many layers that reading ``read`` tokens of each overflows the L2 cache."""
+    """Random pools and queries: as many layers as make reading ``read`` tokens of each overflow L2."""
     token = heads * DIM * 4
     count = max(2, min(-(-L2_BYTES // (read * token)), MAX_BYTES // (slots * token)))
     q = torch.randn(n_rows, group * heads, DIM, dtype=DTYPE, device=DEVICE)

@@ -118,6 +118,8 @@ class RedKnotAttention(AttentionBackend):
     def _attend(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Any, forward_batch: Any, save_kv_cache: bool
     ) -> Tensor:
+        if layer.logit_cap:
+            raise ValueError(f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}; --redknot cannot serve it")
         pool, order = self.token_to_kv_pool, self.orders[layer.layer_id]
         if save_kv_cache and k is not None and v is not None:
             if self.local_loc is None or layer.layer_id == 0:

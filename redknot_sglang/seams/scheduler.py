@@ -70,6 +70,20 @@ def _reserve_decode_windows(result: Any, adder: Any, *args: Any, **kwargs: Any) 
         adder.rem_swa_token_offset += max(0, min(to_come, window - owned))
 
 
+def _hold_back_behind_stalled_chunk(original: Any, adder: Any, req: Any) -> Any:
+    """Admit nobody while a chunked request waits for local slots.
+
+    SGLang counts a chunk of that request as in flight whenever it forms any prefill batch (scheduler.py,
+    `inflight_middle_chunks += 1`), also one without it; the request's last chunk is then taken for a middle one and
+    its first output token is lost.
+    """
+    result = original(adder, req)
+    stalled = result is req and req not in adder.can_run_list
+    if stalled and hasattr(adder.tree_cache, "decode_window"):
+        adder.prefill_max_requests = 0
+    return result
+
+
 SEAMS = (
     Seam("sglang.srt.managers.scheduler.Scheduler.get_internal_state", _add_status, "after", "/redknot/status"),
     Seam(
@@ -89,5 +103,11 @@ SEAMS = (
         _reserve_decode_windows,
         "after",
         "admission leaves room for the windows of running requests",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
+        _hold_back_behind_stalled_chunk,
+        "around",
+        "a chunked request that waits for local slots must not be counted as in flight",
     ),
 )
