@@ -174,9 +174,7 @@ def floor(hardware: Hardware, group: int, bs: int, rows: int, context: int) -> f
     return max(flops / hardware.products, (pages + queries) / hardware.bandwidth)
 
 
-def bench(
-    phase: str, bs: int, rows: int, context: int, group: int, names: list[str], hw: Hardware
-) -> list[Row]:
+def bench(phase: str, bs: int, rows: int, context: int, group: int, names: list[str], hw: Hardware) -> list[Row]:
     """All paths on one shape."""
     extend, decode = make_batches(bs, rows, context)
     split, dense = specs(group)
@@ -231,9 +229,7 @@ def show(rows: list[Row], hardware: Hardware) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=FilePath, help="write the rows here as well")
     parser.add_argument("--quick", action="store_true", help="two shapes of each phase")
     parser.add_argument("--paths", default="fa3,flashinfer,triton", help="comma-separated")

@@ -34,7 +34,7 @@ class RedKnotAttention(AttentionBackend):
         assert config is not None, "built for a runner without --redknot"
         self.token_to_kv_pool: HeadClassPool = pool
         self.req_to_token_pool = runner.req_to_token_pool
-        self.device = torch.device(runner.device)
+        self.device = pool.buffer_device
         self.max_context = runner.model_config.context_len
         self.head_dim = pool.head_dim
         heads = pool.head_map
@@ -119,7 +119,9 @@ class RedKnotAttention(AttentionBackend):
         self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Any, forward_batch: Any, save_kv_cache: bool
     ) -> Tensor:
         if layer.logit_cap:
-            raise ValueError(f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}; --redknot cannot serve it")
+            raise ValueError(
+                f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}; --redknot cannot serve it"
+            )
         pool, order = self.token_to_kv_pool, self.orders[layer.layer_id]
         if save_kv_cache and k is not None and v is not None:
             if self.local_loc is None or layer.layer_id == 0:
@@ -171,7 +173,7 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
         window=heads.window,
         sink=heads.sink,
         dtype=pool.dtype,
-        device=torch.device(pool.device),
+        device=pool.buffer_device,
     )
 
 

@@ -42,9 +42,7 @@ def _legend(pen: ImageDraw.ImageDraw, settings: Settings) -> None:
     pen.text((left, 37), note, font=_font(16), fill=_QUIET, anchor="lm")
 
 
-def _panel(
-    pen: ImageDraw.ImageDraw, left: int, title: str, ratio: str, values: list[float], cells: list[str]
-) -> None:
+def _panel(pen: ImageDraw.ImageDraw, left: int, title: str, ratio: str, values: list[float], cells: list[str]) -> None:
     pen.text((left, 82), title, font=_font(17), fill=_INK, anchor="lm")
     pen.text((left, 106), ratio, font=_font(15), fill=_QUIET, anchor="lm")
     floor, scale = _HEIGHT - _BOTTOM, max(values) or 1.0

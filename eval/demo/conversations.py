@@ -20,9 +20,7 @@ async def run_conversations(client: Client, settings: Settings, on_answer: OnAns
     All conversations take a turn before any takes the next one, as many users at once do; so a prefix is used
     again only if it outlives the other conversations.
     """
-    talks = [
-        make_conversation(settings.length, settings.turns, seed) for seed in range(settings.conversations)
-    ]
+    talks = [make_conversation(settings.length, settings.turns, seed) for seed in range(settings.conversations)]
     histories = [[{"role": "system", "content": talk.system}] for talk in talks]
     results: list[TurnResult] = []
     for number in range(settings.turns):

@@ -46,9 +46,7 @@ def run_frontend(url: str, settings: Settings, tick: Callable[[], object]) -> li
             raise RuntimeError(f"the frontend program failed: {problem}") from problem
         answers = [state[f"answer{number}"] for number in range(settings.turns)]
         hits = sum(right(talk, turn, text) for turn, text in zip(talk.turns, answers, strict=True))
-        results.append(
-            FrontendResult(hits, settings.turns, state.get_meta_info(f"answer{settings.turns - 1}"))
-        )
+        results.append(FrontendResult(hits, settings.turns, state.get_meta_info(f"answer{settings.turns - 1}")))
         for _ in answers:
             tick()
     return results

@@ -32,9 +32,7 @@ def run_demo(settings: Settings, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     turns = (settings.conversations + settings.frontend_conversations) * settings.turns
     figures = {}
-    with tqdm(
-        total=len(SERVERS) * (turns + settings.fill_requests), unit="request", dynamic_ncols=True
-    ) as bar:
+    with tqdm(total=len(SERVERS) * (turns + settings.fill_requests), unit="request", dynamic_ncols=True) as bar:
         for server in SERVERS:
             figures[server] = _run_server(server, settings, out, bar)
         bar.set_description("done")

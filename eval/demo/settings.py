@@ -16,6 +16,9 @@ SERVERS = (STOCK, REDKNOT)
 
 ANSWER_TOKENS = 64
 _TEMPLATE_TOKENS = 64
+# The tokens of a prefill chunk hold local slots until the window has passed them. SGLang's own default would take a
+# good part of so small a local pool, and cached tails would have to make room.
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Settings:
             f"--context-length={2 * self.context}",
             f"--max-running-requests={self.fill_requests}",
             "--enable-cache-report",
+            f"--chunked-prefill-size={_CHUNK}",
             *(CPU_FLAGS if self.device == "cpu" else ("--dtype=bfloat16",)),
         ]
         if server == STOCK:

@@ -149,18 +149,14 @@ class Run:
         kinds: dict[str, list[Tensor]] = {}
         for kind, values in recent:
             kinds.setdefault(kind, []).append(values)
-        means = {
-            k: [round(v, 3) for v in torch.stack(rows).mean(0).tolist()] for k, rows in sorted(kinds.items())
-        }
+        means = {k: [round(v, 3) for v in torch.stack(rows).mean(0).tolist()] for k, rows in sorted(kinds.items())}
         speed = step * self.args.tokens / elapsed / 1e6
         self.log.append({"step": step, "seconds": round(elapsed, 1), "rate": round(rate, 3), "kinds": means})
         print(f"{step} {elapsed:.0f}s {speed:.2f}M/s rate {rate:.2f} {means}", flush=True)
 
     def _check_gate(self, pool: Pool) -> None:
         reached = min(
-            exact_match(
-                self.evaluated(), GATE_TASK, GATE_LENGTH, range(128), mode, self.dtype, self.args.tokens, pool
-            )
+            exact_match(self.evaluated(), GATE_TASK, GATE_LENGTH, range(128), mode, self.dtype, self.args.tokens, pool)
             for mode in ("dense", "mapped")
         )
         print(f"gate: {GATE_TASK} at {GATE_LENGTH} tokens: {reached:.3f}", flush=True)
@@ -189,9 +185,7 @@ class Run:
 
 def parse() -> argparse.Namespace:
     """Command line of the training run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the log")
     parser.add_argument("--init", type=Path, help="model folder to start from")
     parser.add_argument("--schedule", choices=SCHEDULES, default="start")
@@ -200,12 +194,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="data processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--matrix-rate", type=float, default=0.004, help="Muon learning rate of the matrices")
-    parser.add_argument(
-        "--other-rate", type=float, default=0.003, help="AdamW learning rate of embedding and norms"
-    )
-    parser.add_argument(
-        "--gate", type=float, default=0, help="seconds after which lookup must work; 0 for no gate"
-    )
+    parser.add_argument("--other-rate", type=float, default=0.003, help="AdamW learning rate of embedding and norms")
+    parser.add_argument("--gate", type=float, default=0, help="seconds after which lookup must work; 0 for no gate")
     parser.add_argument("--report", type=int, default=200, help="steps between progress lines")
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 4096], help="evaluation lengths")
     parser.add_argument("--count", type=int, default=400, help="evaluation examples per task and length")
@@ -230,9 +220,7 @@ def main() -> None:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             run.train(batches, progress, pool)
             run.save({})
-            result = table(
-                run.evaluated(), args.lengths, args.count, ("dense", "mapped"), run.dtype, args.tokens, pool
-            )
+            result = table(run.evaluated(), args.lengths, args.count, ("dense", "mapped"), run.dtype, args.tokens, pool)
             run.save(result)
         print(json.dumps(result, indent=1), flush=True)
 

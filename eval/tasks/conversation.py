@@ -54,9 +54,7 @@ def make_conversation(length: int, turns: int, seed: int) -> Conversation:
     for turn in range(turns):
         question = _draw_known(rng, world, given[turn])
         new = texts[given[turn - 1] if turn else 0 : given[turn]]
-        made.append(
-            Turn(new, vocab.decode(question.question), vocab.decode(question.answer), question.family)
-        )
+        made.append(Turn(new, vocab.decode(question.question), vocab.decode(question.answer), question.family))
     return Conversation(system, made)
 
 

@@ -49,9 +49,7 @@ def write_documents(
     lines[more, 4] = _NEWLINE
     missing = sum(sizes) - HEADER_TOKENS * len(sizes) - int((lines != _EMPTY).sum())
     prose = _prose(rng, max(0, missing // 7) + 1)
-    fact_of_line = np.argsort(
-        np.concatenate([order, rng.random(len(prose))]), kind="stable"
-    )  # prose: >= len(facts)
+    fact_of_line = np.argsort(np.concatenate([order, rng.random(len(prose))]), kind="stable")  # prose: >= len(facts)
     lines = np.concatenate([lines, prose])[fact_of_line]
     filled = lines != _EMPTY
     ends = np.concatenate([[0], np.cumsum(filled.sum(1))])

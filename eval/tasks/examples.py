@@ -50,9 +50,7 @@ TASKS: dict[str, Task] = {
         Task("multivalue", "all two to four numbered facts of one name, gathered over the documents"),
         Task("tracking", "a chain of two to four variables back to its number, each step written out"),
         Task("twohop", "an attribute of somebody's manager, the manager written out first"),
-        Task(
-            "crossdoc", "what a mark means, by a code or theme given in an earlier document", causal_only=True
-        ),
+        Task("crossdoc", "what a mark means, by a code or theme given in an earlier document", causal_only=True),
     )
 }
 assert tuple(TASKS) == FAMILIES
@@ -99,9 +97,7 @@ def make_example(name: str, length: int, seed: int) -> Example:
     """
     family = TASKS[name].name
     if length < MIN_LENGTH:
-        raise ValueError(
-            f"length {length} is too short for documents and a question; use at least {MIN_LENGTH}"
-        )
+        raise ValueError(f"length {length} is too short for documents and a question; use at least {MIN_LENGTH}")
     rng = np.random.default_rng(np.random.SeedSequence([EVALUATION, FAMILIES.index(family), length, seed]))
     system = SYSTEM_PROMPTS[int(rng.integers(len(SYSTEM_PROMPTS)))]
     empty = render(Example(system, [], "", "", family))
@@ -111,9 +107,7 @@ def make_example(name: str, length: int, seed: int) -> Example:
         question = draw(rng, world, family)
         if question is not None:
             documents = [vocab.decode(d.tolist()) for d in world.documents]
-            return Example(
-                system, documents, vocab.decode(question.question), vocab.decode(question.answer), family
-            )
+            return Example(system, documents, vocab.decode(question.question), vocab.decode(question.answer), family)
 
 
 def user_content(documents: list[str], question: str, separator: str = "") -> str:

@@ -22,9 +22,7 @@ SPECIALS = (*NAMED_SPECIALS, *(f"<|reserved_{i}|>" for i in range(32 - len(NAMED
 
 def _syllable_words(count: int, onsets: str, middles: str, endings: str, stride: int) -> tuple[str, ...]:
     """`count` distinct capitalised words, spread over all combinations of the given syllables."""
-    combos = [
-        "".join(parts).capitalize() for parts in product(*(p.split() for p in (onsets, middles, endings)))
-    ]
+    combos = ["".join(parts).capitalize() for parts in product(*(p.split() for p in (onsets, middles, endings)))]
     spread = [combos[i * stride % len(combos)] for i in range(len(combos))]
     return tuple(islice(dict.fromkeys(spread), count))
 

@@ -76,9 +76,7 @@ def build_world(rng: Rng, document_tokens: list[int], prose_share: float) -> Wor
     shorter than `MIN_DOCUMENT_TOKENS`.
     """
     if min(document_tokens) < MIN_DOCUMENT_TOKENS:
-        raise ValueError(
-            f"a document needs at least {MIN_DOCUMENT_TOKENS} tokens, got {min(document_tokens)}"
-        )
+        raise ValueError(f"a document needs at least {MIN_DOCUMENT_TOKENS} tokens, got {min(document_tokens)}")
     body = sum(document_tokens) - HEADER_TOKENS * len(document_tokens)
     lines = max(8, int(body * (1 - prose_share) / 4.1))
     facts, world, labels = _Facts(), World(), rng.permutation(_LABELS)
@@ -162,9 +160,7 @@ def _add_visits(rng: Rng, facts: _Facts, world: World, people: int) -> None:
         rng.random(len(more)),
         more,
     )
-    world.items["multivalue"] = [
-        tuple(rows[e - c : e]) for e, c in zip(ends.tolist(), counts.tolist(), strict=True)
-    ]
+    world.items["multivalue"] = [tuple(rows[e - c : e]) for e, c in zip(ends.tolist(), counts.tolist(), strict=True)]
 
 
 def _add_variables(rng: Rng, facts: _Facts, world: World, labels: Ids) -> None:
@@ -197,7 +193,5 @@ def _keep_answerable(world: World) -> None:
     document = world.place[:, 0].tolist()
     for family, items in world.items.items():
         world.items[family] = [item for item in items if all(document[row] >= 0 for row in item)]
-    world.references = [
-        (use, source) for use, source in world.references if 0 <= document[source] < document[use]
-    ]
+    world.references = [(use, source) for use, source in world.references if 0 <= document[source] < document[use]]
     world.items["crossdoc"] = list(world.references)

@@ -88,9 +88,7 @@ def _full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # dropped.
         q = F.pad(q, (0, 0, 0, 0, length - rows, 0))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)[
-        :, length - rows :
-    ]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)[:, length - rows :]
 
 
 def _windowed(c: ModelConfig) -> CoreFn:
@@ -100,9 +98,7 @@ def _windowed(c: ModelConfig) -> CoreFn:
         (batch, rows, q_heads, dim), length = q.shape, k.shape[1]
         size, sinks = c.window, _padded_sinks(c)
         if rows % size or length % size:
-            raise ValueError(
-                f"windowed training attention needs multiples of {size} positions, got {rows}, {length}"
-            )
+            raise ValueError(f"windowed training attention needs multiples of {size} positions, got {rows}, {length}")
         skipped = (length - rows) // size
 
         def blocks(x: Tensor) -> Tensor:
@@ -116,9 +112,7 @@ def _windowed(c: ModelConfig) -> CoreFn:
         group = q_heads // k.shape[2]
         grouped = q.unflatten(1, (-1, size)).flatten(0, 1).transpose(1, 2)
         keys, values = (blocks(x).repeat_interleave(group, 1) for x in (k, v))
-        out = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=mask.expand(-1, q_heads, -1, -1)
-        )
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask.expand(-1, q_heads, -1, -1))
         return out.transpose(1, 2).reshape(batch, rows, q_heads, dim)
 
     return core
@@ -130,9 +124,7 @@ def _padded_sinks(c: ModelConfig) -> int:
 
 
 @lru_cache(maxsize=64)
-def _block_mask(
-    c: ModelConfig, skipped: int, blocks: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _block_mask(c: ModelConfig, skipped: int, blocks: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Additive mask [blocks, size, 2 * size + sinks] for blocks `skipped`, `skipped + 1`, ..."""
     size = c.window
     block = torch.arange(skipped, skipped + blocks, device=device)[:, None]
@@ -162,12 +154,8 @@ def make_dense_attention(c: ModelConfig, mapped: bool, document: Tensor) -> Atte
 
     def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         local = c.local_in(layer) if mapped else []
-        mask = torch.stack([near if h in local else seen for h in range(c.kv_heads)], 1).repeat_interleave(
-            group, 1
-        )
-        q, k, v = (
-            x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2))
-        )
+        mask = torch.stack([near if h in local else seen for h in range(c.kv_heads)], 1).repeat_interleave(group, 1)
+        q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
     return attention

@@ -27,9 +27,7 @@ _FAMILY_WEIGHT = {"lookup": 0.26, "multivalue": 0.14, "tracking": 0.15, "twohop"
 _SYSTEM = [vocab.encode(text) for text in SYSTEM_PROMPTS]
 _HEAD = vocab.encode(QUESTION_HEAD)
 _BOS, _END, _SEG = (vocab.token_id(t) for t in (vocab.BOS, vocab.END, vocab.SEG))
-_ROLE_SYSTEM, _ROLE_USER, _ROLE_ASSISTANT = (
-    vocab.token_id(t) for t in (vocab.SYSTEM, vocab.USER, vocab.ASSISTANT)
-)
+_ROLE_SYSTEM, _ROLE_USER, _ROLE_ASSISTANT = (vocab.token_id(t) for t in (vocab.SYSTEM, vocab.USER, vocab.ASSISTANT))
 _NEWLINE = vocab.encode("\n")[0]
 _FIRST_WORD = next(i for i, t in enumerate(vocab.TOKENS) if isinstance(t, str) and t not in vocab.SPECIALS)
 _WORDS_END = next(i for i, t in enumerate(vocab.TOKENS) if str(t).startswith("<|free_"))

@@ -47,9 +47,7 @@ def exact_match(
     examples = list(pool.map(encode_seed, seeds, chunksize=8) if pool else map(encode_seed, seeds))
     padded = -(-(length + _HEADROOM) // model.config.window) * model.config.window
     size = max(1, batch_tokens // padded)
-    right = sum(
-        _right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size)
-    )
+    right = sum(_right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size))
     return right / len(examples)
 
 
@@ -108,8 +106,7 @@ def table(
     return {
         mode: {
             str(length): {
-                task: exact_match(model, task, length, range(count), mode, dtype, batch_tokens, pool)
-                for task in TASKS
+                task: exact_match(model, task, length, range(count), mode, dtype, batch_tokens, pool) for task in TASKS
             }
             for length in lengths
         }

@@ -132,9 +132,7 @@ class EmbeddedModel(nn.Module):
         self.project = torch.compile(project, dynamic=False, fullgraph=True)
         self.finish = torch.compile(finish, dynamic=False, fullgraph=True)
 
-    def forward(
-        self, tokens: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFn, dtype: torch.dtype) -> Tensor:
         """Last hidden rows [B * T, d] (before the final norm) of tokens [B, T], with tables [B * T, D]."""
         c = self.config
         batch, length = tokens.shape

@@ -40,8 +40,7 @@ class Optimizer:
                 matrix = getattr(layer, name)
                 self._groups.setdefault(matrix.shape, []).append(matrix)
         self._momentum = {
-            shape: torch.zeros(len(group), *shape, device=group[0].device)
-            for shape, group in self._groups.items()
+            shape: torch.zeros(len(group), *shape, device=group[0].device) for shape, group in self._groups.items()
         }
         matrices = {id(p) for group in self._groups.values() for p in group}
         self._all = list(model.parameters())

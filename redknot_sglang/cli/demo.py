@@ -24,17 +24,11 @@ def add_parser(subparsers: Any) -> None:
         description="Runs the same retrieval conversations on both servers with equal bytes for KV, through "
         "the OpenAI client and a frontend program; prints one table, writes it as JSON and PNG.",
     )
-    parser.add_argument(
-        "--device", choices=DEVICES, default="auto", help="where to serve (GPU if there is one)"
-    )
-    parser.add_argument(
-        "--conversations", type=int, metavar="N", help="conversations through the OpenAI client"
-    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to serve (GPU if there is one)")
+    parser.add_argument("--conversations", type=int, metavar="N", help="conversations through the OpenAI client")
     parser.add_argument("--turns", type=int, metavar="N", help="turns of each")
     parser.add_argument("--length", type=int, metavar="N", help="document tokens of each")
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="results (%(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="results (%(default)s)")
     parser.set_defaults(func=run)
 
 

@@ -48,27 +48,17 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--url", required=True, help="address of the server, with or without /v1")
     parser.add_argument("--tasks", metavar="NAME,...", help="tasks to run; default: all")
-    parser.add_argument(
-        "--length", type=int, default=2048, metavar="N", help="tokens of a prompt (%(default)s)"
-    )
+    parser.add_argument("--length", type=int, default=2048, metavar="N", help="tokens of a prompt (%(default)s)")
     parser.add_argument("--n", type=int, default=100, metavar="N", help="examples of each task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first example (%(default)s)")
-    parser.add_argument(
-        "--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)"
-    )
+    parser.add_argument("--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)")
     parser.add_argument("--mode", choices=MODES, default=MODES[0], help="endpoint to ask (%(default)s)")
-    parser.add_argument(
-        "--max-tokens", type=int, default=64, metavar="N", help="limit of an answer (%(default)s)"
-    )
+    parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="limit of an answer (%(default)s)")
     parser.add_argument("--model", metavar="NAME", help="model to ask for; default: the first one listed")
     parser.add_argument("--api-key", default="none", metavar="KEY", help="key, where the server wants one")
-    parser.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="limit of a request (%(default)s s)"
-    )
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="limit of a request (%(default)s s)")
     parser.add_argument("--json", type=Path, metavar="F", help="write settings and figures there")
-    parser.add_argument(
-        "--task-dir", type=Path, metavar="DIR", help="task package; default: the checkout's eval/tasks"
-    )
+    parser.add_argument("--task-dir", type=Path, metavar="DIR", help="task package; default: the checkout's eval/tasks")
     parser.set_defaults(func=run)
 
 
@@ -87,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
         if result.first_error is not None:
             print(f"{result.task}: first error: {result.first_error}", file=sys.stderr)
     if args.json is not None:
-        settings = {
-            k: getattr(args, k) for k in ("url", "length", "n", "seed", "concurrency", "mode", "max_tokens")
-        }
+        settings = {k: getattr(args, k) for k in ("url", "length", "n", "seed", "concurrency", "mode", "max_tokens")}
         record = {
             "redknot_sglang": __version__,
             "settings": {**settings, "model": model, "tasks": names, "sampling": "greedy"},
@@ -102,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def load_tasks(directory: Path | None) -> TaskPackage:
     """The task package in `directory`, or the checkout's. Raises CliError if it is not one."""
     module = import_package(directory or find_checkout() / "eval" / "tasks")
-    missing = [
-        name for name in ("TASKS", "make_example", "render", "messages", "score") if not hasattr(module, name)
-    ]
+    missing = [name for name in ("TASKS", "make_example", "render", "messages", "score") if not hasattr(module, name)]
     if missing:
         raise CliError(f"{module.__name__} is no task package: it lacks {', '.join(missing)}")
     return cast(TaskPackage, module)
@@ -119,9 +105,7 @@ def choose_tasks(tasks: TaskPackage, wanted: str | None) -> list[str]:
     return names
 
 
-async def _measure(
-    args: argparse.Namespace, tasks: TaskPackage, names: Sequence[str]
-) -> tuple[str, list[TaskResult]]:
+async def _measure(args: argparse.Namespace, tasks: TaskPackage, names: Sequence[str]) -> tuple[str, list[TaskResult]]:
     from redknot_sglang.cli.measure import Client
 
     async with Client(args.url, model=args.model, api_key=args.api_key, timeout=args.timeout) as client:

@@ -34,9 +34,7 @@ def add_parser(subparsers: Any) -> None:
     make = commands.add_parser("make", help="make a head map by hand")
     make.add_argument("--model", required=True, metavar="DIR", help="directory with the model's config.json")
     choice = make.add_mutually_exclusive_group(required=True)
-    choice.add_argument(
-        "--all-global", action="store_true", help="every head global: what stock SGLang computes"
-    )
+    choice.add_argument("--all-global", action="store_true", help="every head global: what stock SGLang computes")
     choice.add_argument(
         "--global",
         dest="global_heads",
@@ -64,19 +62,13 @@ def add_parser(subparsers: Any) -> None:
         help=f"DuoAttention: gates above it are global ({DEFAULT_THRESHOLD})",
     )
     _add_local_options(import_, "instead of what the source says")
-    import_.add_argument(
-        "--model", metavar="DIR", help="check against this model's config.json, and record the model"
-    )
+    import_.add_argument("--model", metavar="DIR", help="check against this model's config.json, and record the model")
     import_.set_defaults(func=_reporting(_import))
 
 
 def _add_local_options(parser: argparse.ArgumentParser, when: str) -> None:
-    parser.add_argument(
-        "--window", type=int, metavar="W", help=f"tokens a local head sees, own row included; {when}"
-    )
-    parser.add_argument(
-        "--sink", type=int, metavar="S", help=f"first positions a local head always sees; {when}"
-    )
+    parser.add_argument("--window", type=int, metavar="W", help=f"tokens a local head sees, own row included; {when}")
+    parser.add_argument("--sink", type=int, metavar="S", help=f"first positions a local head always sees; {when}")
 
 
 def _reporting(command: Callable[[argparse.Namespace], None]) -> Command:
@@ -107,9 +99,7 @@ def _make(args: argparse.Namespace) -> None:
     else:
         spec, record = args.global_heads, provenance("manual", choice=args.global_heads)
     chosen = parse_global_heads(spec, shape.num_layers, shape.num_kv_heads)
-    head_map = HeadMap.from_global_heads(
-        shape.num_layers, shape.num_kv_heads, chosen, window, sink, shape.info, record
-    )
+    head_map = HeadMap.from_global_heads(shape.num_layers, shape.num_kv_heads, chosen, window, sink, shape.info, record)
     _save(head_map, args.out)
 
 
@@ -151,8 +141,7 @@ def _notes(head_map: HeadMap) -> list[str]:
             continue
         if asked["smallest"] != asked["largest"] or used != asked["largest"]:
             notes.append(
-                f"the source asks for a {name} of {asked['smallest']} to {asked['largest']}, "
-                f"the map has {used}"
+                f"the source asks for a {name} of {asked['smallest']} to {asked['largest']}, the map has {used}"
             )
         if "heads_with_format_default" in asked:
             notes.append(

@@ -61,9 +61,7 @@ def api_url(url: str) -> str:
 class Client:
     """An OpenAI-compatible server. Use as an async context manager."""
 
-    def __init__(
-        self, url: str, *, model: str | None = None, api_key: str = "none", timeout: float = 600
-    ) -> None:
+    def __init__(self, url: str, *, model: str | None = None, api_key: str = "none", timeout: float = 600) -> None:
         """url: with or without /v1; model: None for the first one listed; timeout: seconds a request."""
         self.url = api_url(url)
         self._model = model

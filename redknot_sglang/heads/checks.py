@@ -53,9 +53,7 @@ def require_list(value: object, what: str) -> list[Any]:
     return value
 
 
-def require_keys(
-    value: Mapping[str, Any], what: str, required: Iterable[str], optional: Iterable[str] = ()
-) -> None:
+def require_keys(value: Mapping[str, Any], what: str, required: Iterable[str], optional: Iterable[str] = ()) -> None:
     """Refuse an object that lacks a required key, or has one that is neither required nor optional."""
     required = tuple(required)
     known = {*required, *optional}
@@ -64,9 +62,7 @@ def require_keys(
         raise HeadMapError(f"{what} lacks {', '.join(map(repr, missing))}")
     unknown = sorted(set(value) - known)
     if unknown:
-        raise HeadMapError(
-            f"{what} has unknown key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
-        )
+        raise HeadMapError(f"{what} has unknown key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
 
 
 def require_matrix(value: object, what: str, num_layers: int, num_kv_heads: int) -> list[list[Any]]:

@@ -71,14 +71,9 @@ def _parse_gates(text: str) -> list[list[float]]:
         if not line.strip():
             continue
         layer = len(gates)
-        row = [
-            _gate(cell, f"line {number} (layer {layer}), head {head}")
-            for head, cell in enumerate(line.split("\t"))
-        ]
+        row = [_gate(cell, f"line {number} (layer {layer}), head {head}") for head, cell in enumerate(line.split("\t"))]
         if gates and len(row) != len(gates[0]):
-            raise HeadMapError(
-                f"line {number} (layer {layer}) has {len(row)} heads, layer 0 has {len(gates[0])}"
-            )
+            raise HeadMapError(f"line {number} (layer {layer}) has {len(row)} heads, layer 0 has {len(gates[0])}")
         gates.append(row)
     return gates
 
@@ -108,7 +103,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _size(config: Mapping[str, Any], key: str, option: str, at_least: int) -> int:
     if key not in config:
         raise HeadMapError(
-            f"config.json beside it has no {key!r}: "
-            f"give it with `redknot heads import SRC --{option} N --out F`"
+            f"config.json beside it has no {key!r}: give it with `redknot heads import SRC --{option} N --out F`"
         )
     return require_int(config[key], f"{key} in config.json beside it", at_least)

@@ -43,9 +43,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
     except HeadMapError:
         raise
     except json.JSONDecodeError as error:
-        raise HeadMapError(
-            f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
+        raise HeadMapError(f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except (ValueError, RecursionError):  # an integer of thousands of digits; thousands of nested brackets
         raise HeadMapError("is not usable JSON: a number is too long or the nesting too deep") from None
     return dict(require_object(value, "the top level"))

@@ -98,9 +98,7 @@ class HeadMap:
                 raise HeadMapError(
                     f"no head {head} in layer {layer}: there are {num_layers} layers of {num_kv_heads} heads"
                 )
-        rows = tuple(
-            tuple((layer, head) in chosen for head in range(num_kv_heads)) for layer in range(num_layers)
-        )
+        rows = tuple(tuple((layer, head) in chosen for head in range(num_kv_heads)) for layer in range(num_layers))
         known = {} if provenance is None else {"provenance": provenance}
         return cls(num_layers, num_kv_heads, rows, window, sink, model or ModelInfo(), **known)
 
@@ -165,8 +163,7 @@ class HeadMap:
         ):
             if mine is not None and theirs is not None and mine != theirs:
                 raise HeadMapError(
-                    f"the head map does not fit the model: {what}: {mine} in the map, {theirs} in the model; "
-                    + remedy
+                    f"the head map does not fit the model: {what}: {mine} in the map, {theirs} in the model; " + remedy
                 )
 
     def shard(self, tp_rank: int, tp_size: int) -> HeadMap:
@@ -181,8 +178,7 @@ class HeadMap:
             raise HeadMapError(f"tp_rank {tp_rank} does not exist with tp_size {tp_size}")
         if self.num_kv_heads % tp_size and tp_size % self.num_kv_heads:
             raise HeadMapError(
-                f"{self.num_kv_heads} KV heads cannot be spread over tp_size {tp_size}: "
-                "one must divide the other"
+                f"{self.num_kv_heads} KV heads cannot be spread over tp_size {tp_size}: one must divide the other"
             )
         if tp_size == 1:
             return self

@@ -69,9 +69,7 @@ def draw(head_map: HeadMap) -> Drawing:
     gap = 1
     bottom = MARGIN_TOP + heads * cell
     title = f"{model_title(head_map)}: {layers} layers x {heads} KV heads"
-    drawing = Drawing(
-        title, max(MIN_WIDTH, MARGIN_LEFT + layers * cell + MARGIN_RIGHT), bottom + MARGIN_BOTTOM
-    )
+    drawing = Drawing(title, max(MIN_WIDTH, MARGIN_LEFT + layers * cell + MARGIN_RIGHT), bottom + MARGIN_BOTTOM)
 
     for layer, row in enumerate(head_map.is_global):
         for head, is_global in enumerate(row):
@@ -79,14 +77,10 @@ def draw(head_map: HeadMap) -> Drawing:
             color = GLOBAL_COLOR if is_global else LOCAL_COLOR
             drawing.rects.append(Rect(x, y, cell - gap, cell - gap, color))
 
-    totals = (
-        f"{head_map.global_share:.1%} global; local heads: window {head_map.window}, sink {head_map.sink}"
-    )
+    totals = f"{head_map.global_share:.1%} global; local heads: window {head_map.window}, sink {head_map.sink}"
     drawing.texts += [Text(MARGIN_LEFT, 24, title, TITLE_SIZE), Text(MARGIN_LEFT, 46, totals)]
     for layer in range(0, layers, _label_step(cell)):
-        drawing.texts.append(
-            Text(MARGIN_LEFT + layer * cell + cell // 2, bottom + 15, str(layer), align="middle")
-        )
+        drawing.texts.append(Text(MARGIN_LEFT + layer * cell + cell // 2, bottom + 15, str(layer), align="middle"))
     for head in range(0, heads, _label_step(cell + 8)):
         y = MARGIN_TOP + head * cell + cell // 2 + LABEL_SIZE // 3
         drawing.texts.append(Text(MARGIN_LEFT - 6, y, str(head), align="end"))
@@ -109,8 +103,7 @@ def to_svg(drawing: Drawing) -> str:
         f'<rect width="100%" height="100%" fill="{PAPER}"/>',
     ]
     lines += [
-        f'<rect x="{r.x}" y="{r.y}" width="{r.width}" height="{r.height}" fill="{r.color}"/>'
-        for r in drawing.rects
+        f'<rect x="{r.x}" y="{r.y}" width="{r.width}" height="{r.height}" fill="{r.color}"/>' for r in drawing.rects
     ]
     lines += [
         f'<text x="{t.x}" y="{t.y}" font-size="{t.size}" text-anchor="{t.align}" fill="{INK}">'

@@ -58,16 +58,10 @@ def _decode_layers(value: object, num_layers: int, num_kv_heads: int) -> tuple[t
         raise HeadMapError(f"layers has {len(layers)} entries, model.num_layers is {num_layers}")
     for layer, letters in enumerate(layers):
         if not isinstance(letters, str):
-            raise HeadMapError(
-                f"layer {layer} must be a string of G and L such as 'GLLL', got {shown(letters)}"
-            )
+            raise HeadMapError(f"layer {layer} must be a string of G and L such as 'GLLL', got {shown(letters)}")
         if len(letters) != num_kv_heads:
-            raise HeadMapError(
-                f"layer {layer} has {len(letters)} heads, model.num_kv_heads is {num_kv_heads}"
-            )
+            raise HeadMapError(f"layer {layer} has {len(letters)} heads, model.num_kv_heads is {num_kv_heads}")
         for head, letter in enumerate(letters):
             if letter not in _IS_GLOBAL:
-                raise HeadMapError(
-                    f"layer {layer}, head {head}: unknown class {letter!r}, use G (global) or L (local)"
-                )
+                raise HeadMapError(f"layer {layer}, head {head}: unknown class {letter!r}, use G (global) or L (local)")
     return tuple(tuple(_IS_GLOBAL[letter] for letter in letters) for letters in layers)

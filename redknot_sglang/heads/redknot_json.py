@@ -63,12 +63,8 @@ def decode_redknot_json(
 
     shape = (num_layers, num_kv_heads)
     if local_heads:
-        windows = _asked(
-            document, WINDOWS_KEY, shape, local_heads, none_below=1, default=FORMAT_WINDOW, record=record
-        )
-        sinks = _asked(
-            document, SINKS_KEY, shape, local_heads, none_below=0, default=FORMAT_SINK, record=record
-        )
+        windows = _asked(document, WINDOWS_KEY, shape, local_heads, none_below=1, default=FORMAT_WINDOW, record=record)
+        sinks = _asked(document, SINKS_KEY, shape, local_heads, none_below=0, default=FORMAT_SINK, record=record)
     else:
         windows, sinks = [DEFAULT_WINDOW], [DEFAULT_SINK]
     if window is not None or sink is not None:
@@ -89,9 +85,7 @@ def _is_global(name: object, layer: int, head: int) -> bool:
     if isinstance(name, str) and name in _GLOBAL_CLASSES | _LOCAL_CLASSES:
         return name in _GLOBAL_CLASSES
     known = ", ".join(sorted(_GLOBAL_CLASSES | _LOCAL_CLASSES))
-    raise HeadMapError(
-        f"{CLASSES_KEY}, layer {layer}, head {head}: unknown class {shown(name)}; known: {known}"
-    )
+    raise HeadMapError(f"{CLASSES_KEY}, layer {layer}, head {head}: unknown class {shown(name)}; known: {known}")
 
 
 def _asked(

@@ -47,9 +47,7 @@ def summary_text(head_map: HeadMap, lengths: Iterable[int] = DEFAULT_LENGTHS) ->
 
     The capacity gain is that of KV memory alone: the prefixes that fit in the bytes stock needs for one.
     """
-    return "\n".join(
-        [*_header(head_map), "", *_layer_table(head_map), "", *_length_table(head_map, lengths), ""]
-    )
+    return "\n".join([*_header(head_map), "", *_layer_table(head_map), "", *_length_table(head_map, lengths), ""])
 
 
 def model_title(head_map: HeadMap) -> str:
@@ -80,9 +78,7 @@ def _layer_table(head_map: HeadMap) -> list[str]:
     lines = [f"layer  {'heads':<{width}}  global  local   ({GLOBAL_MARK} global, {LOCAL_MARK} local)"]
     for layer, row in enumerate(head_map.is_global):
         marks = "".join(GLOBAL_MARK if is_global else LOCAL_MARK for is_global in row)
-        lines.append(
-            f"{layer:>5}  {marks:<{width}}  {head_map.num_global(layer):>6}  {head_map.num_local(layer):>5}"
-        )
+        lines.append(f"{layer:>5}  {marks:<{width}}  {head_map.num_global(layer):>6}  {head_map.num_local(layer):>5}")
     num_global = sum(map(sum, head_map.is_global))
     num_local = head_map.num_layers * head_map.num_kv_heads - num_global
     lines.append(f"  all  {head_map.global_share:<{width}.1%}  {num_global:>6}  {num_local:>5}")
@@ -91,9 +87,7 @@ def _layer_table(head_map: HeadMap) -> list[str]:
 
 def _length_table(head_map: HeadMap, lengths: Iterable[int]) -> list[str]:
     head_dim = head_map.model.head_dim
-    lines = [
-        "prefix tokens  KV bytes kept  capacity gain" + ("" if head_dim is None else "  GiB (16-bit KV)")
-    ]
+    lines = ["prefix tokens  KV bytes kept  capacity gain" + ("" if head_dim is None else "  GiB (16-bit KV)")]
     for length in _ascending(lengths):
         kept = head_map.compression(length)
         line = f"{length:>13}  {kept:>13.1%}  {1 / kept:>12.2f}x"

@@ -52,9 +52,7 @@ class ClassSpec:
             if value < least:
                 raise ValueError(f"{name} is {value}, it must be at least {least}")
         if self.local_widths and self.window < 1:
-            raise ValueError(
-                f"window is {self.window}: local heads need a window of at least 1, their own token"
-            )
+            raise ValueError(f"window is {self.window}: local heads need a window of at least 1, their own token")
         for widths in (self.global_widths, self.local_widths):
             if len(set(widths)) != len(widths) or any(n < 1 for n in widths):
                 raise ValueError(f"widths {widths} must be distinct head counts of at least 1")
@@ -158,6 +156,4 @@ def window_start(prefix: int, window: int) -> int:
 def check_rows(q: Tensor, rows: int) -> None:
     """Raise ValueError unless q has as many rows as were planned."""
     if q.shape[0] != rows:
-        raise ValueError(
-            f"q has {q.shape[0]} rows, the latest plan has {rows}: plan this batch before running it"
-        )
+        raise ValueError(f"q has {q.shape[0]} rows, the latest plan has {rows}: plan this batch before running it")

@@ -45,9 +45,7 @@ class FlashInferPath:
     def __init__(self, spec: ClassSpec) -> None:
         self._spec = spec
         self._workspace = {
-            c: workspace(workspace_bytes(spec, spec.widths(c), 0), spec.device)
-            for c in _CLASSES
-            if spec.widths(c)
+            c: workspace(workspace_bytes(spec, spec.widths(c), 0), spec.device) for c in _CLASSES if spec.widths(c)
         }
         self._extend = {(c, n): Prefill.of(spec, n, self._workspace[c]) for c, n in self._keys()}
         self._decode = {(c, n): Decode.of(spec, n, self._workspace[c]) for c, n in self._keys()}
@@ -90,9 +88,7 @@ class FlashInferPath:
                 batch.seq_lens,
             )
             for width in spec.widths(head_class):
-                self._extend[head_class, width].plan(
-                    qo_indptr, indptr, slots, spec.window - 1 if local else -1
-                )
+                self._extend[head_class, width].plan(qo_indptr, indptr, slots, spec.window - 1 if local else -1)
         self._fold = FoldPlan.of(batch, spec)
         self._active, self._rows = self._extend, batch.qo_indptr[-1]
 

@@ -139,6 +139,4 @@ class Decode:
             return
         # The plan above loads the kernels; this one only schedules, and takes the lists where they are.
         ones = torch.ones(bs, dtype=torch.int32, device=slots.device)
-        fast_decode_plan(
-            self.wrapper, starts, slots, ones, *shape, **options, global_override_indptr_cpu=indptr
-        )
+        fast_decode_plan(self.wrapper, starts, slots, ones, *shape, **options, global_override_indptr_cpu=indptr)

@@ -81,13 +81,9 @@ def write_pages(
     seq_lens - 1.
     """
     if not req_to_token.is_cuda:
-        _write_by_torch(
-            rule, out, starts, req_to_token, req_pool_indices, full_to_local, prefix_lens, seq_lens
-        )
+        _write_by_torch(rule, out, starts, req_to_token, req_pool_indices, full_to_local, prefix_lens, seq_lens)
         return
-    launch_write_pages(
-        rule, out, starts, req_to_token, req_pool_indices, full_to_local, prefix_lens, seq_lens
-    )
+    launch_write_pages(rule, out, starts, req_to_token, req_pool_indices, full_to_local, prefix_lens, seq_lens)
 
 
 def _write_by_torch(

@@ -15,7 +15,7 @@ from .batch import ClassSpec, Path
 
 logger = logging.getLogger(__name__)
 
-# Fastest first; kernels.md has the measurements. Torch comes last: on a GPU it is there to compare with.
+# Fastest first.
 PATHS = ("fa3", "flashinfer", "triton", "torch")
 
 
@@ -55,7 +55,7 @@ def _fastest(spec: ClassSpec) -> str:
         if reason is None:
             return name
         logger.info("attention path %s is left out: %s", name, reason)
-    raise AssertionError("the torch path serves everything")
+    raise ValueError(f"no attention path serves {spec}; see the reasons above")
 
 
 def _build(name: str, spec: ClassSpec) -> Path:
@@ -75,7 +75,7 @@ def _build(name: str, spec: ClassSpec) -> Path:
 
 def _why_not(name: str, spec: ClassSpec) -> str | None:
     if name == "torch":
-        return None
+        return None if spec.device.type == "cpu" else "it serves CPUs; use triton to compare with on a GPU"
     if spec.device.type != "cuda":
         return f"it needs a CUDA device, this is {spec.device.type}"
     reason: str | None = path_class(name).why_not(spec)

@@ -59,14 +59,10 @@ class TorchPath:
         return out.view(rows, n_q, dim)
 
     def init_graph(self, max_bs: int, max_context: int) -> None:
-        raise RuntimeError(
-            "the torch path has no CUDA graphs: turn them off, or choose another attention path"
-        )
+        raise RuntimeError("the torch path has no CUDA graphs: turn them off, or choose another attention path")
 
     def plan_graph(self, batch: DecodeBatch, bs: int, capture: bool) -> None:
-        raise RuntimeError(
-            "the torch path has no CUDA graphs: turn them off, or choose another attention path"
-        )
+        raise RuntimeError("the torch path has no CUDA graphs: turn them off, or choose another attention path")
 
 
 def _run_request(
@@ -91,9 +87,7 @@ def _run_group(
 ) -> None:
     """Requests take the batch dimension; the query heads of a group are the rows of one call."""
     heads, dim = k.shape[1:]
-    keys, values = (
-        x.index_select(0, group.slots).view(-1, group.width, heads, dim).transpose(1, 2) for x in (k, v)
-    )
+    keys, values = (x.index_select(0, group.slots).view(-1, group.width, heads, dim).transpose(1, 2) for x in (k, v))
     out[group.rows] = _attend(queries[group.rows], keys, values, group.mask, False, scale, logit_cap)
 
 

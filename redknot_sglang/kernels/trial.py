@@ -149,7 +149,8 @@ def main(name: str, fields: str) -> None:
         tuple(values["local_widths"]),
     )
     spec = ClassSpec(**values)
-    torch.cuda.set_device(spec.device)
+    if spec.device.index is not None:
+        torch.cuda.set_device(spec.device)
     run_trial(path_class(name)(spec), spec, decode=False)
     torch.cuda.synchronize(spec.device)
 

@@ -22,9 +22,7 @@ MAX_SPLITS = 64
 
 def splits_for(bs: int, heads: int, max_pages: int, device: torch.device) -> int:
     """Splits per row that fill the device twice, and none shorter than one step."""
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    )
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     wanted = triton.cdiv(2 * processors, max(1, bs * heads))
     return max(1, min(wanted, MAX_SPLITS, triton.cdiv(max_pages, _KEYS)))
 
@@ -84,9 +82,7 @@ def decode(
         num_warps=4,
         num_stages=2 if q.dtype == torch.float32 else 3,
     )
-    _merge_kernel[(bs, n_q)](
-        parts, lse, out, splits, BLOCK_S=triton.next_power_of_2(splits), DIM=dim, BLOCK_D=block_d
-    )
+    _merge_kernel[(bs, n_q)](parts, lse, out, splits, BLOCK_S=triton.next_power_of_2(splits), DIM=dim, BLOCK_D=block_d)
     return out
 
 

@@ -133,9 +133,7 @@ def soft_cap(logits, cap):
 
 
 @triton.jit
-def load_pages(
-    pool, pages, entry, listed, head, slot_stride, head_stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def load_pages(pool, pages, entry, listed, head, slot_stride, head_stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows [KEYS, BLOCK_D] of one head, 0 where not listed: garbage times weight 0 could be NaN."""
     dims = tl.arange(0, BLOCK_D)
     slot = tl.load(pages + entry, mask=listed, other=0).to(tl.int64)
@@ -144,9 +142,7 @@ def load_pages(
 
 
 @triton.jit
-def attend_keys(
-    acc, top, total, query, key, value, seen, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr
-):
+def attend_keys(acc, top, total, query, key, value, seen, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """One step of the running softmax, in base 2: keys [KEYS, D] into rows [PACKED, D], where seen."""
     logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     if CAPPED:

@@ -119,9 +119,7 @@ class TritonPath:
         kept = self._graph
         kept.seq_lens[:bs].copy_(batch.seq_lens[:bs])
         kept.req_pool_indices[:bs].copy_(batch.req_pool_indices[:bs])
-        plan = _Decode(
-            kept.seq_lens[:bs], batch.req_to_token, kept.req_pool_indices[:bs], kept.near[:bs], kept.max_len
-        )
+        plan = _Decode(kept.seq_lens[:bs], batch.req_to_token, kept.req_pool_indices[:bs], kept.near[:bs], kept.max_len)
         self._write_near(plan, batch)
         self._rows, self._plan = bs, plan
 

@@ -81,7 +81,9 @@ class HeadClassPool(SWAKVPool):
         self.full_kv_pool = ClassBuffers(
             size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
         )
-        self.swa_kv_pool = ClassBuffers(size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device)
+        self.swa_kv_pool = ClassBuffers(
+            size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device
+        )
         self.full_to_swa_index_mapping: Tensor | None = None
         self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
         self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
@@ -95,6 +97,11 @@ class HeadClassPool(SWAKVPool):
     def post_capture_active(self) -> bool:
         """Buffers are allocated at once, not after CUDA graph capture."""
         return False
+
+    @property
+    def buffer_device(self) -> torch.device:
+        """The device of the buffers, with its index."""
+        return self.full_kv_pool.k[0].device
 
     def global_kv(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and V of the layer's global heads, each `[slots_g + 1, n_g, D]`."""
@@ -138,7 +145,7 @@ class HeadClassPool(SWAKVPool):
         raise TypeError("KV is kept per head class: use global_kv() and local_kv(), there is no buffer of all heads")
 
     get_value_buffer = get_key_buffer
-    get_kv_buffer = get_key_buffer  # type: ignore[assignment]
+    get_kv_buffer = get_key_buffer
 
 
 def _selection(heads: tuple[int, ...], device: str) -> slice | Tensor | None:

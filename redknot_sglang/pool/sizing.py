@@ -14,7 +14,7 @@ from redknot_sglang.heads import HeadMap
 # Decode steps between two passes that free what left the windows. SGLang's own default of 128 would double the local
 # slots of a sequence at usual windows.
 DECODE_FREE_INTERVAL = 32
-# The share of the budget that the local pool may take for chunks in flight; beyond it the scheduler cuts chunks.
+# The share of the budget that chunks in flight may take; beyond it the scheduler cuts chunks.
 _CHUNK_SHARE = 0.25
 
 
@@ -62,28 +62,26 @@ def least_local_slots(head_map: HeadMap) -> int:
 def split_budget(head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int) -> PoolSlots:
     """Slots per class for `budget` bytes.
 
-    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk; two chunks of one request can
-    be in flight, wholly live, so the local pool is made large enough for them if that costs little.
+    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk. Two chunks of one request can be
+    in flight, wholly live, so the local pool gets room for them beside the sequences; at most a quarter of the budget.
     """
     if head_map.all_global:
         slots = budget // cost.global_slot
         return PoolSlots(slots, slots)
-    ratio = min(1.0, local_slots_per_sequence(head_map) / context_length)
-    global_slots = int(budget / (cost.global_slot + ratio * cost.local_slot))
-    local_slots = int(global_slots * ratio)
-    in_flight = local_slots_per_sequence(head_map) + 2 * chunk
-    wanted = min(in_flight, int(_CHUNK_SHARE * budget / cost.local_slot))
-    if local_slots < wanted:
-        local_slots = wanted
-        if cost.global_slot:
-            global_slots = (budget - local_slots * cost.local_slot) // cost.global_slot
-    return PoolSlots(global_slots, min(local_slots, global_slots))
+    in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local_slot))
+    ratio = _local_ratio(head_map, context_length)
+    global_slots = int((budget - in_flight * cost.local_slot) / (cost.global_slot + ratio * cost.local_slot))
+    return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
 
 def local_for_global(head_map: HeadMap, global_slots: int, context_length: int, chunk: int) -> PoolSlots:
     """Slots per class when the number of global slots is given (`--max-total-tokens`)."""
     if head_map.all_global:
         return PoolSlots(global_slots, global_slots)
-    ratio = min(1.0, local_slots_per_sequence(head_map) / context_length)
-    in_flight = local_slots_per_sequence(head_map) + 2 * chunk
-    return PoolSlots(global_slots, min(global_slots, max(int(global_slots * ratio), in_flight)))
+    local_slots = int(global_slots * _local_ratio(head_map, context_length)) + 2 * chunk
+    return PoolSlots(global_slots, min(global_slots, local_slots))
+
+
+def _local_ratio(head_map: HeadMap, context_length: int) -> float:
+    """Local slots per global slot at the expected sequence length."""
+    return min(1.0, local_slots_per_sequence(head_map) / context_length)

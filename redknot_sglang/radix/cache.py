@@ -24,7 +24,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         params.tree_components = (ComponentType.FULL, ComponentType.SWA)
         params.component_registry_override = {ComponentType.SWA: LocalHeads}
         super().__init__(params)
-        self.local_heads: LocalHeads = self.components[ComponentType.SWA]  # type: ignore[assignment]
+        self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._budget_window = _windows(self)
         self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
 

@@ -230,9 +230,7 @@ class LocalHeads(SWAComponent):
         self._release_tail(node, params.swa_uuid_for_lock if params else None)
         self.release_sinks(node)
 
-    def release_window_lock(
-        self, node: Any, swa_uuid_for_lock: int | None, device_frees: Any, host_frees: Any
-    ) -> None:
+    def release_window_lock(self, node: Any, swa_uuid_for_lock: int | None, device_frees: Any, host_frees: Any) -> None:
         """Release the tail only: decoding has moved past it. The sinks are still read."""
         self._release_tail(node, swa_uuid_for_lock)
 

@@ -9,8 +9,6 @@ from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
 
 
-
-
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
     """Bytes of KV that a sequence of `length` tokens needs: all tokens' global slots, local slots of sink + window."""
     return length * cost.global_slot + min(length, sink + window) * cost.local_slot

@@ -66,7 +66,9 @@ def check_version() -> None:
     found = sglang_version()
     if found not in SUPPORTED_SGLANG:
         supported = ", ".join(SUPPORTED_SGLANG)
-        raise SeamError(f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}")
+        raise SeamError(
+            f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}"
+        )
 
 
 def missing() -> list[Seam]:

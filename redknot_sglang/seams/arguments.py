@@ -53,13 +53,24 @@ def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
         given = kwargs.get(name)
         if given not in (None, value):
             flag = "--" + name.replace("_", "-")
-            raise RedKnotError(f"{flag} {given} does not work with --redknot, which needs {flag} {value}; leave {flag} out")
+            raise RedKnotError(
+                f"{flag} {given} does not work with --redknot, which needs {flag} {value}; leave {flag} out"
+            )
     for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
         given = kwargs.get(name)
         if given is not None and (name, given) != ("attention_backend", _host_backend(kwargs)):
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {given} does not work with --redknot; choose a path with --redknot-attention")
-    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs)}
+    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs), **_without_prefill_graphs(kwargs)}
+
+
+def _without_prefill_graphs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    # Prefill graphs pad the rows of a batch; our plans are for the rows there are.
+    name = "cuda_graph_backend_prefill"
+    given = kwargs.get(name)
+    if given not in (None, "disabled"):
+        raise RedKnotError(f"--cuda-graph-backend-prefill {given} does not work with --redknot yet; leave it out")
+    return {name: "disabled"}
 
 
 def _host_backend(kwargs: dict[str, Any]) -> str:
@@ -82,7 +93,19 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
 
 
 SEAMS = (
-    Seam("sglang.srt.server_args.ServerArgs.add_cli_args", _add_flags, "after", "flags on the command line and in --config"),
-    Seam("sglang.srt.server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"),
-    Seam("sglang.srt.server_args.ServerArgs.__init__", _construct, "around", "options of sgl.Engine, checks, forced arguments"),
+    Seam(
+        "sglang.srt.server_args.ServerArgs.add_cli_args",
+        _add_flags,
+        "after",
+        "flags on the command line and in --config",
+    ),
+    Seam(
+        "sglang.srt.server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"
+    ),
+    Seam(
+        "sglang.srt.server_args.ServerArgs.__init__",
+        _construct,
+        "around",
+        "options of sgl.Engine, checks, forced arguments",
+    ),
 )

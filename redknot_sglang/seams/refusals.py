@@ -9,7 +9,11 @@ from redknot_sglang.config import RedKnotError
 
 # (argument, value that means "off", reason)
 _ARGUMENTS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("speculative_algorithm", (None,), "speculative decoding writes draft tokens that head-class slots cannot roll back yet"),
+    (
+        "speculative_algorithm",
+        (None,),
+        "speculative decoding writes draft tokens that head-class slots cannot roll back yet",
+    ),
     ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
     ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
@@ -55,7 +59,10 @@ def _model_reasons(model_config: Any) -> tuple[tuple[bool, str], ...]:
         (model_config.is_multimodal, "multimodal prompts are not supported yet"),
         (not model_config.is_generation, "it is not a generative model"),
         (getattr(model_config, "is_encoder_decoder", False), "encoder-decoder attention is not supported"),
-        (windowed, "its layers have sliding windows of their own; set sliding_window to null in config.json to override"),
+        (
+            windowed,
+            "its layers have sliding windows of their own; set sliding_window to null in config.json to override",
+        ),
         (model_config.head_dim != model_config.v_head_dim, "keys and values have different widths"),
         (bool(getattr(model_config, "has_attention_sinks", False)), "it has learned attention sinks"),
         (bool(getattr(text, "attn_logit_softcapping", None)), "it caps attention logits"),

@@ -17,7 +17,9 @@ def status_of(tree: Any, allocator: Any) -> dict[str, Any]:
         "versions": {"redknot": __version__, "sglang": sglang_version()},
         "head_map": head_map_summary(pool.head_map),
         "classes": {
-            "global": _class_state(allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot),
+            "global": _class_state(
+                allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot
+            ),
             "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local_slot),
         },
         "tree": tree_sizes(tree),

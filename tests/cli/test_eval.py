@@ -43,9 +43,7 @@ def oracle(right_until: int, task: str = "lookup") -> Callable[[dict[str, Any]],
 
 
 @pytest.mark.parametrize("mode", ["completions", "chat"])
-def test_figures_are_those_of_the_answers(
-    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_are_those_of_the_answers(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.json"
     with fake_server(oracle(right_until=15)) as server:
         code = run(server.url, "--tasks=lookup", "--n=20", f"--mode={mode}", f"--json={out}")

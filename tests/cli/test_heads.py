@@ -71,9 +71,7 @@ def test_make_all_global(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     head_map.check_model(3, 4, "llama")
     assert head_map.model.head_dim == 64
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        f"wrote {out}: 3 layers x 4 KV heads, 100.0% global, window 128, sink 4, fingerprint"
-    )
+    assert printed.startswith(f"wrote {out}: 3 layers x 4 KV heads, 100.0% global, window 128, sink 4, fingerprint")
 
 
 def test_make_chosen_heads(model: Path, tmp_path: Path) -> None:
@@ -117,9 +115,7 @@ def test_make_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert error_line(capsys).startswith("redknot heads make: error: ")
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["make"], ["make", "--model", "m", "--out", "o"], ["show"], ["import", "f"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["make"], ["make", "--model", "m", "--out", "o"], ["show"], ["import", "f"]])
 def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         redknot(*arguments)

@@ -55,9 +55,7 @@ def wait_until_gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("code", [HEALTHY, STUBBORN])
-def test_nothing_is_left_running(
-    fake_sglang: Path, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_running(fake_sglang: Path, tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "STOP_TIMEOUT", 0.5)
     with launch(["--x"], tmp_path / "log", env=fake(fake_sglang, code)) as server:
         child = int(server.log_text().split()[1])
@@ -102,9 +100,7 @@ def test_a_server_that_never_answers_is_given_up(fake_sglang: Path, tmp_path: Pa
     assert waits and max(waits) < 1
 
 
-def test_the_flags_reach_the_server_and_the_environment_is_added_to(
-    fake_sglang: Path, tmp_path: Path
-) -> None:
+def test_the_flags_reach_the_server_and_the_environment_is_added_to(fake_sglang: Path, tmp_path: Path) -> None:
     code = "import os, sys; print(sys.argv[1:-2], os.environ['MARK'], 'PATH' in os.environ)"
     with (
         pytest.raises(ServerError, match=r"\['--a', '--b=1'\] here True"),
@@ -113,9 +109,7 @@ def test_the_flags_reach_the_server_and_the_environment_is_added_to(
         pass
 
 
-def test_sigterm_to_the_parent_ends_its_server_where_it_is_made_an_exit(
-    fake_sglang: Path, tmp_path: Path
-) -> None:
+def test_sigterm_to_the_parent_ends_its_server_where_it_is_made_an_exit(fake_sglang: Path, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time; from pathlib import Path; from redknot_sglang.cli.launch import launch\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"

@@ -73,12 +73,8 @@ def test_follows_a_conversation(served: Any, tokenizer: Any) -> None:
     said = [{"role": "system", "content": conversation.system}]
     for turn in conversation.turns:
         said.append({"role": "user", "content": turn.content(SEG)})
-        prompt = tokenizer.apply_chat_template(
-            said, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-        output = served.generate(**prompt, max_new_tokens=40, do_sample=False)[
-            0, prompt["input_ids"].shape[1] :
-        ]
+        prompt = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        output = served.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         said.append({"role": "assistant", "content": tokenizer.decode(output, skip_special_tokens=True)})
         assert said[-1]["content"] == turn.answer
 
@@ -86,9 +82,7 @@ def test_follows_a_conversation(served: Any, tokenizer: Any) -> None:
 def test_chat_template_gives_the_completion_prompt(tokenizer: Any) -> None:
     for separator in ("", SEG):
         example = make_example("lookup", 400, 1)
-        chat = tokenizer.apply_chat_template(
-            messages(example, separator), add_generation_prompt=True, tokenize=False
-        )
+        chat = tokenizer.apply_chat_template(messages(example, separator), add_generation_prompt=True, tokenize=False)
         assert chat == render(example, separator)
     # Encoding must add nothing of its own: the rendered text already holds every marker.
     assert tokenizer("Report").input_ids == [token_id("Report")]

@@ -37,9 +37,7 @@ def solve(example: Example) -> str:
     if example.task == "lookup":
         return " ".join([*words, *facts[words[0], words[1]]])
     if example.task == "multivalue":
-        found = [
-            (o, facts[o, words[1]]) for o in ("first", "second", "third", "fourth") if (o, words[1]) in facts
-        ]
+        found = [(o, facts[o, words[1]]) for o in ("first", "second", "third", "fourth") if (o, words[1]) in facts]
         assert [values[1:] for _, values in found] == [["more"]] * (len(found) - 1) + [[]]
         return "\n".join(" ".join([o, words[1], *values]) for o, values in found)
     if example.task == "tracking":
@@ -85,9 +83,7 @@ def test_crossdoc_needs_an_earlier_document(seed: int) -> None:
     holding = next(i for i, d in enumerate(example.documents) if tuple(key) in known_facts([d]))
     assert value not in example.documents[holding].split() or key[0] == "box"
     mark = known_facts(example.documents)[key[0], key[1]][0]
-    meant = next(
-        i for i, d in enumerate(example.documents) for k in ("code", "theme") if (k, mark) in known_facts([d])
-    )
+    meant = next(i for i, d in enumerate(example.documents) for k in ("code", "theme") if (k, mark) in known_facts([d]))
     assert meant < holding
 
 
@@ -151,8 +147,6 @@ def test_conversation_asks_only_what_was_given(seed: int) -> None:
     given: list[str] = []
     for turn in conversation.turns:
         given += turn.documents
-        assert (
-            solve(Example(conversation.system, given, turn.question, turn.answer, turn.task)) == turn.answer
-        )
+        assert solve(Example(conversation.system, given, turn.question, turn.answer, turn.task)) == turn.answer
     assert sum(bool(turn.documents) for turn in conversation.turns) > 1
     assert len(encode("".join(given))) == 2000

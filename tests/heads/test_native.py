@@ -86,8 +86,7 @@ def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("format", "other"), "format must be 'redknot-head-map', got str 'other'"),
         (
             _set("version", 2),
-            "head map version 2 is unknown, this release reads version 1: "
-            "upgrade redknot-sglang or make the map again",
+            "head map version 2 is unknown, this release reads version 1: upgrade redknot-sglang or make the map again",
         ),
         (_set("version", "1"), "version must be an integer, got str '1'"),
         (_set("version", True), "version must be an integer, got bool True"),
@@ -96,8 +95,7 @@ def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_drop("provenance"), "the head map lacks 'provenance'"),
         (
             _set("windows", 3),
-            "the head map has unknown key 'windows'; "
-            "known: format, layers, local, model, provenance, version",
+            "the head map has unknown key 'windows'; known: format, layers, local, model, provenance, version",
         ),
         (_set("model", []), "model must be an object, got list []"),
         (_drop("model", "num_layers"), "model lacks 'num_layers'"),

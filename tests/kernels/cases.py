@@ -28,9 +28,7 @@ class Case:
 
     def run(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
         """One call over the path's latest plan."""
-        return path.run(
-            head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap
-        )
+        return path.run(head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap)
 
     def expected(
         self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, logit_cap: float = 0.0

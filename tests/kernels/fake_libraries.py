@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _rows(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int, cap: float
-) -> tuple[Tensor, Tensor]:
+def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int, cap: float) -> tuple[Tensor, Tensor]:
     """One request: causal aligned at the last row, position window, natural LSE; q [N, Hq, D], k, v [L, H,
     D].
     """
@@ -86,9 +84,7 @@ class _Wrapper:
     def reset_workspace_buffer(self, space: Tensor, ints: Tensor) -> None:
         assert ints.dtype == torch.uint8 and len(ints) >= 4096
 
-    def _take(
-        self, indptr: Tensor, indices: Tensor, ones: Tensor, shape: tuple[int, ...], options: Any
-    ) -> None:
+    def _take(self, indptr: Tensor, indices: Tensor, ones: Tensor, shape: tuple[int, ...], options: Any) -> None:
         heads, kv_heads, dim, page_size = shape
         assert page_size == 1 and heads % kv_heads == 0 and indptr.dtype == indices.dtype == torch.int32
         assert ones.tolist() == [1] * (len(indptr) - 1)

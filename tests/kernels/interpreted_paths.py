@@ -37,9 +37,7 @@ def _check(path: Path, spec: ClassSpec, prefixes: list[int], rows: list[int], se
     path.plan_extend(case.extend)
     for head_class in CLASSES:
         want, _ = case.expected(case.extend, head_class, spec.logit_cap)
-        torch.testing.assert_close(
-            case.run(path, head_class, spec.logit_cap).float(), want, atol=2e-3, rtol=2e-3
-        )
+        torch.testing.assert_close(case.run(path, head_class, spec.logit_cap).float(), want, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("build", [FlashInferPath, Fa3Path])

@@ -61,9 +61,7 @@ def test_page_list_kernel_writes_what_torch_writes(window: int, sink: int, decod
 def test_extend(
     group: int, head_dim: int, window: int, sink: int, dtype: torch.dtype, tolerance: float, logit_cap: float
 ) -> None:
-    spec = make_spec(
-        group=group, head_dim=head_dim, window=window, sink=sink, dtype=dtype, n_global=1, n_local=2
-    )
+    spec = make_spec(group=group, head_dim=head_dim, window=window, sink=sink, dtype=dtype, n_global=1, n_local=2)
     case = make_case(spec, [0, 3, 90], [41, 1, 33])
     path = TritonPath(spec)
     path.plan_extend(case.extend)
@@ -76,9 +74,7 @@ def test_extend(
 
 @pytest.mark.parametrize("splits", [1, 3, 8])
 @pytest.mark.parametrize(("group", "sink", "logit_cap"), [(1, 0, 0.0), (5, 4, 0.0), (2, 1, 5.0)])
-def test_decode(
-    group: int, sink: int, logit_cap: float, splits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decode(group: int, sink: int, logit_cap: float, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redknot_sglang.kernels.triton_path.splits_for", lambda *_: splits)
     spec = make_spec(group=group, head_dim=24, window=70, sink=sink)
     case = make_case(spec, [0, 68, 90, 250], [1, 1, 1, 1])

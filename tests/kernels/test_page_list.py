@@ -46,9 +46,7 @@ def test_lists_hold_the_positions_of_their_rule(
     }
     for name, rule in rules.items():
         want = [positions(name, p, n) for p, n in zip(prefixes, batch.seq_lens_cpu, strict=True)]
-        assert [rule.count(p, n) for p, n in zip(prefixes, batch.seq_lens_cpu, strict=True)] == list(
-            map(len, want)
-        )
+        assert [rule.count(p, n) for p, n in zip(prefixes, batch.seq_lens_cpu, strict=True)] == list(map(len, want))
         starts = torch.tensor(offsets(list(map(len, want))))
         out = torch.full((int(starts[-1]) + 3,), -1, dtype=torch.int32)
         write_pages(

@@ -64,9 +64,7 @@ def test_the_fastest_that_can_serves_and_the_log_says_why(
 def test_a_requested_path_serves_or_the_reason_is_raised(machine: dict[str, str | None]) -> None:
     assert select.select_path("triton", CUDA).name == "triton"
     machine["fa3"] = "this is an A100"
-    with pytest.raises(
-        ValueError, match=r"'fa3' cannot serve here: this is an A100. Choose flashinfer or triton"
-    ):
+    with pytest.raises(ValueError, match=r"'fa3' cannot serve here: this is an A100. Choose flashinfer or triton"):
         select.select_path("fa3", CUDA)
     with pytest.raises(ValueError, match="unknown attention path 'fa4': choose one of fa3, flashinfer"):
         select.select_path("fa4", CUDA)

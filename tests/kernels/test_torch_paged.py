@@ -86,9 +86,7 @@ def test_a_path_is_planned_again_for_longer_prefixes() -> None:
     st.sampled_from([1, 16, 90]),
     st.integers(0, 4),
 )
-def test_neither_chunks_nor_neighbours_change_a_row(
-    prefix: int, chunks: list[int], window: int, sink: int
-) -> None:
+def test_neither_chunks_nor_neighbours_change_a_row(prefix: int, chunks: list[int], window: int, sink: int) -> None:
     """The same rows in one extend, in chunks, beside other requests and alone."""
     spec = make_spec(window=window, sink=sink)
     case = make_case(spec, [prefix, 40, 0], [sum(chunks), 30, 3])

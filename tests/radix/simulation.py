@@ -218,4 +218,3 @@ class Simulation:
         frontier = max(req.cache_protected_len, req.kv.swa_evicted_seqlen)
         sinks = max(0, min(self.sink, frontier) - req.cache_protected_len)
         return req.computed - frontier + sinks
-

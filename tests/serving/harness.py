@@ -92,9 +92,7 @@ def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> It
             yield Server(running.url, running)
 
 
-def refused(
-    args: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 180
-) -> tuple[int, str]:
+def refused(args: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 180) -> tuple[int, str]:
     """Exit code and output of a server that is expected to stop by itself.
 
     Raises AssertionError if it still runs after `timeout` seconds.

@@ -36,7 +36,11 @@ class OracleModel:
             x = x + self._attention(hidden, prefix + "self_attn.", layer, cos, sin)
             hidden = self._norm(x, weights[prefix + "post_attention_layernorm.weight"])
             gate = F.silu(hidden @ weights[prefix + "mlp.gate_proj.weight"].T)
-            x = x + (gate * (hidden @ weights[prefix + "mlp.up_proj.weight"].T)) @ weights[prefix + "mlp.down_proj.weight"].T
+            x = (
+                x
+                + (gate * (hidden @ weights[prefix + "mlp.up_proj.weight"].T))
+                @ weights[prefix + "mlp.down_proj.weight"].T
+            )
         x = self._norm(x, weights["model.norm.weight"])
         head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
         return (x @ head.T).log_softmax(-1)

@@ -23,7 +23,9 @@ class _MissingKernel:
         return _MissingKernel(f"{self._name}.{attr}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{self._name} needs a CUDA GPU; this machine has no CUDA driver (start SGLang with --device cpu)")
+        raise RuntimeError(
+            f"{self._name} needs a CUDA GPU; this machine has no CUDA driver (start SGLang with --device cpu)"
+        )
 
 
 class _StandInModule(ModuleType):

@@ -67,9 +67,7 @@ def test_nothing_cached_is_zero_and_a_failed_turn_stops_the_demo() -> None:
     program = FrontendResult(1, 1, {"prompt_tokens": 1, "completion_tokens": 1})
     assert collect(STOCK, SETTINGS, [TurnResult("t", True, answer(0.1))], [program], 1, 1.0).cached == 0.0
     with pytest.raises(RuntimeError, match="failed to answer: out of memory"):
-        collect(
-            STOCK, SETTINGS, [TurnResult("t", False, answer(0.1, error="out of memory"))], [program], 1, 1.0
-        )
+        collect(STOCK, SETTINGS, [TurnResult("t", False, answer(0.1, error="out of memory"))], [program], 1, 1.0)
 
 
 def test_the_table_compares_the_servers() -> None:
