@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.redknot-installed
 # Checked by lint; the stand-in for sgl_kernel and patch files are not ours to type.
 CODE   := redknot_sglang eval tests
 
-# Models run on few cores here: more threads than cores only makes them wait for each other.
+# Servers, their clients and tests share few cores: more threads than that only wait for each other.
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 # Nothing is fetched from a model hub at run time.
@@ -37,10 +37,11 @@ test: $(STAMP) ## all tests that need no GPU
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m mypy $(CODE)
+	bash .ci/size
 
 format: $(STAMP) ## rewrite the code in the house format
 	$(PY) -m ruff check --fix $(CODE)

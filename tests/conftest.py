@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from redknot_sglang.cpu import has_cuda_driver
+from redknot_sglang.cpu import has_cuda_driver, install_kernel_stand_in
 from tests.serving import harness
+
+# Tests of pools and tree import SGLang in this process; it looks at this variable when it is imported.
+if install_kernel_stand_in():
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ from redknot_sglang.cli.measure import Client, Request
 def run_demo(settings: Settings, out: Path) -> str:
     """Run it all; writes `demo.json`, `demo.png` and the servers' logs in `out` and returns the table.
 
-    Raises ServerError if a server does not start, RuntimeError if it fails to answer.
+    Raises ServerError if a server does not start, RuntimeError or OSError if it fails to answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     turns = (settings.conversations + settings.frontend_conversations) * settings.turns
@@ -86,5 +86,7 @@ async def _measure(server: str, url: str, settings: Settings, bar: tqdm, begin: 
 
 def _flush(url: str) -> None:
     """Empty the server's prefix cache, so that one part of the workload does not help the next."""
-    with urllib.request.urlopen(urllib.request.Request(url + "/flush_cache", method="POST"), timeout=60):
+    # The server may still be tidying up the last request; it waits up to `timeout` seconds for that.
+    flush = urllib.request.Request(url + "/flush_cache?timeout=30", method="POST")
+    with urllib.request.urlopen(flush, timeout=60):
         pass

@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     install_kernel_stand_in()
     from eval.demo.run import run_demo
     from eval.demo.settings import Settings
-    from redknot_sglang.cli.launch import ServerError
 
     # Servers are ended on the way out, which an unhandled SIGTERM would skip.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         table = run_demo(settings, args.out)
-    except (ServerError, RuntimeError) as error:
+    except (RuntimeError, OSError) as error:
         print(f"redknot demo: {error}", file=sys.stderr)
         return 1
     print(table)

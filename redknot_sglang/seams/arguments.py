@@ -7,8 +7,8 @@ import argparse
 import sys
 from typing import Any
 
-from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
+from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
 from redknot_sglang.seams import Seam, SeamError, active, registries
 from redknot_sglang.seams.refusals import refuse_unsupported

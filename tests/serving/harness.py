@@ -24,12 +24,18 @@ ALL_GLOBAL = MODEL / "all_global.json"
 
 ON_CPU = not has_cuda_driver()
 # One server is one process among those of the test run on two cores.
-ENVIRONMENT = {**(launching.CPU_ENVIRONMENT if ON_CPU else {}), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **(launching.CPU_ENVIRONMENT if ON_CPU else {}),
+    "OMP_NUM_THREADS": "1",
+    # The scheduler counts every slot after every step and stops the server if one is lost.
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+}
 FLAGS = (
     *(launching.CPU_FLAGS if ON_CPU else ("--mem-fraction-static=0.3",)),
     "--max-total-tokens=24576",
     "--max-running-requests=16",
     "--context-length=8192",
+    "--chunked-prefill-size=512",
     "--enable-cache-report",
     "--random-seed=1",
 )
@@ -56,7 +62,8 @@ class Server:
     def generate(self, prompt: str | list[int], max_new_tokens: int, **body: Any) -> dict[str, Any]:
         """One greedy answer of the native endpoint; `prompt` is text or token ids.
 
-        body: further fields of the request. The answer goes on to `max_new_tokens` whatever the model says. Raises requests.HTTPError.
+        body: further fields of the request. The answer goes on to `max_new_tokens` whatever the model says.
+        Raises requests.HTTPError.
         """
         sampling = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
         sampling.update(body.pop("sampling_params", {}))
@@ -67,7 +74,8 @@ class Server:
 
     def flush(self) -> None:
         """Empty the prefix cache; the server must be idle."""
-        self.post("/flush_cache", {}).raise_for_status()
+        # The answer of the last request may be here before the server is done with it: let it wait for that.
+        self.post("/flush_cache?timeout=30", {}).raise_for_status()
 
     def log_text(self) -> str:
         """All the server has printed so far."""

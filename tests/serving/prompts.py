@@ -35,8 +35,8 @@ def text(rng: random.Random) -> list[int]:
 
 
 def mixed(rng: random.Random, length: int) -> list[int]:
-    """Exactly `length` tokens: pieces of text and runs of noise in turn."""
+    """Exactly `length` tokens: runs of noise and pieces of text in turn, noise first: two prompts share no prefix."""
     tokens: list[int] = []
     while len(tokens) < length:
-        tokens += text(rng) + noise(rng, rng.randrange(1, 120))
+        tokens += noise(rng, rng.randrange(2, 120)) + text(rng)
     return tokens[:length]

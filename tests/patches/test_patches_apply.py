@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The diffs of patches/ fit the installed SGLang, and its README accounts for every seam."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from redknot_sglang.cpu import install_kernel_stand_in
+
+PATCHES = Path(__file__).resolve().parents[2] / "patches"
+FILES = sorted(PATCHES.glob("*.patch"))
+# A patch that builds on another one cannot be applied without it.
+NEEDS = {"0008-reserve-running-windows.patch": "0007-window-of-a-row.patch"}
+
+
+def touched(patch: Path) -> list[str]:
+    """Paths that the patch writes, relative to the directory that holds the `sglang` package."""
+    return re.findall(r"^\+\+\+ b/(\S+)$", patch.read_text(), re.MULTILINE)
+
+
+def apply(patches: Sequence[Path], work: Path) -> None:
+    """Copy what the patches touch into `work`, apply them in order and compile the results."""
+    spec = find_spec("sglang")
+    assert spec is not None and spec.submodule_search_locations
+    installed = Path(spec.submodule_search_locations[0]).parent
+    names = {name for patch in patches for name in touched(patch)}
+    for name in names:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        if (installed / name).exists():
+            shutil.copyfile(installed / name, work / name)
+    # A repository around the temporary directory would make git skip files outside its index.
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(work.parent)}
+    for patch in patches:
+        done = subprocess.run(
+            ["git", "apply", "-p1", "--verbose", str(patch)], cwd=work, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{patch.name} does not apply:\n{done.stderr}"
+    for name in names:
+        before = (installed / name).read_text() if (installed / name).exists() else None
+        assert (work / name).read_text() != before, f"{name} was not changed"
+        py_compile.compile(str(work / name), doraise=True)
+
+
+def test_all_apply_in_order(tmp_path: Path) -> None:
+    assert len(FILES) >= 10
+    apply(FILES, tmp_path)
+
+
+@pytest.mark.parametrize("patch", FILES, ids=lambda patch: patch.stem)
+def test_each_applies_alone(patch: Path, tmp_path: Path) -> None:
+    needed = NEEDS.get(patch.name)
+    apply([PATCHES / needed, patch] if needed else [patch], tmp_path)
+
+
+@pytest.mark.parametrize("patch", FILES, ids=lambda patch: patch.stem)
+def test_patch_says_why(patch: Path) -> None:
+    message, separator, _ = patch.read_text().partition("\n---\n")
+    subject, blank, body = (message.split("\n", 2) + ["", ""])[:3]
+    assert separator and subject and not blank and len(body.split()) > 20
+    assert len(subject) <= 72
+
+
+def test_patches_stay_within_sglang() -> None:
+    for patch in FILES:
+        assert touched(patch)
+        assert all(name.startswith("sglang/srt/") and name.endswith(".py") for name in touched(patch))
+
+
+def table_rows() -> dict[str, list[str]]:
+    """Cells of the README's table by seam, without the backquotes."""
+    rows = [line for line in (PATCHES / "README.md").read_text().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
+    return {f"sglang.srt.{first}": rest for first, *rest in cells}
+
+
+def test_table_names_every_seam_and_how_it_is_hooked() -> None:
+    install_kernel_stand_in()
+    from redknot_sglang.seams import all_seams
+
+    rows = table_rows()
+    seams = {seam.target: seam for seam in all_seams()}
+    assert set(rows) == set(seams)
+    for target, (why, hook, _) in rows.items():
+        assert why
+        kind, file = hook.split(": ")
+        assert kind == seams[target].kind
+        module = seams[target].hook.__module__
+        assert module == "redknot_sglang." + file.removesuffix(".py").replace("/", ".")
+
+
+def test_table_names_every_patch() -> None:
+    named = {patch for _, _, patch in table_rows().values()}
+    assert named == {patch.name for patch in FILES}

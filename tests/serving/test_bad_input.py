@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot work stops the server with one clear line; what does not fit is a 400 and the server goes on."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import harness
+
+ERROR = "redknot: error: "
+MAP_ARGUMENT = f"--redknot-head-map={harness.HEAD_MAP}"
+
+
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(harness.HEAD_MAP.read_text())
+    return document
+
+
+def _changed(path: tuple[str, ...], value: Any) -> str:
+    document = _document()
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return json.dumps(document)
+
+
+# Name of the case: text of the head map file, and what the message must name.
+BAD_MAPS: dict[str, tuple[str, str]] = {
+    "empty": ("", "is empty"),
+    "not JSON": ("window = 128", "JSON"),
+    "not a head map": ('{"layers": 6}', "not a head map"),
+    "version of the future": (_changed(("version",), 99), "version"),
+    "a layer too few": (_changed(("layers",), _document()["layers"][:-1]), "layer"),
+    "a head too many": (_changed(("layers",), ["LLLLL"] * 6), "heads"),
+    "another model's layers": (
+        json.dumps(_document() | {"layers": ["LLLL"] * 8, "model": _document()["model"] | {"num_layers": 8}}),
+        "layers: 8 in the map, 6 in the model",
+    ),
+    "another model's heads": (
+        json.dumps(_document() | {"layers": ["LL"] * 6, "model": _document()["model"] | {"num_kv_heads": 2}}),
+        "KV heads per layer: 2 in the map, 4 in the model",
+    ),
+    "another model type": (_changed(("model", "model_type"), "qwen3"), "model type"),
+    "unknown class": (_changed(("layers",), ["LLXL"] * 6), "X"),
+    "window 0": (_changed(("local", "window"), 0), "window"),
+    "window as text": (_changed(("local", "window"), "128"), "window"),
+    "negative sink": (_changed(("local", "sink"), -1), "sink"),
+}
+
+# Flags after `--redknot --redknot-head-map=...`, and what the message must name.
+BAD_FLAGS: dict[str, tuple[list[str], str]] = {
+    "page size": (["--page-size=16"], "--page-size 16"),
+    "speculative decoding": (
+        ["--speculative-algorithm=NGRAM", "--speculative-num-draft-tokens=4"],
+        "--speculative-algorithm NGRAM",
+    ),
+    "hierarchical cache": (["--enable-hierarchical-cache"], "--enable-hierarchical-cache"),
+    "fp8 KV": (["--kv-cache-dtype=fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
+    "attention backend": (["--attention-backend=triton"], "--attention-backend triton"),
+    "pipeline stages": (["--pp-size=2"], "--pp-size 2"),
+    "another radix cache": (["--radix-cache-backend=lru"], "--radix-cache-backend lru"),
+    "tokenizer workers": (["--tokenizer-worker-num=2"], "--tokenizer-worker-num 2"),
+    "context length 0": (["--redknot-context-length=0"], "--redknot-context-length"),
+    "context length over the model's": (["--redknot-context-length=99999"], "exceeds the model's context length"),
+    "a budget that is no size": (["--redknot-kv-budget=lots"], "--redknot-kv-budget 'lots'"),
+}
+
+
+def _start_up_error(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the launcher would print when it reads these arguments with the plugin loaded."""
+    from redknot_sglang import cpu
+
+    cpu.install_kernel_stand_in()
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+
+    load_plugins()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        prepare_server_args(harness.flags(args))
+    # A text is printed by the interpreter, which then exits with 1.
+    return str(stop.value.code) if isinstance(stop.value.code, str) else capsys.readouterr().err
+
+
+def _assert_one_line(message: str, names: str) -> None:
+    lines = message.splitlines()
+    assert len(lines) == 1 and message.startswith(ERROR), message
+    assert names in message
+
+
+@pytest.mark.parametrize("case", BAD_MAPS)
+def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, names = BAD_MAPS[case]
+    path = tmp_path / "map.json"
+    path.write_text(text)
+    message = _start_up_error(["--redknot", f"--redknot-head-map={path}"], capsys)
+    _assert_one_line(message, names)
+    assert str(path) in message or "in the model" in message
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_wrong_flags_are_refused(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    args, names = BAD_FLAGS[case]
+    _assert_one_line(_start_up_error(["--redknot", MAP_ARGUMENT, *args], capsys), names)
+
+
+def test_redknot_flags_without_redknot_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    _assert_one_line(_start_up_error([MAP_ARGUMENT], capsys), "without --redknot")
+
+
+def test_unknown_attention_path_is_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    message = _start_up_error(["--redknot", MAP_ARGUMENT, "--redknot-attention=fast"], capsys)
+    assert "--redknot-attention: invalid choice: 'fast'" in message
+
+
+@pytest.mark.serving
+def test_real_servers_stop_with_one_line(tmp_path: Path) -> None:
+    cases = {
+        "no such file": ["--redknot", f"--redknot-head-map={tmp_path / 'none.json'}"],
+        "--redknot-kv-budget": ["--redknot", MAP_ARGUMENT, "--redknot-kv-budget=1000"],
+        "--pp-size 2": ["--redknot", MAP_ARGUMENT, "--pp-size=2"],
+        "without --redknot": ["--redknot-context-length=100"],
+    }
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(harness.refused, cases.values()))
+    for names, (code, output) in zip(cases, ended, strict=True):
+        lines = [line for line in output.splitlines() if line.startswith(ERROR)]
+        assert code != 0
+        assert len(lines) == 1 and names in lines[0], output[-3000:]
+        assert "Traceback" not in output, output[-3000:]
+
+
+@pytest.mark.serving
+def test_prompt_longer_than_a_pool_is_a_400_and_the_server_goes_on() -> None:
+    # The global pool is smaller than the model's context.
+    with harness.launch(["--redknot", MAP_ARGUMENT, "--max-total-tokens=1000"]) as server:
+        short = server.generate([500] * 100, 4)["output_ids"]
+        too_long = [600] * 1500
+        sampling = {"max_new_tokens": 4}
+        native = server.post("/generate", {"input_ids": too_long, "sampling_params": sampling})
+        openai = server.post("/v1/completions", {"model": "default", "prompt": too_long, "max_tokens": 4})
+        for answer in (native, openai):
+            assert answer.status_code == 400, answer.text
+            assert "1500" in answer.text, answer.text
+        batch = server.post("/generate", {"input_ids": [too_long, [500] * 100], "sampling_params": sampling})
+        assert batch.status_code == 400, batch.text
+        assert server.generate([500] * 100, 4)["output_ids"] == short
+        status = server.get("/redknot/status")
+        tree = status["tree"]
+        assert all(state["used"] == tree[name]["evictable"] for name, state in status["classes"].items())

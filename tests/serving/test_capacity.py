@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the shipped map saves at 4K tokens: bytes of a finished prefix, and requests in the same number of bytes."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.serving import harness
+from tests.serving.harness import Server
+from tests.serving.prompts import noise
+
+pytestmark = pytest.mark.serving
+
+LENGTH = 4000
+# Long enough that prefill of the whole crowd is over before the first of it is done.
+ANSWER = 160
+# The byte budget is what this many requests take in stock SGLang.
+STOCK_REQUESTS = 3
+CROWD = 9
+CONTEXT = LENGTH + ANSWER + 40
+
+
+def _bytes_per_slot(server: Server) -> dict[str, int]:
+    classes = server.get("/redknot/status")["classes"]
+    return {name: state["bytes_per_slot"] for name, state in classes.items()}
+
+
+def test_a_finished_prefix_holds_at_most_45_percent_of_stock(redknot_server: Server) -> None:
+    redknot_server.flush()
+    redknot_server.generate(noise(random.Random(1), LENGTH), 1)
+    status = redknot_server.get("/redknot/status")
+    held = sum(state["used"] * state["bytes_per_slot"] for state in status["classes"].values())
+    tokens = status["classes"]["global"]["used"]
+    stock = tokens * sum(_bytes_per_slot(redknot_server).values())
+    assert tokens >= LENGTH
+    assert held <= 0.45 * stock, f"{held / stock:.1%}"
+
+
+def test_twice_the_requests_of_stock_in_the_same_bytes(redknot_server: Server) -> None:
+    tokens = STOCK_REQUESTS * CONTEXT
+    budget = tokens * sum(_bytes_per_slot(redknot_server).values())
+    with harness.launch([f"--max-total-tokens={tokens}"]) as server:
+        stock = _most_at_once(server)
+    # --max-total-tokens counts global slots; one that does not bind leaves the size to the budget.
+    args = [f"--redknot-kv-budget={budget}", f"--redknot-context-length={CONTEXT}", "--max-total-tokens=1000000"]
+    with harness.launch(["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", *args]) as server:
+        classes = server.get("/redknot/status")["classes"].values()
+        assert sum(state["slots"] * state["bytes_per_slot"] for state in classes) <= budget
+        redknot = _most_at_once(server)
+    assert 1 <= stock <= STOCK_REQUESTS
+    assert redknot >= 2 * stock, f"{redknot} requests at once, stock {stock}"
+
+
+def _most_at_once(server: Server) -> int:
+    """Most requests seen running at the same time while a crowd of them waits for room."""
+    rng = random.Random(2)
+    prompts = [noise(rng, LENGTH) for _ in range(CROWD)]
+    seen: list[int] = []
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(server, seen, done))
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(CROWD) as pool:
+            lengths = list(pool.map(lambda prompt: _answer_length(server, prompt), prompts))
+    finally:
+        done.set()
+        watcher.join()
+    assert lengths == [ANSWER] * CROWD
+    return max(seen)
+
+
+def _answer_length(server: Server, prompt: Sequence[int]) -> int:
+    return len(server.generate(list(prompt), ANSWER)["output_ids"])
+
+
+def _watch(server: Server, seen: list[int], done: threading.Event) -> None:
+    while not done.wait(0.3):
+        loads = server.get("/v1/loads?include=core")["loads"]
+        seen.append(sum(load["num_running_reqs"] for load in loads))

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A served windowed map equals the oracle's dense masks, cold and with prefix hits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.serving import harness
+from tests.serving.answers import Answer, agree_with_oracle, ask_all
+from tests.serving.maps import make_map, oracle_of, save_map
+from tests.serving.prompts import mixed, noise
+
+pytestmark = pytest.mark.serving
+
+CHUNKS, SINKS, WINDOWS = (64, 512, 2048), (0, 1, 4), (16, 128, 512)
+# Every chunk size, sink and window once; `latin_square` has every pair of them.
+CASES = tuple(zip(CHUNKS, SINKS, (128, 512, 16), strict=True))
+LENGTHS = (300, 777, 1500)
+ANSWER = 8
+
+
+def latin_square() -> list[tuple[int, int, int]]:
+    """Nine (chunk, sink, window) in which every pair of values of two of them occurs."""
+    return [(CHUNKS[i], SINKS[j], WINDOWS[(i + j) % 3]) for i in range(3) for j in range(3)]
+
+
+@pytest.mark.parametrize(("chunk", "sink", "window"), CASES)
+def test_equals_the_oracle_cold_and_with_hits(chunk: int, sink: int, window: int, tmp_path: Path) -> None:
+    check(chunk, sink, window, tmp_path)
+
+
+def check(chunk: int, sink: int, window: int, folder: Path) -> float:
+    """Serve the map, ask in every way, compare all answers; returns the largest logprob difference."""
+    head_map = make_map(window, sink)
+    args = ["--redknot", f"--redknot-head-map={save_map(head_map, folder)}", f"--chunked-prefill-size={chunk}"]
+    with harness.launch(args) as server:
+        answers = visit(server, random.Random(f"{chunk} {sink} {window}"))
+    oracle = oracle_of(head_map)
+    return max(agree_with_oracle(answer, oracle) for answer in answers)
+
+
+def visit(server: harness.Server, rng: random.Random) -> list[Answer]:
+    """The same prompts cold, again, extended, and left in the middle three times; asserts the hits."""
+
+    def ask(prompts: list[list[int]]) -> list[Answer]:
+        return ask_all(server, prompts, ANSWER, at_once=len(prompts))
+
+    prompts = [mixed(rng, length) for length in LENGTHS]
+    cold = ask(prompts)
+    assert not any(answer.cached for answer in cold), "unrelated prompts share nothing"
+    again = ask(prompts)
+    assert [answer.cached for answer in again] == [length - 1 for length in LENGTHS]
+    extended = ask([answer.prompt + answer.tokens + noise(rng, 61) for answer in again])
+    assert all(answer.cached >= length for answer, length in zip(extended, LENGTHS, strict=True))
+    cuts = [length * 5 // 9 for length in LENGTHS]
+    branches = [
+        ask([prompt[:cut] + noise(rng, 90) for prompt, cut in zip(prompts, cuts, strict=True)]) for _ in range(3)
+    ]
+    # The first visit finds no local tail at the branch and leaves one for those after it.
+    assert [answer.cached for answer in branches[2]] == cuts
+    return [*cold, *again, *extended, *(answer for branch in branches for answer in branch)]
