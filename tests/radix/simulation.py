@@ -121,7 +121,7 @@ class Simulation:
         assert req.computed == len(req.ids)
         if maintain:
             free_swa_out_of_window_slots(
-                req,  # type: ignore[arg-type]
+                req,
                 len(req.ids) - 1,
                 sliding_window_size=self.window,
                 page_size=1,
@@ -211,7 +211,9 @@ class Simulation:
         ):
             assert free + evictable + protected + mine == total, (free, evictable, protected, mine, total)
         free_local = self.allocator.swa_attn_allocator.free_pages.tolist()
-        mapped = [slot for slot in self.pool.full_to_swa_index_mapping.tolist() if slot > 0]
+        mapping = self.pool.full_to_swa_index_mapping
+        assert mapping is not None
+        mapped = [slot for slot in mapping.tolist() if slot > 0]
         assert len(set(mapped)) == len(mapped) and not set(mapped) & set(free_local), "a local slot has two owners"
 
     def _owned_local(self, req: SimulatedRequest) -> int:

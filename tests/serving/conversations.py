@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import requests
 
@@ -88,7 +89,7 @@ def _play(server: Server, conversation: Conversation) -> list[Answer]:
 def _hang_up(server: Server, prompt: list[int], length: int, tokens: int) -> None:
     """Start a stream and drop the connection once it has brought `tokens` tokens."""
     sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
-    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
+    body: dict[str, Any] = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
     with requests.post(server.url + "/generate", json=body, stream=True, timeout=REQUEST_TIMEOUT) as stream:
         stream.raise_for_status()
         for line in stream.iter_lines():
