@@ -48,7 +48,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         window = self.local_heads.window
         # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
-        with self.local_heads.locking(span):
+        with self.local_heads.locking(span, own_path=chunked):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
         self._update_metrics()

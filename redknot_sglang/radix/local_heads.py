@@ -195,9 +195,9 @@ class LocalHeads(SWAComponent):
     # ---- locks ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def locking(self, span: int) -> Iterator[None]:
-        """Within this block locks reach back `span` positions, and chunk boundaries stay transient."""
-        self._lock_span, self._own_path = span, True
+    def locking(self, span: int, own_path: bool) -> Iterator[None]:
+        """Within this block locks reach back `span` positions; with `own_path` chunk boundaries stay transient."""
+        self._lock_span, self._own_path = span, own_path
         try:
             yield
         finally:

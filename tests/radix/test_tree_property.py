@@ -35,7 +35,7 @@ class Traffic:
         elif action < 0.36:
             simulation.retract(rng.choice(running))
         elif action < 0.40:
-            simulation.finish(rng.choice(running), insert=False)
+            simulation.finish(rng.choice(running), insert=rng.random() < 0.5)
         else:
             self._advance(rng.choice(running))
 
