@@ -10,7 +10,7 @@ from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, Memory
 from sglang.srt.runtime_context import get_parallel
 
 from redknot_sglang.config import RedKnotConfig, RedKnotError
-from redknot_sglang.pool.sizing import PoolSlots, class_bytes, least_local_slots, local_for_global, split_budget
+from redknot_sglang.pool.sizing import PoolSlots, class_bytes, least_slots, local_for_global, split_budget
 from redknot_sglang.seams.model_config import head_map_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         return self._checked(local_for_global(self._head_map, max_total_num_tokens, self._context_length, self._chunk))
 
     def _checked(self, slots: PoolSlots) -> MemoryPoolConfig:
-        least = 2 if self._head_map.all_global else least_local_slots(self._head_map)
+        least = least_slots(self._head_map)
         if slots.local_slots < least or slots.global_slots < least:
             raise RedKnotError(
                 f"KV memory gives {slots.global_slots} global and {slots.local_slots} local slots, one request needs {least}; "

@@ -54,9 +54,9 @@ def decode_window(head_map: HeadMap) -> int:
     return head_map.window + DECODE_FREE_INTERVAL
 
 
-def least_local_slots(head_map: HeadMap) -> int:
-    """The fewest local slots with which a single request can run, a few tokens a chunk."""
-    return local_slots_per_sequence(head_map) + 8
+def least_slots(head_map: HeadMap) -> int:
+    """The fewest slots of each class with which a single request can run, a few tokens a chunk."""
+    return 2 if head_map.all_global else local_slots_per_sequence(head_map) + 8
 
 
 def split_budget(head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int) -> PoolSlots:

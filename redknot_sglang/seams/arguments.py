@@ -10,7 +10,9 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
+from redknot_sglang.pool.sizing import class_bytes, least_slots, split_budget
 from redknot_sglang.seams import Seam, SeamError, active, registries
+from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.refusals import refuse_unsupported
 
 _CARRIED = "_redknot_options"
@@ -90,6 +92,19 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
             f"--redknot-context-length {length} exceeds the model's context length {model_config.context_len}; "
             "lower it or raise --context-length"
         )
+
+    if config.kv_budget is not None:
+        _check_budget(server_args, model_config, config.kv_budget, length or model_config.context_len)
+
+
+def _check_budget(server_args: Any, model_config: Any, budget: int, context_length: int) -> None:
+    """Refuse a budget that holds no request here, where it is one line, and not in the scheduler process."""
+    head_map = head_map_of(model_config).shard(0, server_args.tp_size)
+    cost = class_bytes(head_map, model_config.head_dim, model_config.dtype.itemsize)
+    chunk = server_args.chunked_prefill_size
+    slots = split_budget(head_map, cost, budget, context_length, chunk if chunk and chunk > 0 else context_length)
+    if min(slots.global_slots, slots.local_slots) < least_slots(head_map):
+        raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
 
 
 SEAMS = (

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.serving
 PROMPT = list(range(400, 700))
 ANSWER = 5
 ENGINE = """
+from redknot_sglang.cpu import install_kernel_stand_in
+
+install_kernel_stand_in()  # sglang.Engine imports kernels before it loads plugins
 import json, sys
 import sglang
 
