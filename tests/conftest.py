@@ -35,7 +35,8 @@ def stock_server() -> Iterator[harness.Server]:
 @pytest.fixture(scope="session")
 def redknot_server() -> Iterator[harness.Server]:
     """SGLang --redknot on the embedded model with its shipped head map."""
-    with harness.launch(["--redknot", f"--redknot-head-map={harness.HEAD_MAP}"]) as server:
+    args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-context-length=1024"]
+    with harness.launch(args) as server:
         yield server
 
 
