@@ -70,18 +70,22 @@ def _reserve_decode_windows(result: Any, adder: Any, *args: Any, **kwargs: Any) 
         adder.rem_swa_token_offset += max(0, min(to_come, window - owned))
 
 
-def _hold_back_behind_stalled_chunk(original: Any, adder: Any, req: Any) -> Any:
-    """Admit nobody while a chunked request waits for local slots.
+def _one_chunked_request_at_a_time(
+    original: Any, adder: Any, req: Any, has_chunked_req: bool, *args: Any, **kwargs: Any
+) -> Any:
+    """Admit nobody behind a request whose prompt is not finished by this pass.
 
-    SGLang counts a chunk of that request as in flight whenever it forms any prefill batch (scheduler.py,
-    `inflight_middle_chunks += 1`), also one without it; the request's last chunk is then taken for a middle one and
-    its first output token is lost.
+    Without sliding windows an unfinished chunk has always used up the chunk budget, and the scheduler relies on it: it
+    remembers one chunked request. A chunk that was cut for want of local slots leaves chunk budget over. The next
+    request may then be cut as well and take the first one's place in `new_chunked_req`, after which the first is
+    decoded in the middle of its prompt; or a batch without the waiting chunk is counted as one of its chunks.
     """
-    result = original(adder, req)
-    stalled = result is req and req not in adder.can_run_list
-    if stalled and hasattr(adder.tree_cache, "decode_window"):
-        adder.prefill_max_requests = 0
-    return result
+    unfinished = has_chunked_req or adder.new_chunked_req is not None
+    if unfinished and hasattr(adder.tree_cache, "decode_window"):
+        from sglang.srt.managers.schedule_policy import AddReqResult
+
+        return AddReqResult.OTHER
+    return original(adder, req, has_chunked_req, *args, **kwargs)
 
 
 SEAMS = (
@@ -105,9 +109,9 @@ SEAMS = (
         "admission leaves room for the windows of running requests",
     ),
     Seam(
-        "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
-        _hold_back_behind_stalled_chunk,
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
+        _one_chunked_request_at_a_time,
         "around",
-        "a chunked request that waits for local slots must not be counted as in flight",
+        "a chunk cut for want of local slots must stay the only unfinished prompt",
     ),
 )
