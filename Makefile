@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval test test-gpu lint format requirements clean
+.PHONY: help install demo eval test test-full test-gpu lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eva
 
 test: $(STAMP) ## all tests that need no GPU
 	$(PY) -m pytest -m "not gpu" --durations=15
+
+test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 conversations, 27 maps (over an hour)
+	$(PY) -m pytest -m "not gpu" --full -rA --durations=15 tests/serving
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15

@@ -16,8 +16,23 @@ if install_kernel_stand_in():
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU, and run the quick tests before those that start servers."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--full`: acceptance size (100 prompts, 200 conversations, the whole grid) instead of a sample; over an hour."""
+    parser.addoption("--full", action="store_true", help="tests at acceptance size, not as a sample (over an hour)")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether tests run at acceptance size."""
+    return bool(request.config.getoption("--full"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip GPU tests without a GPU, leave out `full` ones unless asked for, and run the quick tests first."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
     if not has_cuda_driver():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -69,7 +69,7 @@ class Agreement:
     tied: int | None
 
 
-def agree(answer: Answer, reference: Answer) -> Agreement:
+def agree(answer: Answer, reference: Answer, tolerance: float = TOLERANCE) -> Agreement:
     """Compare with a reference server's answer to the same prompt. Raises AssertionError at the first real difference."""
     assert answer.prompt == reference.prompt
     worst = 0.0
@@ -77,12 +77,12 @@ def agree(answer: Answer, reference: Answer) -> Agreement:
         where = f"token {position} of an answer to {len(answer.prompt)} tokens, {answer.cached} of them cached"
         if token != reference.tokens[position]:
             lead = reference.leads[position]
-            assert lead <= TOLERANCE, (
+            assert lead <= tolerance, (
                 f"{where}: {token} instead of {reference.tokens[position]}, which leads by {lead:.4f}"
             )
             return Agreement(worst, position)
         difference = abs(answer.logprobs[position] - reference.logprobs[position])
-        assert difference <= TOLERANCE, f"{where}: logprob is off by {difference:.5f}"
+        assert difference <= tolerance, f"{where}: logprob is off by {difference:.5f}"
         worst = max(worst, difference)
     return Agreement(worst, None)
 

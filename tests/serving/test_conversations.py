@@ -18,9 +18,9 @@ from tests.serving.maps import make_map, oracle_of, save_map
 
 pytestmark = pytest.mark.serving
 
-CONVERSATIONS = 24
+CONVERSATIONS, ALL_CONVERSATIONS = 24, 200
 AT_ONCE = 12
-SAMPLE = 16
+SAMPLE, FULL_SAMPLE = 16, 200
 HEAD_MAP = make_map(window=16, sink=4)
 # A pool of a few conversations: the tree is evicted all the time.
 SMALL = ("--max-total-tokens=3500", "--redknot-context-length=800", "--chunked-prefill-size=64")
@@ -46,14 +46,21 @@ class Played:
     worst: float
 
 
-def test_small_pool_with_the_cache_flushed_and_off(tmp_path: Path) -> None:
-    played = play_small(tmp_path, CONVERSATIONS, SAMPLE)
+def test_small_pool_with_the_cache_flushed_and_off(tmp_path: Path, full: bool) -> None:
+    played = play_small(tmp_path, *_size(full))
+    print(played)
     assert played.cached_tokens > played.prompt_tokens // 10, "without hits this shows nothing"
 
 
-def test_retraction(tmp_path: Path) -> None:
-    played = play_tight(tmp_path, CONVERSATIONS, SAMPLE)
+def test_retraction(tmp_path: Path, full: bool) -> None:
+    played = play_tight(tmp_path, *_size(full))
+    print(played)
     assert played.retractions > 0, "without retractions this shows nothing"
+
+
+def _size(full: bool) -> tuple[int, int]:
+    """Conversations, and how many of their answers are compared with flushed replays and the oracle."""
+    return (ALL_CONVERSATIONS, FULL_SAMPLE) if full else (CONVERSATIONS, SAMPLE)
 
 
 def play_small(folder: Path, count: int, sample: int) -> Played:
