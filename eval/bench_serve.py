@@ -87,7 +87,7 @@ class Bench:
             ]
             stock, redknot = [future.result() for future in futures]
             prompts = self.prompts(self.args.prompts, 1000, 3000, seed=1)
-            return {"prompts": len(prompts), **compare(answers(stock, prompts), answers(redknot, prompts))}
+            return report(len(prompts), compare(answers(stock, prompts), answers(redknot, prompts)))
 
     def graphs(self) -> dict[str, Any]:
         """The windowed map with decode CUDA graphs against the eager path, prompts of 300 to 6,000 tokens."""
@@ -107,7 +107,7 @@ class Bench:
             ]
             on, off = [future.result() for future in futures]
             prompts = self.prompts(24, 300, 6000, seed=2)
-            return {"prompts": len(prompts), **compare(answers(off, prompts, 64), answers(on, prompts, 64))}
+            return report(len(prompts), compare(answers(off, prompts, 64), answers(on, prompts, 64)))
 
     def concurrency(self) -> dict[str, Any]:
         """Most requests that ran at once, read from the servers' own decode log while others waited."""
@@ -219,6 +219,13 @@ def compare(ours: list[list[tuple[int, float]]], theirs: list[list[tuple[int, fl
         "max_logprob_gap": worst,
         "finite": finite,
     }
+
+
+def report(prompts: int, compared: dict[str, Any]) -> dict[str, Any]:
+    """The comparison with its size, printed before servers are stopped: stopping can outlast the time there is."""
+    result = {"prompts": prompts, **compared}
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def flood(server: Server, prompts: list[list[int]], args: argparse.Namespace) -> bool:
