@@ -6,7 +6,7 @@
     python -m eval.bench_serve --steps concurrency --shape qwen3-8b --json out/held.json
 
 Real shapes. Without a checkpoint weights are SGLang's dummies, good for what does not look at outputs. Steps:
-- parity: an all-global map against stock, greedy tokens and logprobs of random prompts;
+- parity: an all-global map and stock's other backends against stock, greedy tokens and logprobs of random prompts;
 - graphs: the windowed map with decode CUDA graphs against the same server without;
 - concurrency: requests of `--context` tokens that run at once when both servers get `--kv-gib` for KV.
 - accuracy: the embedded model, stock and with its shipped map, exact match through `redknot eval`.
@@ -30,6 +30,7 @@ from typing import Any
 
 import requests
 
+from eval.agreement import compare, replies
 from redknot_sglang.cli.launch import Server, launch
 
 ROOT = Path(__file__).resolve().parent
@@ -42,7 +43,6 @@ FLAGS = (
     "--random-seed=1",
 )
 STOCK_FLAGS = ("--attention-backend=fa3",)
-NEAR_TIE = 2e-2
 TIMEOUT = 500
 
 
@@ -75,39 +75,43 @@ class Bench:
             for number in range(count)
         ]
 
+    def compared(self, sides: dict[str, list[str]], prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        """Each side against the first, all servers up at once; printed before they stop, which takes long."""
+        with ExitStack() as stack, ThreadPoolExecutor(len(sides)) as pool:
+            futures = [pool.submit(self.server, stack, f"{self.args.shape}-{n}", f) for n, f in sides.items()]
+            servers = [future.result() for future in futures]
+            asked = list(pool.map(lambda server: replies(server.url, prompts, new_tokens), servers))
+            first, *others = sides
+            result = {
+                f"{name} against {first}": compare(found, asked[0], self.args.tolerance).report()
+                for name, found in zip(others, asked[1:], strict=True)
+            }
+            print(json.dumps(result), flush=True)
+            return result
+
     def parity(self) -> dict[str, Any]:
         """All-global map against stock on the same prompts, 8 at a time, prefill in chunks of 1,024."""
         flags = ["--chunked-prefill-size=1024", "--max-running-requests=8", "--cuda-graph-max-bs-decode=8"]
-        flags.append("--enable-fp32-lm-head")  # bf16 logits of this size are 0.03 apart
-        with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-            names = {"parity-stock": [*STOCK_FLAGS, "--max-total-tokens=32768"]}
-            names["parity-redknot"] = [*self.redknot("all_global.json"), "--max-total-tokens=32768"]
-            futures = [
-                pool.submit(self.server, stack, f"{self.args.shape}-{n}", [*flags, *f]) for n, f in names.items()
-            ]
-            stock, redknot = [future.result() for future in futures]
-            prompts = self.prompts(self.args.prompts, 1000, 3000, seed=1)
-            return report(len(prompts), compare(answers(stock, prompts), answers(redknot, prompts)))
+        # bf16 logits of this size are 0.03 apart.
+        flags += ["--enable-fp32-lm-head", "--max-total-tokens=32768"]
+        sides = {f"stock-{name}": [*flags, f"--attention-backend={name}"] for name in ("fa3", "flashinfer")}
+        for path in ("fa3", "flashinfer"):
+            sides[f"redknot-{path}"] = [*flags, *self.redknot("all_global.json"), f"--redknot-attention={path}"]
+        return self.compared(sides, self.prompts(self.args.prompts, 1000, 3000, seed=1), 16)
 
     def graphs(self) -> dict[str, Any]:
-        """The windowed map with decode CUDA graphs against the eager path, prompts of 300 to 6,000 tokens."""
-        flags = [
-            *self.redknot("one_of_eight.json"),
-            "--max-total-tokens=65536",
-            "--max-running-requests=8",
-            "--enable-fp32-lm-head",
-        ]
-        with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-            names = {
-                "graphs-on": ["--cuda-graph-max-bs-decode=8"],
-                "graphs-off": ["--cuda-graph-backend-decode=disabled"],
-            }
-            futures = [
-                pool.submit(self.server, stack, f"{self.args.shape}-{n}", [*flags, *f]) for n, f in names.items()
-            ]
-            on, off = [future.result() for future in futures]
-            prompts = self.prompts(24, 300, 6000, seed=2)
-            return report(len(prompts), compare(answers(off, prompts, 64), answers(on, prompts, 64)))
+        """The windowed map with decode CUDA graphs against the eager path, prompts of 300 to 6,000 tokens.
+
+        The control is the eager path once more with other requests in its batches.
+        """
+        flags = ["--max-total-tokens=65536", "--enable-fp32-lm-head", *self.redknot("one_of_eight.json")]
+        eager = "--cuda-graph-backend-decode=disabled"
+        sides = {
+            "eager": [*flags, "--max-running-requests=8", eager],
+            "graphs": [*flags, "--max-running-requests=8", "--cuda-graph-max-bs-decode=8"],
+            "eager-batch-5": [*flags, "--max-running-requests=5", eager],
+        }
+        return self.compared(sides, self.prompts(24, 300, 6000, seed=2), 64)
 
     def concurrency(self) -> dict[str, Any]:
         """Most requests that ran at once, read from the servers' own decode log while others waited."""
@@ -182,52 +186,6 @@ class Bench:
         return result
 
 
-def answers(server: Server, prompts: list[list[int]], new_tokens: int = 16) -> list[list[tuple[int, float]]]:
-    """Greedy (token, logprob) pairs per prompt, 8 requests at a time."""
-
-    def one(ids: list[int]) -> list[tuple[int, float]]:
-        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
-        body: dict[str, Any] = {"input_ids": ids, "sampling_params": sampling, "return_logprob": True}
-        reply = requests.post(server.url + "/generate", json=body, timeout=TIMEOUT)
-        reply.raise_for_status()
-        return [(token, logprob) for logprob, token, *_ in reply.json()["meta_info"]["output_token_logprobs"]]
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, prompts))
-
-
-def compare(ours: list[list[tuple[int, float]]], theirs: list[list[tuple[int, float]]]) -> dict[str, Any]:
-    """Agreement up to the first differing token of each answer; a differing token with near-equal logprob is a near tie."""
-    worst, same, ties, wrong, tokens = 0.0, 0, 0, 0, 0
-    for a, b in zip(ours, theirs, strict=True):
-        for (token_a, logprob_a), (token_b, logprob_b) in zip(a, b, strict=True):
-            gap = abs(logprob_a - logprob_b)
-            if token_a != token_b:
-                ties, wrong = (ties + 1, wrong) if gap <= NEAR_TIE else (ties, wrong + 1)
-                break
-            worst, tokens = max(worst, gap), tokens + 1
-        else:
-            same += 1
-    finite = all(
-        logprob == logprob and abs(logprob) < 1e4 for side in (ours, theirs) for row in side for _, logprob in row
-    )
-    return {
-        "same": same,
-        "near_ties": ties,
-        "wrong": wrong,
-        "tokens": tokens,
-        "max_logprob_gap": worst,
-        "finite": finite,
-    }
-
-
-def report(prompts: int, compared: dict[str, Any]) -> dict[str, Any]:
-    """The comparison with its size, printed before servers are stopped: stopping can outlast the time there is."""
-    result = {"prompts": prompts, **compared}
-    print(json.dumps(result), flush=True)
-    return result
-
-
 def flood(server: Server, prompts: list[list[int]], args: argparse.Namespace) -> bool:
     """Send all prompts at once and wait; True if every answer came whole, with finite logprobs."""
 
@@ -257,6 +215,7 @@ def main() -> None:
     parser.add_argument("--steps", default="parity,graphs,concurrency,accuracy")
     parser.add_argument("--shape", default="qwen3-8b")
     parser.add_argument("--checkpoint", type=Path, help="weights from eval.make_checkpoint instead of dummies")
+    parser.add_argument("--tolerance", type=float, default=2e-2, help="a lead up to this is a tie, in nats")
     parser.add_argument("--lengths", default="4096", help="prompt lengths of the accuracy step")
     parser.add_argument("--sides", default="stock,redknot", help="servers of the accuracy step")
     parser.add_argument("--json", type=Path, required=True)

@@ -7,7 +7,7 @@ that one plan serves all layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,26 @@ def workspace(size: int, device: torch.device) -> Tensor:
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
+class _PinnedBuffer:
+    """Keeps a plan from overwriting pinned integers that the device has not fetched yet.
+
+    A FlashInfer plan writes its schedule into the wrapper's one pinned buffer and copies it asynchronously. On a busy
+    device the copy can still be queued when the host plans the next batch; the queued batch would then run with that
+    batch's schedule: wrong rows, or a kernel that never ends.
+    """
+
+    def __init__(self) -> None:
+        self._fetched: torch.cuda.Event | None = None
+
+    def __enter__(self) -> None:
+        if self._fetched is not None:
+            self._fetched.synchronize()
+
+    def __exit__(self, *failure: object) -> None:
+        self._fetched = self._fetched or torch.cuda.Event()
+        self._fetched.record()
+
+
 @dataclass
 class Prefill:
     """An extend of one class and width."""
@@ -51,6 +71,7 @@ class Prefill:
     spec: ClassSpec
     width: int
     wrapper: Any
+    pinned: _PinnedBuffer = field(default_factory=_PinnedBuffer)
 
     @classmethod
     def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Prefill:
@@ -63,22 +84,23 @@ class Prefill:
     def plan(self, qo_indptr: Tensor, indptr: Tensor, slots: Tensor, window_left: int) -> None:
         """qo_indptr, indptr int32 [B + 1] on the host; slots int32 on the device; window_left -1 for none."""
         spec = self.spec
-        self.wrapper.plan(
-            qo_indptr,
-            indptr,
-            slots,
-            torch.ones(len(indptr) - 1, dtype=torch.int32),
-            spec.group * self.width,
-            self.width,
-            spec.head_dim,
-            1,
-            causal=True,
-            sm_scale=1.0,
-            window_left=window_left,
-            logits_soft_cap=spec.logit_cap,
-            q_data_type=spec.dtype,
-            kv_data_type=spec.dtype,
-        )
+        with self.pinned:
+            self.wrapper.plan(
+                qo_indptr,
+                indptr,
+                slots,
+                torch.ones(len(indptr) - 1, dtype=torch.int32),
+                spec.group * self.width,
+                self.width,
+                spec.head_dim,
+                1,
+                causal=True,
+                sm_scale=1.0,
+                window_left=window_left,
+                logits_soft_cap=spec.logit_cap,
+                q_data_type=spec.dtype,
+                kv_data_type=spec.dtype,
+            )
 
 
 @dataclass
@@ -89,6 +111,7 @@ class Decode:
     width: int
     wrapper: Any
     planned: bool = False
+    pinned: _PinnedBuffer = field(default_factory=_PinnedBuffer)
 
     @classmethod
     def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Decode:
@@ -134,9 +157,11 @@ class Decode:
         }
         if not self.planned:
             ones = torch.ones(bs, dtype=torch.int32)
-            self.wrapper.plan(indptr, slots, ones, *shape, **options)
+            with self.pinned:
+                self.wrapper.plan(indptr, slots, ones, *shape, **options)
             self.planned = True
             return
         # The plan above loads the kernels; this one only schedules, and takes the lists where they are.
         ones = torch.ones(bs, dtype=torch.int32, device=slots.device)
-        fast_decode_plan(self.wrapper, starts, slots, ones, *shape, **options, global_override_indptr_cpu=indptr)
+        with self.pinned:
+            fast_decode_plan(self.wrapper, starts, slots, ones, *shape, **options, global_override_indptr_cpu=indptr)

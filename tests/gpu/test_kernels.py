@@ -203,3 +203,22 @@ def test_nothing_waits_for_the_device(name: str, trials: Trials) -> None:
             path.plan_graph(case.decode, bs=3, capture=mode == "default")
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
+def test_a_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
+    """The host is batches ahead of a busy device: each queued batch still runs with its own plan."""
+    spec = gpu_spec(128)
+    path = trials.build(name, spec)
+    shapes = [([0, 700, 40], [300, 1, 60]), ([9000], [513]), ([0] * 12, [1] * 12), ([100, 3], [129, 400])]
+    cases = [make_case(spec, *shape, seed=seed) for seed, shape in enumerate(shapes)]
+    wanted = [{c: case.expected(case.extend, c)[0] for c in CLASSES} for case in cases]
+    for busy in (0, 200_000_000):  # the first round loads kernels; cycles
+        results = []
+        for case in cases:
+            torch.cuda._sleep(busy)
+            path.plan_extend(case.extend)
+            results.append({c: case.run(path, c) for c in CLASSES})
+        for result, want in zip(results, wanted, strict=True):
+            for head_class in CLASSES:
+                assert_near(result[head_class], want[head_class])
