@@ -7,6 +7,7 @@ stock SGLang with itself under another attention backend.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,5 +99,7 @@ def compare(ours: Sequence[Reply], reference: Sequence[Reply], tolerance: float)
 
 
 def _figures(gaps: list[float]) -> tuple[float, float, float]:
-    """Mean, 99th percentile, maximum."""
+    """Mean, 99th percentile, maximum; NaN, which no bound accepts, if nothing could be compared."""
+    if not gaps:
+        return math.nan, math.nan, math.nan
     return statistics.fmean(gaps), sorted(gaps)[int(0.99 * (len(gaps) - 1))], max(gaps)

@@ -31,6 +31,7 @@ from typing import Any
 import requests
 
 from eval.agreement import compare, replies
+from eval.provenance import provenance
 from redknot_sglang.cli.launch import Server, launch
 
 ROOT = Path(__file__).resolve().parent
@@ -231,7 +232,7 @@ def main() -> None:
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         name: getattr(bench, name) for name in ("parity", "graphs", "concurrency", "accuracy")
     }
-    results: dict[str, Any] = {"command": sys.argv[1:]}
+    results: dict[str, Any] = provenance(args)
     failed = False
     for name in args.steps.split(","):
         begin = time.monotonic()

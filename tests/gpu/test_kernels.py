@@ -206,18 +206,36 @@ def test_nothing_waits_for_the_device(name: str, trials: Trials) -> None:
 
 
 @pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
-def test_a_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
+def test_an_extend_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
     """The host is batches ahead of a busy device: each queued batch still runs with its own plan."""
     spec = gpu_spec(128)
     path = trials.build(name, spec)
     shapes = [([0, 700, 40], [300, 1, 60]), ([9000], [513]), ([0] * 12, [1] * 12), ([100, 3], [129, 400])]
     cases = [make_case(spec, *shape, seed=seed) for seed, shape in enumerate(shapes)]
-    wanted = [{c: case.expected(case.extend, c)[0] for c in CLASSES} for case in cases]
-    for busy in (0, 200_000_000):  # the first round loads kernels; cycles
+    check_queued(path, cases, decode=False)
+
+
+@pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
+def test_a_decode_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
+    """As above for decode, whose lists of pages differ in number and length from batch to batch."""
+    spec = gpu_spec(128)
+    path = trials.build(name, spec)
+    lengths = [[9000], [15] * 40, [4000, 1, 700], LENS]
+    cases = [make_case(spec, [n - 1 for n in lens], [1] * len(lens), seed) for seed, lens in enumerate(lengths)]
+    check_queued(path, cases, decode=True)
+
+
+def check_queued(path: Path, cases: list[Case], decode: bool) -> None:
+    """Plan and run all cases while the device is still asleep, then compare each with the oracle."""
+    wanted = [{c: case.expected(case.decode if decode else case.extend, c)[0] for c in CLASSES} for case in cases]
+    for busy in (0, 200_000_000):  # cycles; the first round loads kernels
         results = []
         for case in cases:
             torch.cuda._sleep(busy)
-            path.plan_extend(case.extend)
+            if decode:
+                path.plan_decode(case.decode)
+            else:
+                path.plan_extend(case.extend)
             results.append({c: case.run(path, c) for c in CLASSES})
         for result, want in zip(results, wanted, strict=True):
             for head_class in CLASSES:

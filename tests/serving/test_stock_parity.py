@@ -50,6 +50,7 @@ def test_in_bf16_as_near_as_stock_to_itself() -> None:
     print("control", control, "redknot", ours, sep="\n")
     assert ours.answer_mean < 2 * control.answer_mean and ours.forced_mean < 2 * control.forced_mean
     assert ours.answer_p99 < 2 * control.answer_p99 and ours.forced_p99 < 2 * control.forced_p99
+    assert ours.finite
     assert ours.parted <= control.parted + ALL_PROMPTS // 20
 
 
