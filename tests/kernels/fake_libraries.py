@@ -61,6 +61,20 @@ def flash_attn_with_kvcache(
     return (out, torch.cat(lses).T.contiguous()) if return_softmax_lse else out
 
 
+class Event:
+    """torch.cuda.Event of a device that runs nothing until the host waits for it."""
+
+    def record(self) -> None:
+        self._before = set(_queued)
+
+    def synchronize(self) -> None:
+        _queued.difference_update(self._before)
+
+
+# Wrappers whose pinned integers the device has yet to fetch.
+_queued: set[_Wrapper] = set()
+
+
 class _Wrapper:
     """What both of FlashInfer's paged wrappers share."""
 
@@ -89,6 +103,8 @@ class _Wrapper:
         assert page_size == 1 and heads % kv_heads == 0 and indptr.dtype == indices.dtype == torch.int32
         assert ones.tolist() == [1] * (len(indptr) - 1)
         assert options["sm_scale"] == 1.0 and options["q_data_type"] == options["kv_data_type"]
+        assert self not in _queued, "this plan overwrites the schedule of a queued batch"
+        _queued.add(self)
         self.shape, self.cap = (heads, kv_heads, dim), options["logits_soft_cap"] or 0.0
         self.plans += 1
 

@@ -30,6 +30,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", fake_libraries)
     processors = type("Properties", (), {"multi_processor_count": 4})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: processors)
+    monkeypatch.setattr(torch.cuda, "Event", fake_libraries.Event)
 
 
 def _check(path: Path, spec: ClassSpec, prefixes: list[int], rows: list[int], seed: int = 0) -> None:
