@@ -11,10 +11,14 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch
+from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.reuse.gather import Runs
+from redknot_sglang.reuse.rotary import RotaryError, rotary_of
 from redknot_sglang.seams import active
 
 
@@ -43,12 +47,18 @@ class RedKnotAttention(AttentionBackend):
         self.orders = [_HeadOrder(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
         self.path = select_path(config.attention, class_spec(heads, self.group, pool))
         self.local_loc: Tensor | None = None
+        # Runs of the batch to plan next, if it is a gather extend.
+        self.runs: Runs | None = None
+        pool.rotation = _rotation(runner.model)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Plan an eager forward."""
         self.local_loc = None
+        pool = self.token_to_kv_pool
+        if pool.rotation is not None and not isinstance(pool.rotation, RedKnotError):
+            pool.relocations.run(pool, pool.rotation)
         if forward_batch.forward_mode.is_idle():
             return
         if forward_batch.forward_mode.is_decode():
@@ -81,6 +91,8 @@ class RedKnotAttention(AttentionBackend):
         )
 
     def _extend_batch(self, forward_batch: Any) -> ExtendBatch:
+        if self.runs is not None:
+            return self._gather_batch(forward_batch, self.runs)
         prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)
         rows_cpu = _host_list(forward_batch.extend_seq_lens_cpu)
         return ExtendBatch(
@@ -91,6 +103,25 @@ class RedKnotAttention(AttentionBackend):
             seq_lens=forward_batch.seq_lens.to(torch.int32),
             prefix_lens_cpu=prefix_lens_cpu,
             seq_lens_cpu=[prefix + rows for prefix, rows in zip(prefix_lens_cpu, rows_cpu, strict=True)],
+        )
+
+    def _gather_batch(self, forward_batch: Any, runs: Runs) -> ExtendBatch:
+        """Every run of adjacent rows is a request of its own, over the slots of the request that it belongs to."""
+        rows = sum(runs.stops) - sum(runs.starts)
+        if rows != forward_batch.extend_num_tokens:
+            raise RuntimeError(f"the batch has {forward_batch.extend_num_tokens} rows, its runs {rows}: not its plan")
+        index, starts, stops = (
+            torch.tensor(values, dtype=torch.int32).to(self.device, non_blocking=True)
+            for values in (runs.requests, runs.starts, runs.stops)
+        )
+        return ExtendBatch(
+            req_to_token=self.req_to_token_pool.req_to_token,
+            req_pool_indices=forward_batch.req_pool_indices[index.long()],
+            full_to_local=self._full_to_local(),
+            prefix_lens=starts,
+            seq_lens=stops,
+            prefix_lens_cpu=runs.starts,
+            seq_lens_cpu=runs.stops,
         )
 
     def _full_to_local(self) -> Tensor:
@@ -175,6 +206,13 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
         dtype=pool.dtype,
         device=pool.buffer_device,
     )
+
+
+def _rotation(model: Any) -> Rotation | RedKnotError:
+    try:
+        return rotary_of(model)
+    except RotaryError as error:
+        return error
 
 
 def _host_list(values: Any) -> list[int]:

@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
+MODES = ("exact", "segmented")
+LEADS = ("none", "lead")
+DEFAULT_REPAIR = "boundary:16"
+DEFAULT_SEPARATOR = "<|redknot_segment|>"
 _FIELDS = (
     "redknot",
     "redknot_head_map",
     "redknot_context_length",
     "redknot_attention",
     "redknot_kv_budget",
+    "redknot_mode",
+    "redknot_repair",
+    "redknot_segment_lead",
+    "redknot_segment_length",
+    "redknot_separator",
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,12 +42,20 @@ class RedKnotConfig:
     context_length: tokens at which both pools run out together, or None for the model's context length.
     attention: attention path, or None for automatic selection.
     kv_budget: bytes for the KV of both classes on one rank, or None for SGLang's memory fraction.
+    mode, repair: what requests get that do not say. segment_lead: "lead" computes segments after the prompt's lead.
+    separator: text that separates lead, segments and tail in a prompt. segment_length: expected tokens of a segment, or
+    None if few are expected; each segment keeps a tail of local slots.
     """
 
     head_map: Path
     context_length: int | None = None
     attention: str | None = None
     kv_budget: int | None = None
+    mode: str = "exact"
+    repair: str = DEFAULT_REPAIR
+    segment_lead: str = "none"
+    separator: str = DEFAULT_SEPARATOR
+    segment_length: int | None = None
 
 
 def parse_bytes(text: str | int) -> int:
@@ -82,6 +99,42 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         help="Bytes of KV for both classes together on each rank, e.g. 8GiB. Default: SGLang's memory fraction.",
     )
 
+    group.add_argument(
+        "--redknot-mode",
+        choices=MODES,
+        default=None,
+        help="Mode of requests that do not choose one. segmented: documents between separators are computed once and "
+        "reused at any position, which is approximate. Default: exact.",
+    )
+    group.add_argument(
+        "--redknot-repair",
+        metavar="POLICY",
+        default=None,
+        help="Which rows of reused segments are computed again in context: none, or boundary:K for the first K of each. "
+        f"Default: {DEFAULT_REPAIR}.",
+    )
+    group.add_argument(
+        "--redknot-segment-lead",
+        choices=LEADS,
+        default=None,
+        help="Compute segments on their own (none) or after the text before the first segment (lead). Default: none.",
+    )
+    group.add_argument(
+        "--redknot-segment-length",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Usual length of a segment in tokens: sizes the local pool for a cache full of segments, each of which keeps "
+        "a window. Default: sized for whole conversations.",
+    )
+    group.add_argument(
+        "--redknot-separator",
+        metavar="TEXT",
+        default=None,
+        help="Text, or a special token of the tokenizer, between lead, segments and tail of a prompt. It is removed. "
+        f"Default: {DEFAULT_SEPARATOR}.",
+    )
+
 
 def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
     """Remove RedKnot's options from `source` (keyword arguments or a namespace's dict) and return them."""
@@ -96,9 +149,7 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise RedKnotError(f"{flags} has no effect without --redknot; add --redknot or leave it out")
         return None
-    length = options.get("redknot_context_length")
-    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-        raise RedKnotError(f"--redknot-context-length must be a positive number of tokens, got {length!r}")
+    length, segment_length = (_tokens(options, name) for name in ("context_length", "segment_length"))
     attention = options.get("redknot_attention")
     if attention is not None and attention not in ATTENTION_CHOICES:
         raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
@@ -108,7 +159,36 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
         context_length=length,
         attention=attention,
         kv_budget=None if budget is None else parse_bytes(budget),
+        segment_length=segment_length,
+        **_segment_options(options),
     )
+
+
+def _tokens(options: dict[str, Any], name: str) -> int | None:
+    value: int | None = options.get(f"redknot_{name}")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        flag = "--redknot-" + name.replace("_", "-")
+        raise RedKnotError(f"{flag} must be a positive number of tokens, got {value!r}")
+    return value
+
+
+def _segment_options(options: dict[str, Any]) -> dict[str, str]:
+    from redknot_sglang.reuse.repair import parse_repair
+
+    given = {
+        field: options[f"redknot_{field}"]
+        for field in ("mode", "repair", "segment_lead", "separator")
+        if options.get(f"redknot_{field}") is not None
+    }
+    for field, choices in (("mode", MODES), ("segment_lead", LEADS)):
+        if given.get(field, choices[0]) not in choices:
+            flag = "--redknot-" + field.replace("_", "-")
+            raise RedKnotError(f"{flag} must be one of {', '.join(choices)}, got {given[field]!r}")
+    if "repair" in given:
+        parse_repair(given["repair"])
+    if not given.get("separator", DEFAULT_SEPARATOR).strip():
+        raise RedKnotError("--redknot-separator must not be blank; write a text that no document contains")
+    return given
 
 
 def _find_head_map(given: str | None, model_path: str | None) -> Path:

@@ -32,6 +32,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._cost = max(costs, key=lambda cost: cost.global_slot)
         self._budget = config.kv_budget
         self._context_length = config.context_length or model_config.context_len
+        self._segment_length = config.segment_length
         chunk = server_args.chunked_prefill_size
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 
@@ -43,12 +44,14 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
                 f"--redknot-kv-budget asks for {budget} bytes, only {available_bytes} are free for KV; "
                 "lower it or raise --mem-fraction-static"
             )
-        slots = split_budget(self._head_map, self._cost, budget, self._context_length, self._chunk)
+        lengths = self._context_length, self._chunk, self._segment_length
+        slots = split_budget(self._head_map, self._cost, budget, *lengths)
         return self._checked(slots)
 
     def calculate_pool_sizes_from_max_tokens(self, max_total_num_tokens: int, page_size: int) -> MemoryPoolConfig:
         """Size the local pool for a given number of global slots."""
-        return self._checked(local_for_global(self._head_map, max_total_num_tokens, self._context_length, self._chunk))
+        lengths = self._context_length, self._chunk, self._segment_length
+        return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))
 
     def _checked(self, slots: PoolSlots) -> MemoryPoolConfig:
         least = least_slots(self._head_map)

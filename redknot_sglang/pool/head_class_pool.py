@@ -17,7 +17,10 @@ from sglang.srt.mem_cache.memory_pool import KVCache, unwrap_write_loc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
+from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,9 @@ class HeadClassPool(SWAKVPool):
             size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device
         )
         self.full_to_swa_index_mapping: Tensor | None = None
+        self.relocations = RelocationQueue()
+        # How the model rotates keys, or why its keys cannot be relocated; the attention backend finds out.
+        self.rotation: Rotation | RedKnotError | None = None
         self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
         self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
         total = sum(self.get_kv_size_bytes())

@@ -59,29 +59,36 @@ def least_slots(head_map: HeadMap) -> int:
     return 2 if head_map.all_global else local_slots_per_sequence(head_map) + 8
 
 
-def split_budget(head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int) -> PoolSlots:
+def split_budget(
+    head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int, segment_length: int | None = None
+) -> PoolSlots:
     """Slots per class for `budget` bytes.
 
-    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk. Two chunks of one request can be
+    context_length: tokens of the expected sequence. segment_length: tokens of the expected segment, if segments are
+    what the cache is to hold. chunk: tokens of a prefill chunk. Two chunks of one request can be
     in flight, wholly live, so the local pool gets room for them beside the sequences; at most a quarter of the budget.
     """
     if head_map.all_global:
         slots = budget // cost.global_slot
         return PoolSlots(slots, slots)
     in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local_slot))
-    ratio = _local_ratio(head_map, context_length)
+    ratio = _local_ratio(head_map, context_length, segment_length)
     global_slots = int((budget - in_flight * cost.local_slot) / (cost.global_slot + ratio * cost.local_slot))
     return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
 
-def local_for_global(head_map: HeadMap, global_slots: int, context_length: int, chunk: int) -> PoolSlots:
+def local_for_global(
+    head_map: HeadMap, global_slots: int, context_length: int, chunk: int, segment_length: int | None = None
+) -> PoolSlots:
     """Slots per class when the number of global slots is given (`--max-total-tokens`)."""
     if head_map.all_global:
         return PoolSlots(global_slots, global_slots)
-    local_slots = int(global_slots * _local_ratio(head_map, context_length)) + 2 * chunk
+    local_slots = int(global_slots * _local_ratio(head_map, context_length, segment_length)) + 2 * chunk
     return PoolSlots(global_slots, min(global_slots, local_slots))
 
 
-def _local_ratio(head_map: HeadMap, context_length: int) -> float:
-    """Local slots per global slot at the expected sequence length."""
-    return min(1.0, local_slots_per_sequence(head_map) / context_length)
+def _local_ratio(head_map: HeadMap, context_length: int, segment_length: int | None) -> float:
+    """Local slots per global slot: of sequences of the expected length, or of cached segments if that is more."""
+    sequences = local_slots_per_sequence(head_map) / context_length
+    segments = (head_map.sink + head_map.window) / segment_length if segment_length else 0.0
+    return min(1.0, max(sequences, segments))

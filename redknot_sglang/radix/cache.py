@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult, MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.report import report_request
+from redknot_sglang.reuse.admission import SegmentAdmission
+from redknot_sglang.reuse.options import plan_of
+from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.serve.metrics import ClassMetrics
 
@@ -27,6 +34,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._budget_window = _windows(self)
         self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
+        self._plan: Plan | None = None
+        self.reuse = SegmentAdmission(self)
 
     @property
     def sliding_window_size(self) -> int:
@@ -35,28 +44,49 @@ class HeadClassRadixCache(UnifiedRadixCache):
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
-        result = super().match_prefix(params)
         req = params.req
+        plan = self._plan if req is None else plan_of(req)
+        if plan is not None:
+            params = dataclasses.replace(params, key=_planned(plan, params.key))
+        result = super().match_prefix(params)
         if req is not None:
             matched = len(result.device_indices)
             req.redknot_branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
             req.swa_evict_floor = self.local_heads.sink
         return result
 
+    def insert(self, params: InsertParams) -> InsertResult:
+        """Insert a request's path; that of a segmented request goes under its plan's identity."""
+        if self._plan is not None:
+            params.key = _planned(self._plan, params.key)
+        return super().insert(params)
+
+    @contextmanager
+    def _under(self, plan: Plan | None) -> Iterator[None]:
+        self._plan = plan
+        try:
+            yield
+        finally:
+            self._plan = None
+
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
         """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
         window = self.local_heads.window
         # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
-        with self.local_heads.locking(span, own_path=chunked):
+        dead = bool(req.__dict__.get("redknot_dead"))
+        with self._under(plan_of(req)), self.local_heads.locking(span, own_path=chunked, over_dead=chunked and dead):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
         self._update_metrics()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
         """Hand the request's KV to the tree and release its lock."""
-        super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
+        with self._under(plan_of(req)):
+            super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         self._drop_transient(req)
+        self.reuse.release(req)
+        self.reuse.isolated.done(req)
         cost = self.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
         report_request(req, self.local_heads.window, self.local_heads.sink, cost)
         self._update_metrics()
@@ -76,6 +106,11 @@ class HeadClassRadixCache(UnifiedRadixCache):
     def _update_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.update(self)
+
+
+def _planned(plan: Plan, key: RadixKey) -> RadixKey:
+    """A plain key as one of the plan's namespace, with segment borders marked."""
+    return RadixKey(plan.key(key.token_ids), (key.extra_key or "") + plan.identity, limit=key.limit)
 
 
 class HeadClassChunkCache(SWAChunkCache):

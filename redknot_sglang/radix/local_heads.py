@@ -45,7 +45,7 @@ class LocalHeads(SWAComponent):
         self.sink: int = 0 if head_map.all_global else head_map.sink
         self.window: int = self.sliding_window_size
         self._lock_span = self.window
-        self._own_path = False
+        self._own_path = self._over_dead = False
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ class LocalHeads(SWAComponent):
         """Decide which positions stay live, free the local slots of the others, and tell the insert."""
         owned_from = req.cache_protected_len
         freed_to = req.kv.swa_evicted_seqlen
-        freed = union([(max(owned_from, self.sink), freed_to)])
+        freed = union([(max(owned_from, self.sink), freed_to), *req.__dict__.get("redknot_dead", ())])
         if insert_params.chunked and not is_finished:
             # The chunk may still be in flight: nothing of it can go yet.
             live: Spans = gaps(freed, 0, token_ids_len)
@@ -195,13 +195,16 @@ class LocalHeads(SWAComponent):
     # ---- locks ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def locking(self, span: int, own_path: bool) -> Iterator[None]:
-        """Within this block locks reach back `span` positions; with `own_path` chunk boundaries stay transient."""
-        self._lock_span, self._own_path = span, own_path
+    def locking(self, span: int, own_path: bool, over_dead: bool = False) -> Iterator[None]:
+        """Within this block locks reach back `span` positions; with `own_path` chunk boundaries stay transient.
+
+        over_dead: the span has tombstones in it, since most of a relocated segment has no local slots.
+        """
+        self._lock_span, self._own_path, self._over_dead = span, own_path, over_dead
         try:
             yield
         finally:
-            self._lock_span, self._own_path = self.window, False
+            self._lock_span, self._own_path, self._over_dead = self.window, False, False
 
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
         """Lock the live run that ends at `node`, up to one window back, and the sinks of the path.
@@ -210,7 +213,7 @@ class LocalHeads(SWAComponent):
         """
         assert not lock_host, "local heads have no host tier"
         covered, uppermost, current = 0, None, node
-        while covered < self._lock_span and self._in_tail(current):
+        while covered < self._lock_span and (self._in_tail(current) or self._dead_in_span(current)):
             self._lock(current)
             covered += len(current.key)
             uppermost, current = current, current.parent
@@ -252,6 +255,10 @@ class LocalHeads(SWAComponent):
         data = node.component_data[self.component_type]
         return node is not self.tree_core.root_node and data.value is not None and not data.metadata.get(SINK)
 
+    def _dead_in_span(self, node: Any) -> bool:
+        marks = node.component_data[self.component_type].metadata
+        return self._over_dead and node is not self.tree_core.root_node and not marks.get(SINK)
+
     def _sinks_above(self, node: Any) -> list[Any]:
         sinks = []
         while self.sink and node is not self.tree_core.root_node:
@@ -262,9 +269,8 @@ class LocalHeads(SWAComponent):
 
     def _lock(self, node: Any) -> None:
         data = node.component_data[self.component_type]
-        if data.lock_ref == 0:
-            self.tree_core.component_evictable_size_[self.component_type] -= len(node.key)
-            self.tree_core.component_protected_size_[self.component_type] += len(node.key)
+        if data.lock_ref == 0 and data.value is not None:
+            self._protect(len(node.key))
         data.lock_ref += 1
         if not self._own_path:
             data.metadata.pop(TRANSIENT, None)
@@ -273,9 +279,20 @@ class LocalHeads(SWAComponent):
         data = node.component_data[self.component_type]
         assert data.lock_ref > 0, f"node {node.id} is not locked"
         data.lock_ref -= 1
-        if data.lock_ref == 0:
-            self.tree_core.component_evictable_size_[self.component_type] += len(node.key)
-            self.tree_core.component_protected_size_[self.component_type] -= len(node.key)
+        if data.lock_ref == 0 and data.value is not None:
+            self._protect(-len(node.key))
+
+    def _protect(self, tokens: int) -> None:
+        self.tree_core.component_evictable_size_[self.component_type] -= tokens
+        self.tree_core.component_protected_size_[self.component_type] += tokens
+
+    def apply_component_action(self, action: Any) -> None:
+        """A tombstone revived under a lock is protected from the start."""
+        super().apply_component_action(action)
+        if isinstance(action, RecoverSWAWithLockedFull | SWARebuild):
+            node = self.tree_core.node_by_id(action.node_id)
+            if node.component_data[self.component_type].lock_ref > 0:
+                self._protect(len(node.key))
 
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
+from redknot_sglang.radix.spans import clip
+from redknot_sglang.reuse.gather import Stretch
+from redknot_sglang.reuse.options import plan_of
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
@@ -23,11 +26,37 @@ def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
     if req.finished_reason is None or not req.output_ids:
         return
     length = len(req.origin_input_ids) + len(req.output_ids)
+    plan = plan_of(req)
     report = {
-        "mode": "exact",
+        "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * (cost.global_slot + cost.local_slot),
     }
+    if plan is not None:
+        report |= {
+            "segments": len(plan.segments),
+            "policy": plan.repair.name,
+            "certified": False,
+            "reused_tokens": int(req.cached_tokens),
+            "relocated_tokens": req.__dict__.get("redknot_relocated", 0),
+            "repaired_tokens": req.__dict__.get("redknot_repaired", 0),
+        }
     req.customized_info = {**(req.customized_info or {}), KEY: [report] * len(req.output_ids)}
+
+
+def count_stretch(req: Any, stretch: Stretch) -> None:
+    """Add one chunk of a segmented request to its report.
+
+    Segments that were computed for this request's sake were not in the cache, though SGLang now finds them there.
+    """
+    if req.retracted_stain:
+        return
+    plan = plan_of(req)
+    assert plan is not None
+    req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + stretch.num_moved
+    repaired = sum(b - a for span in plan.segments for a, b in clip(stretch.runs, *span))
+    req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
+    isolated = min(req.cached_tokens, req.__dict__.pop("redknot_isolated", 0))
+    req.cached_tokens -= isolated

@@ -94,15 +94,17 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
         )
 
     if config.kv_budget is not None:
-        _check_budget(server_args, model_config, config.kv_budget, length or model_config.context_len)
+        _check_budget(server_args, model_config, config, config.kv_budget)
 
 
-def _check_budget(server_args: Any, model_config: Any, budget: int, context_length: int) -> None:
+def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, budget: int) -> None:
     """Refuse a budget that holds no request here, where it is one line, and not in the scheduler process."""
     head_map = head_map_of(model_config).shard(0, server_args.tp_size)
     cost = class_bytes(head_map, model_config.head_dim, model_config.dtype.itemsize)
+    context_length = config.context_length or model_config.context_len
     chunk = server_args.chunked_prefill_size
-    slots = split_budget(head_map, cost, budget, context_length, chunk if chunk and chunk > 0 else context_length)
+    chunk = chunk if chunk and chunk > 0 else context_length
+    slots = split_budget(head_map, cost, budget, context_length, chunk, config.segment_length)
     if min(slots.global_slots, slots.local_slots) < least_slots(head_map):
         raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang.radix.spans import clip
 from redknot_sglang.seams import Seam, active
 
 
@@ -31,7 +32,17 @@ def _count_sinks(result: tuple[int, int], checker: Any, *args: Any, **kwargs: An
         for req in batch.reqs
         if req.kv is not None
     )
-    return result[0], result[1] + kept
+    return result[0], result[1] + kept - sum(
+        _dead(req) for batch in batches for req in batch.reqs if req.kv is not None
+    )
+
+
+def _dead(req: Any) -> int:
+    """Positions of a segmented request that have no local slot because no row sees them there."""
+    if not req.__dict__.get("redknot_dead"):
+        return 0
+    owned = max(req.cache_protected_len, req.kv.swa_evicted_seqlen), req.kv.kv_allocated_len
+    return sum(end - start for start, end in clip(req.redknot_dead, *owned))
 
 
 def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> None:
@@ -70,22 +81,24 @@ def _reserve_decode_windows(result: Any, adder: Any, *args: Any, **kwargs: Any) 
         adder.rem_swa_token_offset += max(0, min(to_come, window - owned))
 
 
-def _one_chunked_request_at_a_time(
-    original: Any, adder: Any, req: Any, has_chunked_req: bool, *args: Any, **kwargs: Any
-) -> Any:
-    """Admit nobody behind a request whose prompt is not finished by this pass.
+def _admit(original: Any, adder: Any, req: Any, has_chunked_req: bool, *args: Any, **kwargs: Any) -> Any:
+    """Admit nobody behind a request whose prompt is not finished by this pass; relocate for segmented requests.
 
     Without sliding windows an unfinished chunk has always used up the chunk budget, and the scheduler relies on it: it
     remembers one chunked request. A chunk that was cut for want of local slots leaves chunk budget over. The next
     request may then be cut as well and take the first one's place in `new_chunked_req`, after which the first is
     decoded in the middle of its prompt; or a batch without the waiting chunk is counted as one of its chunks.
     """
-    unfinished = has_chunked_req or adder.new_chunked_req is not None
-    if unfinished and hasattr(adder.tree_cache, "decode_window"):
-        from sglang.srt.managers.schedule_policy import AddReqResult
+    if not hasattr(adder.tree_cache, "decode_window"):
+        return original(adder, req, has_chunked_req, *args, **kwargs)
+    from sglang.srt.managers.schedule_policy import AddReqResult
 
+    if has_chunked_req or adder.new_chunked_req is not None:
         return AddReqResult.OTHER
-    return original(adder, req, has_chunked_req, *args, **kwargs)
+    reuse = getattr(adder.tree_cache, "reuse", None)
+    if reuse is None:
+        return original(adder, req, has_chunked_req, *args, **kwargs)
+    return reuse.admit(adder, req, lambda: original(adder, req, has_chunked_req, *args, **kwargs))
 
 
 SEAMS = (
@@ -110,8 +123,8 @@ SEAMS = (
     ),
     Seam(
         "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
-        _one_chunked_request_at_a_time,
+        _admit,
         "around",
-        "a chunk cut for want of local slots must stay the only unfinished prompt",
+        "a chunk cut for want of local slots must stay the only unfinished prompt; slots of segmented requests",
     ),
 )

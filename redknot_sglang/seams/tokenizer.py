@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's tokenizer manager: `meta_info.redknot` as one object instead of one entry per token."""
+"""SGLang's tokenizer manager: what requests ask of RedKnot, and `meta_info.redknot` as one object."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam, active
+from redknot_sglang.serve.requests import resolve_request, separator_id
 
 
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -26,7 +27,34 @@ def _collapse(item: Any) -> None:
         meta[KEY] = reports[-1]
 
 
+def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> None:
+    """Have the tokenizer cut prompts at separators, so that what is between them is tokenized as if it stood alone."""
+    config = active.config_of(manager.server_args)
+    manager.redknot_separator = None
+    if config is not None and manager.tokenizer is not None:
+        manager.redknot_separator = separator_id(manager.tokenizer, config.separator)
+
+
+def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:
+    config = active.config_of(manager.server_args)
+    if config is not None and hasattr(obj, "sampling_params") and input_ids is not None:
+        resolve_request(manager, config, obj, input_ids)
+    original(manager, obj, input_ids)
+
+
 SEAMS = (
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_tokenizer_and_processor",
+        _separator_token,
+        "after",
+        "separators are tokens of their own",
+    ),
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        _resolve_options,
+        "around",
+        "checks of a request's redknot_* options, segments from separators",
+    ),
     Seam(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
         _one_report,

@@ -99,4 +99,4 @@ def test_table_names_every_seam_and_how_it_is_hooked() -> None:
 
 def test_table_names_every_patch() -> None:
     named = {patch for _, _, patch in table_rows().values()}
-    assert named == {patch.name for patch in FILES}
+    assert named - {"none yet"} == {patch.name for patch in FILES}

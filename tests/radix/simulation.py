@@ -48,6 +48,7 @@ class SimulatedRequest:
     swa_evict_floor: int = 0
     skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
     redknot_branch: int = 0
+    redknot_plan: Any = None
     extra_key: str | None = None
     priority: int = 0
     session: Any = None

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relocation: cached keys and values moved to other slots, keys turned to another position.
+
+K'(p) = R(p) R(p0)^-1 K(p0) in float32 on the rotary dimensions, rounded once to the pool's dtype; V and the other
+dimensions are copied (RoPE: arXiv 2104.09864, section 3.4; relocation: arXiv 2606.06256). R comes from the model's own
+table, so that a moved key differs from one computed in place by rounding only, whatever scaling the table has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How a model rotates: its table of cos and sin, float [positions, rotary_dim], cos first.
+
+    A constant factor on the table (YaRN's magnitude) has no effect. is_neox: dimension i turns with i + rotary_dim / 2,
+    else with its neighbour.
+    """
+
+    table: Tensor
+    is_neox: bool
+
+    def turn(self, origin: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angles from `origin` to `position`, int64 [n] each: float32 [n, rotary_dim / 2] each."""
+        here, there = (self.table.index_select(0, at.to(self.table.device)).float() for at in (origin, position))
+        (cos0, sin0), (cos1, sin1) = here.chunk(2, -1), there.chunk(2, -1)
+        cos, sin = cos1 * cos0 + sin1 * sin0, sin1 * cos0 - cos1 * sin0
+        norm = torch.hypot(cos, sin)
+        # A key that stays where it is stays bit for bit.
+        same = (origin == position).to(cos.device)[:, None]
+        return torch.where(same, 1.0, cos / norm), torch.where(same, 0.0, sin / norm)
+
+
+@dataclass(frozen=True)
+class KVLayers:
+    """The buffers of one head class: K and V of each layer, contiguous [slots, heads, D]; heads may be 0."""
+
+    k: Sequence[Tensor]
+    v: Sequence[Tensor]
+
+    @cached_property
+    def addresses(self) -> Tensor:
+        """Addresses of K and V and the number of heads of each layer that has any: int64 [3, layers]."""
+        used = [(k.data_ptr(), v.data_ptr(), k.shape[1]) for k, v in zip(self.k, self.v, strict=True) if k.shape[1]]
+        return torch.tensor(used, dtype=torch.int64).reshape(-1, 3).t().contiguous().to(self.k[0].device)
+
+
+def relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
+    """Move rows in every layer: V[target] = V[source], K[target] = turned K[source].
+
+    source, target: int64 [n] slots, the two sets disjoint; cos, sin: float32 [n, rotary_dim / 2] of each row's turn.
+    """
+    if source.numel() == 0:
+        return
+    if source.is_cuda:
+        from redknot_sglang.kernels.triton_relocate import launch_relocate
+
+        launch_relocate(layers, source, target, cos, sin, is_neox)
+    else:
+        relocate_torch(layers, source, target, cos, sin, is_neox)
+
+
+def relocate_torch(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
+    """`relocate` by torch alone, layer by layer, on any device."""
+    half = cos.shape[1]
+    cos, sin = cos[:, None], sin[:, None]
+    for k, v in zip(layers.k, layers.v, strict=True):
+        if not k.shape[1]:
+            continue
+        v.index_copy_(0, target, v.index_select(0, source))
+        keys = k.index_select(0, source)
+        turned = keys[..., : 2 * half].float()
+        first, second = (turned[..., :half], turned[..., half:]) if is_neox else (turned[..., ::2], turned[..., 1::2])
+        parts = first * cos - second * sin, second * cos + first * sin
+        keys[..., : 2 * half] = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(k.dtype)
+        k.index_copy_(0, target, keys)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gather extend: one forward over computed rows at arbitrary positions.
+
+SGLang extends a sequence by the rows behind its prefix. A gather extend hands it a *permuted* sequence, first the
+positions that need no computing, then the computed rows, so that its bookkeeping holds as it stands; afterwards the
+request's row in `req_to_token` is put in order, and the forward gets the true positions. For attention each run of
+adjacent rows is a request of its own with as many keys as its last row's position asks for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from redknot_sglang.radix.spans import Spans
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One chunk of a segmented request, the positions [start, stop).
+
+    moved: relocated positions in it; runs: computed rows in it. Together they are all of it.
+    """
+
+    start: int
+    stop: int
+    moved: Spans
+    runs: Spans
+
+    @property
+    def num_moved(self) -> int:
+        """Relocated positions."""
+        return sum(end - start for start, end in self.moved)
+
+    @property
+    def num_rows(self) -> int:
+        """Computed rows."""
+        return sum(end - start for start, end in self.runs)
+
+    @property
+    def order(self) -> list[int]:
+        """Positions in the order in which SGLang is given them."""
+        return list(chain.from_iterable(range(*span) for span in (*self.moved, *self.runs)))
+
+    def permuted(self, tokens: array[int]) -> array[int]:
+        """The sequence with this stretch in the order that SGLang is given."""
+        out = array("q", tokens)
+        out[self.start : self.stop] = array("q", (tokens[at] for at in self.order))
+        return out
+
+    def restore(self, row: Tensor) -> None:
+        """Put a request's slots, written in SGLang's order, at their positions; row: int32 [context]."""
+        order = torch.tensor(self.order, dtype=torch.int64).to(row.device, non_blocking=True)
+        row[order] = row[self.start : self.stop].clone()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of adjacent rows of a whole batch, for attention and positions.
+
+    requests: batch index of each run; starts, stops: its positions [start, stop).
+    """
+
+    requests: list[int]
+    starts: list[int]
+    stops: list[int]
+
+    @classmethod
+    def of(cls, prefix_lens: Sequence[int], seq_lens: Sequence[int], stretches: dict[int, Stretch]) -> Runs:
+        """Runs of a batch; requests without a stretch are one run behind their prefix."""
+        triples = [
+            (index, *run)
+            for index, (prefix, end) in enumerate(zip(prefix_lens, seq_lens, strict=True))
+            for run in (stretches[index].runs if index in stretches else [(prefix, end)])
+        ]
+        requests, starts, stops = (list(column) for column in zip(*triples, strict=True))
+        return cls(requests, starts, stops)
+
+    def positions(self) -> Tensor:
+        """True position of every row of the batch: int64 [rows], on the host."""
+        return torch.cat([torch.arange(a, b) for a, b in zip(self.starts, self.stops, strict=True)])

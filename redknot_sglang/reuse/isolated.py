@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Isolated prefills: requests of the scheduler's own that compute segments nobody has computed yet.
+
+An isolated prefill is an ordinary request whose prompt is the segment (after the lead if so configured) and whose
+answer nobody reads. It is batched, chunked and cached like any other, and however many requests want a segment, one
+isolated prefill computes it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_PREFIX = "redknot-segment-"
+Identity = tuple[str | None, bytes]
+
+
+class IsolatedPrefills:
+    """The isolated prefills under way.
+
+    cached: whether the tree holds the KV of all of a key's tokens under an extra key.
+    """
+
+    def __init__(self, cached: Callable[[Any, str | None], bool]) -> None:
+        self._cached = cached
+        self._under_way: dict[Identity, Any] = {}
+        self._count = 0
+        self.scheduler: Any = None
+
+    def request(self, req: Any, keys: Iterable[array[int]]) -> None:
+        """Put an isolated prefill for each key into the waiting queue, ahead of `req`; one that is there stays."""
+        ahead = []
+        for key in keys:
+            identity = (req.extra_key, key.tobytes())
+            if identity in self._under_way:
+                continue
+            prefill = self._make(req, key)
+            prefill.redknot_identity = identity
+            self._under_way[identity] = prefill
+            req.redknot_isolated = req.__dict__.get("redknot_isolated", 0) + len(key)
+            ahead.append(prefill)
+        if ahead:
+            # Behind `req` in this pass of the scheduler, which is walking the queue; it stays first in the next.
+            queue = self.scheduler.waiting_queue
+            at = next(i for i, waiting in enumerate(queue) if waiting is req)
+            queue[at + 1 : at + 1] = ahead
+
+    def done(self, req: Any) -> None:
+        """A request has ended; no-op unless it was an isolated prefill."""
+        self._under_way.pop(req.__dict__.get("redknot_identity"), None)
+
+    def dropped(self, waiting: Iterable[Any]) -> None:
+        """Requests were aborted while queued; isolated prefills among them are no longer under way."""
+        left = {id(req) for req in waiting}
+        for identity, req in list(self._under_way.items()):
+            if req.req_pool_idx is None and id(req) not in left:
+                del self._under_way[identity]
+
+    def _make(self, req: Any, key: array[int]) -> Any:
+        from sglang.srt.managers.schedule_batch import Req
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        scheduler = self.scheduler
+        params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        params.normalize(None)
+        self._count += 1
+        prefill = Req(
+            f"{_PREFIX}{self._count}",
+            "",
+            key,
+            params,
+            lora_id=req.lora_id,
+            eos_token_ids=scheduler.model_config.hf_eos_token_id,
+            vocab_size=scheduler.model_config.vocab_size,
+            priority=req.priority,
+        )
+        prefill.extra_key = req.extra_key
+        prefill.tokenizer = scheduler.tokenizer
+        scheduler.init_req_max_new_tokens(prefill)
+        prefill.time_stats.set_wait_queue_entry_time()
+        return prefill
+
+
+def is_isolated(req: Any) -> bool:
+    """Whether nobody waits for this request's answer."""
+    return "redknot_identity" in req.__dict__

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request asks for: `custom_params` of `/generate` and of the OpenAI endpoints, checked and made into a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redknot_sglang.config import MODES, RedKnotConfig, RedKnotError
+from redknot_sglang.reuse.plan import Plan
+from redknot_sglang.reuse.repair import parse_repair
+
+MODE, SEGMENTS, CHARS, REPAIR, LEAD = (
+    "redknot_mode",
+    "redknot_segments",
+    "redknot_segment_chars",
+    "redknot_repair",
+    "redknot_segment_lead",
+)
+KEYS = (MODE, SEGMENTS, CHARS, REPAIR)
+
+
+def check_offsets(name: str, offsets: Any, length: int, unit: str) -> list[tuple[int, int]]:
+    """Pairs from a flat list [s0, e0, s1, e1, ...] over a prompt of `length` units. Raises RedKnotError."""
+    if not isinstance(offsets, Sequence) or isinstance(offsets, str):
+        raise RedKnotError(f"{name} must be a flat list [start, end, start, end, ...], got {type(offsets).__name__}")
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in offsets):
+        raise RedKnotError(f"{name} must hold whole numbers only, got {offsets!r}")
+    if len(offsets) % 2:
+        raise RedKnotError(f"{name} has {len(offsets)} entries: give a start and an end for each segment")
+    pairs = list(zip(offsets[::2], offsets[1::2], strict=True))
+    before = 0
+    for start, end in pairs:
+        if not 0 <= start <= end <= length:
+            raise RedKnotError(f"{name}: segment [{start}, {end}) does not lie in the prompt's {length} {unit}")
+        if start < before:
+            raise RedKnotError(
+                f"{name}: segment [{start}, {end}) begins before the end of the one ahead of it, {before}; "
+                "give segments in order and without overlap"
+            )
+        before = end
+    return pairs
+
+
+def resolve(
+    params: Mapping[str, Any] | None, config: RedKnotConfig, length: int, separated: Sequence[int] | None
+) -> dict[str, Any]:
+    """A request's `custom_params` with mode, segments, policy and lead policy filled in and checked.
+
+    length: tokens of the prompt. separated: offsets of the segments that separators (or character offsets) marked, or
+    None if there were none. Raises RedKnotError, which becomes HTTP 400.
+    """
+    given = dict(params or {})
+    unknown = sorted(key for key in given if key.startswith("redknot_") and key not in KEYS)
+    if unknown:
+        raise RedKnotError(f"custom_params {', '.join(unknown)} not known; RedKnot reads {', '.join(KEYS)}")
+    named = CHARS in given or SEGMENTS in given
+    given.pop(CHARS, None)
+    offsets = given.pop(SEGMENTS, None)
+    mode = given.get(MODE, "segmented" if named else config.mode)
+    if mode not in MODES:
+        raise RedKnotError(f"{MODE} must be one of {', '.join(MODES)}, got {mode!r}")
+    policy = parse_repair(str(given.get(REPAIR, config.repair)))
+    if mode == "exact":
+        return {key: value for key, value in given.items() if key not in KEYS}
+    if offsets is None:
+        offsets = separated
+    if offsets is None:
+        if given.get(MODE) is None:
+            return {key: value for key, value in given.items() if key not in KEYS}
+        raise RedKnotError(
+            f"{MODE} is segmented, but the prompt names no segments: put {config.separator} between lead, segments and "
+            f"tail, or give {SEGMENTS} or {CHARS}"
+        )
+    check_offsets(SEGMENTS, offsets, length, "tokens")
+    return {**given, MODE: mode, SEGMENTS: list(offsets), REPAIR: policy.name, LEAD: config.segment_lead}
+
+
+def split_at(tokens: Sequence[int], separator: int) -> tuple[list[int], list[int] | None]:
+    """The prompt without its separators, and the offsets of the segments between them, None if there were none.
+
+    The first part is the lead, the last the tail; a single separator leaves no segment between them.
+    """
+    cuts = [at for at, token in enumerate(tokens) if token == separator]
+    if not cuts:
+        return list(tokens), None
+    bounds = [cut - before for before, cut in enumerate(cuts)]
+    offsets = [at for pair in zip(bounds[:-1], bounds[1:], strict=True) for at in pair]
+    return [token for token in tokens if token != separator], offsets
+
+
+def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
+    """The plan of a request whose options have been resolved, or None for exact mode. Raises RedKnotError.
+
+    length: tokens of the prompt. Empty segments vanish. The last token is always computed, since its row gives the
+    first answer token, so a segment that ends with the prompt ends before it.
+    """
+    if not params or params.get(MODE) != "segmented":
+        return None
+    pairs = check_offsets(SEGMENTS, params.get(SEGMENTS, ()), length, "tokens")
+    segments = tuple((start, min(end, length - 1)) for start, end in pairs if start < min(end, length - 1))
+    if not segments:
+        return None
+    return Plan(segments, parse_repair(str(params[REPAIR])), params.get(LEAD) == "lead")
+
+
+def plan_of(req: Any) -> Plan | None:
+    """The plan of a scheduler's request, made at the first call and kept on the request."""
+    if "redknot_plan" not in req.__dict__:
+        req.redknot_plan = make_plan(req.sampling_params.custom_params, len(req.origin_input_ids))
+    plan: Plan | None = req.redknot_plan
+    return plan

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a segmented request reuses, relocates, repairs and computes: pure data, made before anything runs.
+
+Positions are those of the prompt. By definition (and so whatever the cache holds):
+
+- the KV of a segment's row is that of the segment alone, computed from position 0 (or right after the lead), moved to
+  its place by relocation;
+- *computed rows* are all rows outside segments and the repaired rows of segments. They go through the model at their
+  true positions and see what their head class lets them see of everything before them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from redknot_sglang.radix.spans import Span, Spans, clip, gaps, union
+from redknot_sglang.reuse.repair import Boundary
+
+# Marks in keys of the radix tree, far above every token id: KV behind them depends on where segments begin and end.
+SEGMENT_START = 1 << 40
+CONTEXT_START = 1 << 41
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prompt's division into lead, segments and tail.
+
+    segments: disjoint, ascending, none empty. after_lead: segments are computed after the lead, not from position 0.
+    """
+
+    segments: tuple[Span, ...]
+    repair: Boundary
+    after_lead: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Namespace of the request's own path in the tree; segment borders are marked in its keys."""
+        return f"\0redknot {self.repair.name} {'lead' if self.after_lead else 'none'}"
+
+    @property
+    def lead(self) -> int:
+        """Tokens before the first segment."""
+        return self.segments[0][0]
+
+    @property
+    def origin(self) -> int:
+        """Position at which a segment's isolated KV begins."""
+        return self.lead if self.after_lead else 0
+
+    @cached_property
+    def reused(self) -> Spans:
+        """Positions that are relocated and not computed; runs of adjacent segments are kept apart."""
+        kept = ((self.repair.repaired(start, end)[1], end) for start, end in self.segments)
+        return [span for span in kept if span[0] < span[1]]
+
+    def sources(self, start: int) -> list[Span]:
+        """Segments of which some row at or behind `start` is relocated."""
+        return [(a, b) for a, b in self.segments if b > start and self.repair.repaired(a, b)[1] < b]
+
+    def computed(self, start: int, end: int) -> Spans:
+        """Computed rows in [start, end), as runs of adjacent rows."""
+        return gaps(union(self.reused), start, end)
+
+    def stretch(self, start: int, end: int, rows: int) -> int:
+        """Where a chunk from `start` ends that computes at most `rows` rows; `end` if those suffice.
+
+        A chunk ends behind a computed row, so that the positions before its end have the local KV that the next rows
+        look back at. Returns `start` if not one row fits.
+        """
+        stop, left = start, rows
+        for a, b in self.computed(start, end):
+            if left <= 0:
+                return stop
+            stop = min(b, a + left)
+            left -= stop - a
+        return stop
+
+    def local_rows(self, start: int, stop: int, window: int, sink: int) -> Spans:
+        """Relocated positions in [start, stop) whose local KV some row sees: sinks, and windows of computed rows.
+
+        The row after `stop` counts as well: a prefix is only reusable if its tail is there.
+        """
+        firsts = [a for a, _ in self.computed(start, stop)]
+        seen = union([(0, sink), *((max(0, at - window + 1), at) for at in (*firsts, stop))])
+        return [part for span in clip(self.reused, start, stop) for part in clip(seen, *span)]
+
+    def key(self, tokens: Sequence[int]) -> array[int]:
+        """Token ids as a key of the radix tree: int64, first row of a segment and first row after one are marked."""
+        key = array("q", tokens)
+        starts = {start for start, _ in self.segments}
+        for start, end in self.segments:
+            if start < len(key):
+                key[start] += SEGMENT_START
+            if end < len(key) and end not in starts:
+                key[end] += CONTEXT_START
+        return key
+
+    def segment_key(self, tokens: Sequence[int], segment: Span) -> array[int]:
+        """Prompt whose ordinary KV is the segment's isolated KV."""
+        return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a loaded model rotates its keys, found in SGLang's rotary embedding modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from redknot_sglang.config import RedKnotError
+from redknot_sglang.kernels.relocate import Rotation
+
+# Exact types: a subclass may rotate in another way. All of these turn by a table over positions.
+_TABLES = (
+    "RotaryEmbedding",
+    "LinearScalingRotaryEmbedding",
+    "DynamicNTKScalingRotaryEmbedding",
+    "DynamicNTKAlphaRotaryEmbedding",
+    "Llama3RotaryEmbedding",
+    "YaRNScalingRotaryEmbedding",
+)
+_REASONS = {
+    "Phi3LongRoPEScaledRotaryEmbedding": "longrope switches its frequencies with the length of the sequence",
+    "MRotaryEmbedding": "mrope positions have several coordinates",
+    "YaRNScalingMRotaryEmbedding": "mrope positions have several coordinates",
+    "DualChunkRotaryEmbedding": "dual-chunk attention rotates a key in more than one way",
+}
+
+
+class RotaryError(RedKnotError):
+    """The model's keys cannot be relocated; the message is a clause that says why."""
+
+
+def rotary_of(model: torch.nn.Module) -> Rotation:
+    """The rotation that all layers share. Raises RotaryError."""
+    # By identity: SGLang shares one module between layers of the same shape.
+    modules = {id(module): module for module in model.modules() if _is_rotary(module)}
+    if not modules:
+        raise RotaryError("the model has no rotary embedding that RedKnot knows")
+    rotations = [_rotation(module) for module in modules.values()]
+    first = rotations[0]
+    for other in rotations[1:]:
+        if other.is_neox != first.is_neox or not torch.equal(other.table, first.table):
+            raise RotaryError("the model's layers rotate keys in different ways")
+    return first
+
+
+def _is_rotary(module: Any) -> bool:
+    return type(module).__name__.endswith("RotaryEmbedding")
+
+
+def _rotation(module: Any) -> Rotation:
+    name = type(module).__name__
+    if name not in _TABLES:
+        raise RotaryError(_REASONS.get(name, f"RedKnot does not know how {name} rotates"))
+    if len(getattr(module, "scaling_factors", [0])) > 1:
+        raise RotaryError("linear rotary scaling with several factors rotates each request in its own way")
+    table = module.cos_sin_cache
+    norms = torch.hypot(*table[: 1 << 12].float().chunk(2, -1))
+    if not torch.allclose(norms, norms[0, 0].expand_as(norms), rtol=2e-2):
+        raise RotaryError(f"the table of {name} is not a rotation of one magnitude")
+    return Rotation(table, bool(module.is_neox_style))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's scheduler and forward batch: chunks of segmented requests, and gather extends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang.seams import Seam, active
+
+# Attribute of a ScheduleBatch: its stretches by index of the request in the batch.
+_STRETCHES = "redknot_stretches"
+
+
+def _know_scheduler(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """Isolated prefills need the scheduler's queue; the prefix cache does not know the scheduler."""
+    reuse = getattr(scheduler.tree_cache, "reuse", None)
+    if reuse is not None:
+        reuse.isolated.scheduler = scheduler
+
+
+def _extend_chunk(original: Any, adder: Any, req: Any) -> Any:
+    reuse = getattr(adder.tree_cache, "reuse", None)
+    if reuse is None or getattr(req, "redknot_plan", None) is None:
+        return original(adder, req)
+    return reuse.extend_chunk(adder, req, lambda: original(adder, req))
+
+
+def _gather_extend(original: Any, batch: Any) -> None:
+    """Give SGLang the permuted sequences, then put the slots in order."""
+    stretches = {
+        index: req.__dict__.pop("redknot_stretch") for index, req in enumerate(batch.reqs) if _has_stretch(req)
+    }
+    if not stretches:
+        original(batch)
+        return
+    tokens = {index: batch.reqs[index].full_untruncated_fill_ids for index in stretches}
+    for index, stretch in stretches.items():
+        batch.reqs[index].full_untruncated_fill_ids = stretch.permuted(tokens[index])
+    original(batch)
+    from redknot_sglang.radix.report import count_stretch
+
+    for index, stretch in stretches.items():
+        req = batch.reqs[index]
+        req.full_untruncated_fill_ids = tokens[index]
+        stretch.restore(batch.req_to_token_pool.req_to_token[req.req_pool_idx])
+        count_stretch(req, stretch)
+    setattr(batch, _STRETCHES, stretches)
+
+
+def _has_stretch(req: Any) -> bool:
+    return "redknot_stretch" in req.__dict__
+
+
+def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
+    """Positions of a gather extend's rows, and their runs for attention.
+
+    The runs go straight to the attention backend, which plans this batch next: SGLang may copy a ForwardBatch on its
+    way there, and copies declared fields only.
+    """
+    if active.config_of(runner.server_args) is None:
+        return
+    stretches = getattr(batch, _STRETCHES, None) if batch.forward_mode.is_extend() else None
+    runner.attn_backend.runs = None
+    if not stretches:
+        return
+    from redknot_sglang.reuse.gather import Runs
+
+    ends = [prefix + rows for prefix, rows in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
+    runs = Runs.of(batch.prefix_lens, ends, stretches)
+    result.positions = runs.positions().to(result.positions.device, result.positions.dtype, non_blocking=True)
+    runner.attn_backend.runs = runs
+
+
+def _drop_aborted(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """Requests that were aborted while they waited give up their locks on segments."""
+    reuse = getattr(scheduler.tree_cache, "reuse", None)
+    if reuse is not None:
+        reuse.left_queue(scheduler.waiting_queue)
+
+
+def _make_room_first(batch: Any, *args: Any, **kwargs: Any) -> None:
+    """Running requests go before one that waits with locks."""
+    reuse = getattr(batch.tree_cache, "reuse", None)
+    if reuse is not None:
+        reuse.release_pinned()
+
+
+def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any, **kwargs: Any) -> Any:
+    """Nobody waits for the answers of isolated prefills."""
+    if active.config_of(streamer.server_args) is None:
+        return original(streamer, reqs, *args, **kwargs)
+    from redknot_sglang.reuse.isolated import is_isolated
+
+    return original(streamer, [req for req in reqs if not is_isolated(req)], *args, **kwargs)
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
+        _know_scheduler,
+        "before",
+        "missing segments are computed by requests of the scheduler's own",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
+        _extend_chunk,
+        "around",
+        "slots of a segmented request's next chunk",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
+        _gather_extend,
+        "around",
+        "computed rows at arbitrary positions",
+    ),
+    Seam(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        _true_positions,
+        "after",
+        "true positions of a gather extend's rows",
+    ),
+    Seam(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
+        _make_room_first,
+        "before",
+        "locks of waiting segmented requests never stop a running one",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.abort_request",
+        _drop_aborted,
+        "after",
+        "locks of waiting segmented requests",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",
+        _for_clients_only,
+        "around",
+        "isolated prefills have no client",
+    ),
+)

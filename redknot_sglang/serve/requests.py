@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client's request asks of RedKnot, worked out before it reaches the scheduler; a bad one is an HTTP 400."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import AddedToken
+
+from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.reuse.options import CHARS, MODE, SEGMENTS, check_offsets, resolve, split_at
+
+
+def separator_id(tokenizer: Any, separator: str) -> int:
+    """The token that stands for the separator; made one if the tokenizer has none. It never reaches the model."""
+    known: int | None = tokenizer.get_vocab().get(separator)
+    if known is None:
+        tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
+        known = tokenizer.convert_tokens_to_ids(separator)
+    return int(known)
+
+
+def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: list[int]) -> None:
+    """Fill in `custom_params` of a generate request and take separators out of `input_ids`, both in place.
+
+    Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
+    """
+    params = obj.sampling_params.get("custom_params")
+    chars = (params or {}).get(CHARS)
+    tokens = input_ids
+    offsets: list[int] | None = None
+    if chars is not None:
+        tokens, offsets = _by_characters(manager.tokenizer, obj.text, chars, SEGMENTS in params)
+    elif manager.redknot_separator is not None:
+        tokens, offsets = split_at(input_ids, manager.redknot_separator)
+        if offsets is not None and SEGMENTS in (params or {}):
+            raise RedKnotError(f"the prompt has separators and {SEGMENTS}: use one of them")
+    resolved = resolve(params, config, len(tokens), offsets)
+    if resolved.get(MODE) == "segmented":
+        _check_servable(manager, obj)
+    if offsets is not None:
+        input_ids[:] = tokens
+    if resolved or params:
+        obj.sampling_params = {**obj.sampling_params, "custom_params": resolved or None}
+
+
+def _by_characters(tokenizer: Any, text: Any, chars: Any, both: bool) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt and token offsets of its segments; each part is tokenized by itself."""
+    if both:
+        raise RedKnotError(f"give {SEGMENTS} or {CHARS}, not both")
+    if not isinstance(text, str) or tokenizer is None:
+        raise RedKnotError(f"{CHARS} needs the prompt as text; give {SEGMENTS}, or separators in chat messages")
+    pairs = check_offsets(CHARS, chars, len(text), "characters")
+    borders = [0, *(at for pair in pairs for at in pair), len(text)]
+    tokens: list[int] = []
+    cuts = []
+    for index, (a, b) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+        tokens += tokenizer.encode(text[a:b], add_special_tokens=index == 0)
+        cuts.append(len(tokens))
+    return tokens, cuts[:-1]
+
+
+def _check_servable(manager: Any, obj: Any) -> None:
+    if manager.server_args.disable_radix_cache:
+        raise RedKnotError(
+            f"segments live in the prefix cache: use {MODE} exact, or start without --disable-radix-cache"
+        )
+    if obj.return_logprob and obj.logprob_start_len not in (None, -1):
+        raise RedKnotError("rows of reused segments have no log-probabilities: leave logprob_start_len out")
+    if obj.input_embeds is not None:
+        raise RedKnotError(f"segments are made of tokens, not of input_embeds: use {MODE} exact")
+    if obj.session_params:
+        raise RedKnotError(f"sessions cannot be segmented: send the whole prompt, or use {MODE} exact")

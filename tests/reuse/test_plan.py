@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans against their definition, position by position, and chunk by chunk."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redknot_sglang.config import RedKnotError
+from redknot_sglang.reuse.gather import Runs, Stretch
+from redknot_sglang.reuse.options import make_plan
+from redknot_sglang.reuse.plan import CONTEXT_START, SEGMENT_START, Plan
+from redknot_sglang.reuse.repair import Boundary, parse_repair
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Plan, int]:
+    """A plan and the length of its prompt; adjacent, one-token and empty segments included."""
+    lengths = draw(st.lists(st.integers(0, 40), min_size=2, max_size=16))
+    borders = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    offsets = [at for a, b in pairwise(borders[:-1]) if draw(st.booleans()) for at in (a, b)]
+    length = borders[-1] + draw(st.integers(1, 50))
+    k = draw(st.sampled_from([0, 1, 4, 16]))
+    params = {
+        "redknot_mode": "segmented",
+        "redknot_segments": offsets,
+        "redknot_repair": Boundary(k).name,
+        "redknot_segment_lead": draw(st.sampled_from(["none", "lead"])),
+    }
+    plan = make_plan(params, length)
+    return plan if plan is not None else Plan(((0, length - 1),), Boundary(k)), length
+
+
+def computed_by_definition(plan: Plan, length: int) -> list[bool]:
+    """Row by row: outside all segments, or among the first k of one."""
+    computed = [True] * length
+    for start, end in plan.segments:
+        for at in range(start + plan.repair.rows, end):
+            computed[at] = False
+    return computed
+
+
+def flags(spans: list[tuple[int, int]], length: int) -> list[bool]:
+    return [any(a <= at < b for a, b in spans) for at in range(length)]
+
+
+@given(plans(), st.integers(1, 60), st.integers(1, 50), st.integers(0, 6))
+def test_chunks_cover_the_prompt_and_compute_what_the_definition_says(
+    drawn: tuple[Plan, int], budget: int, window: int, sink: int
+) -> None:
+    plan, length = drawn
+    wanted = computed_by_definition(plan, length)
+    assert wanted[-1], "the last row gives the first answer token"
+    at, computed, live = 0, [], [False] * length
+    while at < length:
+        stop = plan.stretch(at, length, budget)
+        runs = plan.computed(at, stop)
+        assert at < stop and sum(b - a for a, b in runs) <= budget
+        assert stop == length or wanted[stop - 1], "a chunk ends behind a computed row"
+        local = plan.local_rows(at, stop, window, sink)
+        assert all(not wanted[row] for a, b in local for row in range(a, b))
+        for row in range(at, stop):
+            live[row] = wanted[row] or any(a <= row < b for a, b in local)
+        for a, b in runs:
+            for row in range(a, b):
+                assert all(live[seen] for seen in range(row) if seen < sink or seen > row - window), (
+                    "a seen row is dead"
+                )
+        assert all(live[seen] for seen in range(max(0, stop - window + 1), stop)), "the next row's window is dead"
+        computed += runs
+        at = stop
+    assert flags(computed, length) == wanted
+
+
+@given(plans(), st.integers(1, 4), st.integers(0, 5))
+def test_local_rows_are_live_in_their_segment(drawn: tuple[Plan, int], window: int, sink: int) -> None:
+    """What is relocated for local heads is a sink of the segment or in the window before its end."""
+    plan, length = drawn
+    for a, b in plan.local_rows(0, length, window, sink):
+        for row in range(a, b):
+            start, end = next(span for span in plan.segments if span[0] <= row < span[1])
+            assert plan.origin + row - start < sink or row >= end - window + 1
+
+
+@given(plans())
+def test_keys_differ_exactly_from_the_first_different_border_on(drawn: tuple[Plan, int]) -> None:
+    plan, length = drawn
+    tokens = array("q", range(7, 7 + length))
+    key = plan.key(tokens)
+    for row, (plain, marked) in enumerate(zip(tokens, key, strict=True)):
+        starts = any(row == start for start, _ in plan.segments)
+        resumes = any(row == end for _, end in plan.segments) and not starts
+        assert marked - plain == starts * SEGMENT_START + resumes * CONTEXT_START
+    assert plan.key(tokens[: length // 2]) == key[: length // 2]
+    for segment in plan.segments:
+        assert list(plan.segment_key(tokens, segment)) == [*tokens[: plan.origin], *tokens[slice(*segment)]]
+
+
+@given(plans(), st.integers(1, 60))
+def test_permuting_and_restoring_are_inverse(drawn: tuple[Plan, int], budget: int) -> None:
+    plan, length = drawn
+    start = plan.stretch(0, length, budget)
+    stop = plan.stretch(start, length, budget)
+    moved = [(max(a, start), min(b, stop)) for a, b in plan.reused if max(a, start) < min(b, stop)]
+    stretch = Stretch(start, stop, moved, plan.computed(start, stop))
+    tokens = array("q", range(length))
+    permuted = stretch.permuted(tokens)
+    assert sorted(permuted) == list(tokens)
+    row = torch.tensor(permuted, dtype=torch.int32)
+    stretch.restore(row)
+    assert row.tolist() == list(tokens)
+    runs = Runs.of([3, start + stretch.num_moved], [8, stop], {1: stretch})
+    assert runs.positions().tolist() == [*range(3, 8), *(at for a, b in stretch.runs for at in range(a, b))]
+
+
+def test_last_row_is_never_reused_and_empty_segments_vanish() -> None:
+    params = {"redknot_mode": "segmented", "redknot_repair": "none", "redknot_segments": [0, 0, 2, 5, 5, 9]}
+    assert make_plan(params, 9) == Plan(((2, 5), (5, 8)), Boundary(0))
+    assert make_plan({**params, "redknot_segments": [8, 9]}, 9) is None
+    assert make_plan(None, 9) is None
+
+
+@pytest.mark.parametrize(("text", "rows"), [("none", 0), ("boundary:1", 1), ("boundary:64", 64)])
+def test_policies_by_name(text: str, rows: int) -> None:
+    policy = parse_repair(text)
+    assert (policy.rows, policy.name) == (rows, text)
+
+
+@pytest.mark.parametrize("text", ["", "boundary", "boundary:", "boundary:0", "boundary:-1", "none:3", "blend:2", "x"])
+def test_unknown_policies_are_refused(text: str) -> None:
+    with pytest.raises(RedKnotError, match="use one of"):
+        parse_repair(text)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmented mode in real servers: equal to its definition, and the same answer whatever the cache holds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from redknot_sglang.reuse.repair import parse_repair
+from tests.serving import harness
+from tests.serving.answers import TOLERANCE, Answer, agree
+from tests.serving.conversations import check_no_leak
+from tests.serving.prompts import noise
+from tests.serving.segmented import (
+    SegmentedRequest,
+    ask_all_segmented,
+    ask_segmented,
+    make_documents,
+    make_request,
+)
+from tests.serving.segmented_oracle import SegmentedOracle
+
+pytestmark = pytest.mark.serving
+
+ARGUMENTS = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=300"]
+POLICIES = ("none", "boundary:4", "boundary:16")
+ANSWER = 6
+HIT_TOLERANCE = 1e-4
+POOL = 24576
+
+
+def make_requests(rng: random.Random, count: int, most: int, longest: int, limit: int) -> list[SegmentedRequest]:
+    documents = make_documents(rng, 8, longest)
+    return [make_request(rng, documents, rng.choice(POLICIES), most, limit) for _ in range(count)]
+
+
+@pytest.mark.parametrize("lead", ["none", "lead"])
+def test_equals_the_definition(lead: str) -> None:
+    requests = make_requests(random.Random(f"oracle {lead}"), 16, most=5, longest=300, limit=900)
+    oracle = SegmentedOracle(harness.MODEL, json.loads(harness.HEAD_MAP.read_text()))
+    with harness.launch([*ARGUMENTS, "--chunked-prefill-size=128", f"--redknot-segment-lead={lead}"]) as server:
+        cold = ask_all_segmented(server, requests, ANSWER, at_once=4)
+        warm = ask_all_segmented(server, requests, ANSWER, at_once=1)
+        check_no_leak(server)
+    for request, *answers in zip(requests, cold, warm, strict=True):
+        for answer, report in answers:
+            rows = parse_repair(request.policy).rows
+            logprobs = oracle.segmented(request.prompt, answer.tokens, request.offsets, rows, lead == "lead")
+            for row, token, logprob in zip(logprobs, answer.tokens, answer.logprobs, strict=True):
+                assert float(row.max() - row[token]) <= TOLERANCE, f"{request.policy} {request.offsets} {report}"
+                assert abs(float(row[token]) - logprob) <= TOLERANCE, f"{request.policy} {request.offsets} {report}"
+
+
+@pytest.mark.parametrize("chunk", [128, 2048])
+def test_a_hit_never_changes_an_answer(chunk: int, full: bool) -> None:
+    count = 300 if full else 20
+    rng = random.Random(f"hits {chunk}")
+    requests = make_requests(rng, count, most=12, longest=1500, limit=7000 if full else 3500)
+    worst = 0.0
+    with harness.launch([*ARGUMENTS, f"--chunked-prefill-size={chunk}"]) as server:
+        cold = []
+        for request in requests:
+            server.flush()
+            cold.append(ask_segmented(server, request, ANSWER)[0])
+        ways = {
+            "warm": [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once=1)],
+            "half evicted": _after_evictions(server, rng, requests),
+            "in a batch": [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once=16)],
+        }
+        check_no_leak(server)
+        ways["cold in a batch"] = [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once=16)]
+        check_no_leak(server)
+    assert sum(answer.cached for answer in ways["warm"]) > sum(answer.cached for answer in cold)
+    for way, answers in ways.items():
+        for answer, reference in zip(answers, cold, strict=True):
+            try:
+                worst = max(worst, agree(answer, reference, HIT_TOLERANCE).worst)
+            except AssertionError as error:
+                raise AssertionError(f"{way}: {error}") from None
+    print(f"{count} requests, largest logprob difference {worst:.1e}")
+
+
+def _after_evictions(server: harness.Server, rng: random.Random, requests: Sequence[SegmentedRequest]) -> list[Answer]:
+    """Answers while half of the tree is pushed out again and again."""
+    answers = []
+    for index, request in enumerate(requests):
+        if index % 5 == 0:
+            for _ in range(4):
+                server.generate(noise(rng, POOL // 8), 1)
+        answers.append(ask_segmented(server, request, ANSWER)[0])
+    return answers
+
+
+def test_pools_that_hold_little_more_than_one_request() -> None:
+    """Requests wait, evict each other's segments and are retracted, but all are answered, and right."""
+    rng = random.Random("small")
+    requests = make_requests(rng, 16, most=5, longest=300, limit=1000)
+    with harness.launch([*ARGUMENTS, "--chunked-prefill-size=128"]) as roomy:
+        reference = [answer for answer, _ in ask_all_segmented(roomy, requests, 40, at_once=4)]
+    with harness.launch(
+        [*ARGUMENTS, "--chunked-prefill-size=128", "--max-total-tokens=3000", "--redknot-segment-length=200"]
+    ) as server:
+        answers = [answer for answer, _ in ask_all_segmented(server, requests, 40, at_once=16)]
+        check_no_leak(server)
+    for answer, expected in zip(answers, reference, strict=True):
+        agree(answer, expected, TOLERANCE)
+
+
+def test_tenants_do_not_share_segments() -> None:
+    """Another extra_key or salt computes everything itself; so does nobody else's second request."""
+    rng = random.Random("tenants")
+    document, tail = noise(rng, 300), noise(rng, 20)
+    request = SegmentedRequest(noise(rng, 10) + document + tail, [10, 310], "boundary:16")
+    moved = SegmentedRequest(noise(rng, 50) + document + tail, [50, 350], "boundary:16")
+
+    def computed(request: SegmentedRequest, **body: str) -> int:
+        answer = server.generate(request.prompt, 2, sampling_params={"custom_params": request.params}, **body)
+        report = answer["meta_info"]["redknot"]
+        assert report["computed_tokens"] + report["reused_tokens"] == len(request.prompt)
+        assert report["computed_tokens"] == len(request.prompt) - answer["meta_info"]["cached_tokens"]
+        return int(report["computed_tokens"])
+
+    with harness.launch(ARGUMENTS) as server:
+        assert computed(request) == len(request.prompt)
+        for tenant in ("a", "b"):
+            assert computed(request, extra_key=tenant) == len(request.prompt)
+            assert computed(moved, extra_key=tenant) == len(moved.prompt) - 284
+        assert computed(moved) == len(moved.prompt) - 284
+        check_no_leak(server)
