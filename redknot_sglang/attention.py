@@ -18,7 +18,7 @@ from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.gather import Runs
-from redknot_sglang.reuse.rotary import RotaryError, rotary_of
+from redknot_sglang.reuse.rotary import RotaryError, rotation_of
 from redknot_sglang.seams import active
 
 
@@ -210,7 +210,7 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
 
 def _rotation(model: Any) -> Rotation | RedKnotError:
     try:
-        return rotary_of(model)
+        return rotation_of(model)
     except RotaryError as error:
         return error
 

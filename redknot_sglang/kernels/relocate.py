@@ -33,7 +33,7 @@ class Rotation:
         (cos0, sin0), (cos1, sin1) = here.chunk(2, -1), there.chunk(2, -1)
         cos, sin = cos1 * cos0 + sin1 * sin0, sin1 * cos0 - cos1 * sin0
         norm = torch.hypot(cos, sin)
-        # A key that stays where it is stays bit for bit.
+        # A finite key that stays where it is keeps its value.
         same = (origin == position).to(cos.device)[:, None]
         return torch.where(same, 1.0, cos / norm), torch.where(same, 0.0, sin / norm)
 

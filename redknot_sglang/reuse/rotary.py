@@ -19,6 +19,9 @@ _TABLES = (
     "Llama3RotaryEmbedding",
     "YaRNScalingRotaryEmbedding",
 )
+# Models whose keys were checked to be rotated last and in every layer. Others may norm keys after rotating them, or leave
+# layers without rotation, which no look at the rotary module can tell.
+_MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _REASONS = {
     "Phi3LongRoPEScaledRotaryEmbedding": "longrope switches its frequencies with the length of the sequence",
     "MRotaryEmbedding": "mrope positions have several coordinates",
@@ -29,6 +32,14 @@ _REASONS = {
 
 class RotaryError(RedKnotError):
     """The model's keys cannot be relocated; the message is a clause that says why."""
+
+
+def rotation_of(model: torch.nn.Module) -> Rotation:
+    """The rotation of a loaded SGLang model whose cached keys it can move. Raises RotaryError."""
+    name = type(model).__name__
+    if name not in _MODELS:
+        raise RotaryError(f"relocation was not checked for {name}, only for {', '.join(_MODELS)}")
+    return rotary_of(model)
 
 
 def rotary_of(model: torch.nn.Module) -> Rotation:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from redknot_sglang.kernels.relocate import KVLayers, relocate
-from redknot_sglang.reuse.rotary import RotaryError, rotary_of
+from redknot_sglang.reuse.rotary import RotaryError, rotary_of, rotation_of
 
 HEAD_DIM, LIMIT = 32, 512
 
@@ -110,7 +111,7 @@ def test_what_is_no_rotation_by_one_table_is_refused(scaling: dict[str, Any], re
 
 
 def test_an_unknown_subclass_is_refused() -> None:
-    rope = _rope()
+    rope = copy.deepcopy(_rope())  # SGLang caches the module
 
     class CleverRotaryEmbedding(type(rope)):  # type: ignore[misc]
         pass
@@ -118,3 +119,21 @@ def test_an_unknown_subclass_is_refused() -> None:
     rope.__class__ = CleverRotaryEmbedding
     with pytest.raises(RotaryError, match="CleverRotaryEmbedding"):
         rotary_of(nn.ModuleList([rope]))
+
+
+class Exaone4ForCausalLM(nn.Module):
+    """A model that SGLang rotates in some layers only; nothing of that shows in its rotary module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotary_emb = _rope()
+
+
+class Qwen3ForCausalLM(Exaone4ForCausalLM):
+    """A model that was checked."""
+
+
+def test_models_that_were_not_checked_are_refused() -> None:
+    with pytest.raises(RotaryError, match="not checked for Exaone4ForCausalLM"):
+        rotation_of(Exaone4ForCausalLM())
+    assert rotation_of(Qwen3ForCausalLM()).is_neox
