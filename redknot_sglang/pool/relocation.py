@@ -56,6 +56,10 @@ class RelocationQueue:
             self._layers = [KVLayers(buffers.k, buffers.v) for buffers in classes]
         for job in jobs:
             for move, layers in zip((job.global_rows, job.local_rows), self._layers or (), strict=True):
+                for indices in (move.source, move.target, move.origin, move.position):
+                    if indices.is_cuda:
+                        # Made on the scheduler's stream, whose next tensors must not take their memory meanwhile.
+                        indices.record_stream(torch.cuda.current_stream())
                 cos, sin = rotation.turn(move.origin, move.position)
                 relocate(layers, move.source, move.target, cos, sin, rotation.is_neox)
 

@@ -85,8 +85,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         with self._under(plan_of(req)):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         self._drop_transient(req)
-        self.reuse.release(req)
-        self.reuse.isolated.done(req)
+        self.reuse.sources.release(req)
+        self.reuse.sources.isolated.done(req)
         cost = self.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
         report_request(req, self.local_heads.window, self.local_heads.sink, cost)
         self._update_metrics()

@@ -58,5 +58,5 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
     req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + stretch.num_moved
     repaired = sum(b - a for span in plan.segments for a, b in clip(stretch.runs, *span))
     req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
-    isolated = min(req.cached_tokens, req.__dict__.pop("redknot_isolated", 0))
-    req.cached_tokens -= isolated
+    fresh = req.__dict__.get("redknot_fresh", ())
+    req.cached_tokens -= sum(b - a for span in fresh for a, b in clip(stretch.moved, *span))

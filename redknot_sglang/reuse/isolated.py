@@ -9,42 +9,44 @@ isolated prefill computes it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
+
+from redknot_sglang.radix.spans import Span
 
 _PREFIX = "redknot-segment-"
 Identity = tuple[str | None, bytes]
 
 
 class IsolatedPrefills:
-    """The isolated prefills under way.
+    """The isolated prefills under way. scheduler: SGLang's, set before requests are admitted."""
 
-    cached: whether the tree holds the KV of all of a key's tokens under an extra key.
-    """
-
-    def __init__(self, cached: Callable[[Any, str | None], bool]) -> None:
-        self._cached = cached
+    def __init__(self) -> None:
         self._under_way: dict[Identity, Any] = {}
         self._count = 0
         self.scheduler: Any = None
 
-    def request(self, req: Any, keys: Iterable[array[int]]) -> None:
-        """Put an isolated prefill for each key into the waiting queue, ahead of `req`; one that is there stays."""
-        ahead = []
-        for key in keys:
+    def request(self, req: Any, segments: Iterable[tuple[Span, array[int]]]) -> set[Span]:
+        """Put an isolated prefill for each segment, given with its key, into the queue right behind `req`.
+
+        Returns the segments for which there is one now and was none before.
+        """
+        fresh, behind = set(), []
+        for segment, key in segments:
             identity = (req.extra_key, key.tobytes())
             if identity in self._under_way:
                 continue
             prefill = self._make(req, key)
             prefill.redknot_identity = identity
             self._under_way[identity] = prefill
-            req.redknot_isolated = req.__dict__.get("redknot_isolated", 0) + len(key)
-            ahead.append(prefill)
-        if ahead:
-            # Behind `req` in this pass of the scheduler, which is walking the queue; it stays first in the next.
+            fresh.add(segment)
+            behind.append(prefill)
+        if behind:
+            # The scheduler is walking the queue: it comes to them in this very pass.
             queue = self.scheduler.waiting_queue
             at = next(i for i, waiting in enumerate(queue) if waiting is req)
-            queue[at + 1 : at + 1] = ahead
+            queue[at + 1 : at + 1] = behind
+        return fresh
 
     def done(self, req: Any) -> None:
         """A request has ended; no-op unless it was an isolated prefill."""

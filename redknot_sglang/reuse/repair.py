@@ -14,8 +14,7 @@ _KNOWN = "none, boundary:K (the first K rows of each segment)"
 class Boundary:
     """The first `rows` rows of each segment (0: none).
 
-    Rows right behind a seam suffer most: a segment computed in isolation takes its first rows for the start of a text
-    and gives them the attention that sinks get.
+    It repairs what stands in those rows and nothing behind them (measured: eval/NOTES.md, "Segments").
     """
 
     rows: int

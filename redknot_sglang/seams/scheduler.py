@@ -17,8 +17,10 @@ def _add_status(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     result.internal_state["redknot"] = status_of(scheduler.tree_cache, scheduler.token_to_kv_pool_allocator)
 
 
-def _count_sinks(result: tuple[int, int], checker: Any, *args: Any, **kwargs: Any) -> tuple[int, int] | None:
-    """The memory check takes everything before a request's frontier for freed; its own sinks are not.
+def _count_local_slots(result: tuple[int, int], checker: Any, *args: Any, **kwargs: Any) -> tuple[int, int] | None:
+    """The memory check takes everything before a request's frontier for freed, and everything behind it for held.
+
+    Its own sinks before the frontier are held; rows of segments behind it may have no local slot.
 
     A request owns sinks only while its prompt is shorter than the sink or the prefix cache is off: else the tree does.
     """
@@ -105,9 +107,9 @@ SEAMS = (
     Seam("sglang.srt.managers.scheduler.Scheduler.get_internal_state", _add_status, "after", "/redknot/status"),
     Seam(
         "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes",
-        _count_sinks,
+        _count_local_slots,
         "after",
-        "sinks that a running request owns count as used local slots",
+        "local slots that a running request really holds",
     ),
     Seam(
         "sglang.srt.managers.schedule_batch.ScheduleBatch._evict_swa",

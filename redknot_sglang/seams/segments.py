@@ -15,12 +15,12 @@ def _know_scheduler(scheduler: Any, *args: Any, **kwargs: Any) -> None:
     """Isolated prefills need the scheduler's queue; the prefix cache does not know the scheduler."""
     reuse = getattr(scheduler.tree_cache, "reuse", None)
     if reuse is not None:
-        reuse.isolated.scheduler = scheduler
+        reuse.sources.isolated.scheduler = scheduler
 
 
 def _extend_chunk(original: Any, adder: Any, req: Any) -> Any:
     reuse = getattr(adder.tree_cache, "reuse", None)
-    if reuse is None or getattr(req, "redknot_plan", None) is None:
+    if reuse is None:
         return original(adder, req)
     return reuse.extend_chunk(adder, req, lambda: original(adder, req))
 
@@ -75,14 +75,14 @@ def _drop_aborted(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Non
     """Requests that were aborted while they waited give up their locks on segments."""
     reuse = getattr(scheduler.tree_cache, "reuse", None)
     if reuse is not None:
-        reuse.left_queue(scheduler.waiting_queue)
+        reuse.sources.left_queue(scheduler.waiting_queue)
 
 
 def _make_room_first(batch: Any, *args: Any, **kwargs: Any) -> None:
     """Running requests go before one that waits with locks."""
     reuse = getattr(batch.tree_cache, "reuse", None)
     if reuse is not None:
-        reuse.release_pinned()
+        reuse.sources.release_waiting()
 
 
 def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any, **kwargs: Any) -> Any:

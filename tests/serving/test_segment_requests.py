@@ -24,7 +24,9 @@ pytestmark = pytest.mark.serving
 @pytest.fixture(scope="module")
 def server() -> Iterator[harness.Server]:
     args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=300"]
-    with harness.launch([*args, "--chunked-prefill-size=128", "--max-total-tokens=6000"]) as running:
+    with harness.launch(
+        [*args, "--chunked-prefill-size=128", "--max-total-tokens=6000", "--enable-mixed-chunk"]
+    ) as running:
         yield running
         check_no_leak(running)
 
@@ -129,6 +131,34 @@ def test_segments_longer_than_the_pool_are_a_400_and_the_server_goes_on(server: 
     assert len(server.generate(request.prompt, 4)["output_ids"]) == 4
     fewer = SegmentedRequest(request.prompt, [0, 1700], "none")
     assert ask_segmented(server, fewer, 4)[1]["segments"] == 1
+
+
+def test_prefill_mixed_with_decoding_answers_the_same(server: harness.Server) -> None:
+    """Gather extends share batches with decoding rows; SGLang mixes them where nobody asks for log-probabilities."""
+    rng = random.Random("mixed")
+    documents = make_documents(rng, 4, 300)
+    requests_ = [make_request(rng, documents, "boundary:4", 3, 700) for _ in range(12)]
+
+    def visit(request: SegmentedRequest) -> list[int]:
+        sampling = {"custom_params": request.params}
+        return list(server.generate(request.prompt, 24, sampling_params=sampling)["output_ids"])
+
+    alone = [visit(request) for request in requests_]
+    server.flush()
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(visit, requests_))
+    assert together == alone
+
+
+def test_several_answers_to_one_request(server: harness.Server) -> None:
+    rng = random.Random("several")
+    prompt = noise(rng, 200)
+    params = {"redknot_segments": [20, 180]}
+    one = server.generate(prompt, 4, sampling_params={"custom_params": params})["output_ids"]
+    body = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True, "n": 2, "custom_params": params}
+    both = server.post("/generate", {"input_ids": prompt, "sampling_params": body})
+    assert both.status_code == 200, both.text
+    assert [answer["output_ids"] for answer in both.json()] == [one, one]
 
 
 def test_hanging_up_at_any_time_loses_nothing(server: harness.Server) -> None:

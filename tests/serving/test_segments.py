@@ -109,10 +109,11 @@ def test_pools_that_hold_little_more_than_one_request() -> None:
         agree(answer, expected, TOLERANCE)
 
 
-def test_tenants_do_not_share_segments() -> None:
-    """Another extra_key or salt computes everything itself; so does nobody else's second request."""
+@pytest.mark.parametrize("chunk", [128, 512])
+def test_tenants_do_not_share_segments(chunk: int) -> None:
+    """Another extra_key computes everything itself, in one chunk or in several; its own second request does not."""
     rng = random.Random("tenants")
-    document, tail = noise(rng, 300), noise(rng, 20)
+    document, tail = noise(rng, 300), noise(rng, 200)
     request = SegmentedRequest(noise(rng, 10) + document + tail, [10, 310], "boundary:16")
     moved = SegmentedRequest(noise(rng, 50) + document + tail, [50, 350], "boundary:16")
 
@@ -123,7 +124,7 @@ def test_tenants_do_not_share_segments() -> None:
         assert report["computed_tokens"] == len(request.prompt) - answer["meta_info"]["cached_tokens"]
         return int(report["computed_tokens"])
 
-    with harness.launch(ARGUMENTS) as server:
+    with harness.launch([*ARGUMENTS, f"--chunked-prefill-size={chunk}"]) as server:
         assert computed(request) == len(request.prompt)
         for tenant in ("a", "b"):
             assert computed(request, extra_key=tenant) == len(request.prompt)
