@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each repair policy of segmented mode keeps of the exact answers, on the embedded model.
 
-python -m eval.bench_repair [--n 400] [--lengths 2048,4096] [--policies P,...] [--json F] [--time-limit S]
+python -m eval.bench_repair [--n 400] [--first 0] [--lengths 2048,4096] [--policies P,...] [--json F] [--time-limit S]
 
 Segments are the documents. Their order is drawn anew for each prompt: what an answer needs is given by keys and
 ordinals, never by the place, so in four families any order asks the same question. In crossdoc a use (`box A red`) must
@@ -11,8 +11,8 @@ apart. `offset` in the results tells how far into its document the use stands, w
 
 Exact match of the whole answer and its end marker, teacher forced: greedy decoding gives the answer if and only if each
 of its tokens is the argmax at its place. All policies see the same prompts, and each prompt's dense and isolated passes
-are shared, so differences between policies are paired. Examples use the evaluation seeds 0 to n - 1 (eval/tasks:
-disjoint from training by construction). A policy is written as in eval/segmented.py, with `+lead` behind it for lead
+are shared, so differences between policies are paired. Examples use the evaluation seeds from `--first` on (eval/tasks:
+disjoint from training by construction); eval/merge_repair.py joins the results of processes that ran side by side. A policy is written as in eval/segmented.py, with `+lead` behind it for lead
 policy `lead`. Rounds go over all tasks and lengths, so a run cut by its time limit is smaller, not lopsided. The share of
 computed rows leaves out the causal pass by which blend (its early layers) and oracle (all layers) choose.
 """
@@ -138,7 +138,12 @@ def ask(model: SegmentedModel, prompt: Prompt, policy: str, cell: Cell) -> None:
 def measure(args: argparse.Namespace, cells: Cells, offsets: Offsets) -> bool:
     """Fill the cells; whether all prompts were asked before the time limit."""
     begin = time.monotonic()
-    jobs = [(task, length, seed) for seed in range(args.n) for length in args.lengths for task in args.tasks]
+    jobs = [
+        (task, length, seed)
+        for seed in range(args.first, args.first + args.n)
+        for length in args.lengths
+        for task in args.tasks
+    ]
     model = SegmentedModel(MODEL, MODEL / "head_map.json", args.device, getattr(torch, args.dtype))
     for done, prompt in enumerate(make_prompts(jobs)):
         # Looked at between prompts, so every policy has seen the same ones.
@@ -196,6 +201,7 @@ def main() -> None:
     """Measure, print, write; what was measured is written when the time limit or an interrupt ends the run, too."""
     parser = argparse.ArgumentParser(description="Exact match of the repair policies of segmented mode.")
     parser.add_argument("--n", type=int, default=400, help="prompts of each task and length (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first prompt (%(default)s)")
     parser.add_argument("--lengths", default="2048,4096", help="tokens of a prompt (%(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="task families (%(default)s)")
     parser.add_argument("--policies", default=POLICIES, help="eval/segmented.py has their names (%(default)s)")

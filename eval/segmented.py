@@ -9,8 +9,9 @@ local heads: fresh K and V of computed rows, relocated ones of the others. Polic
 
 - `none`; `boundary:k`, the first k rows of each segment; `heads`: every row is computed, but in segments only for the
   global heads; the local heads' K, V and attention output there stay those of isolation.
-- `blend:r` (CacheBlend, arXiv 2405.16444): the share r of all segment rows whose K and V in the global heads of one
-  early layer deviate most from a causal pass; `blend:r:l` names the layer, else it is `SegmentedModel.blend_layer`.
+- `blend:r` (after CacheBlend, arXiv 2405.16444): of each segment the share r of the rows whose K and V in the global
+  heads of one early layer deviate most from a causal pass, leaving out rows that hardly do; `blend:r:l` names the layer,
+  else it is `SegmentedModel.blend_layer`. Shares of single segments, so that what follows changes no choice.
 - controls of the same size: `random:r`, and `oracle:r`, most deviation over the global heads of all layers together.
 - `dense`: exact mode, every row computed under the head map.
 """
@@ -22,6 +23,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,8 @@ Segments = Sequence[tuple[int, int]]
 Ids = tuple[int, ...]
 Spans = tuple[tuple[int, int], ...]
 CHUNK_ROWS = 1024
+# A row whose squared relative deviation is below this (1 % of K and V) is as good as repaired.
+UNCHANGED = 1e-4
 _NUMBERS = {"none": (0,), "boundary": (1,), "blend": (1, 2), "random": (1,), "oracle": (1,)}
 
 
@@ -87,8 +91,9 @@ class SegmentedModel:
         # Angles in float64, so that R(p - p0) R(p0) and R(p) differ by float32 rounding alone.
         frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
         angle = torch.arange(c.max_positions, dtype=torch.float64)[:, None] * torch.cat([frequency] * 2)
-        # `blend:r` ranks rows by the global heads of this layer: the first after layer 0 that has any.
-        self.blend_layer = min((layer for layer, _ in heads if layer > 0), default=0)
+        # `blend:r` ranks rows by the global heads of this layer. What a global head brings from other documents is in
+        # K and V only behind its layer, so it is the second layer that has any.
+        self.blend_layer = ([*sorted({layer for layer, _ in heads}), 0, 0])[1]
         # On the device once: an index given as a list would be copied there, with a wait, at each use.
         self._heads = [(self._index(c.global_in(i)), self._index(c.local_in(i))) for i in range(c.layers)]
         self._cos, self._sin = angle.cos().float().to(device), angle.sin().float().to(device)
@@ -138,20 +143,26 @@ class SegmentedModel:
             raise ValueError(f"{policy!r} is none of: none, boundary:k, blend:r[:l], random:r, oracle:r, heads, dense")
         if name in ("none", "boundary"):
             return [p for a, b in spans for p in range(a, min(b, a + int((numbers or ["0"])[0])))]
-        count = round(float(numbers[0]) * len(inside))
+        share = float(numbers[0])
+        parts = [range(a, min(b, len(prompt) - 1)) for a, b in spans if a < len(prompt) - 1]
         if name == "random":
-            return random.Random(seed).sample(inside, count)
+            rng = random.Random(seed)
+            return [row for part in parts for row in rng.sample(part, ceil(share * len(part)))]
         chosen = numbers[1:] or [str(self.blend_layer)] if name == "blend" else range(self.config.layers)
-        at, true = self._index(inside), self._dense(prompt, forced)
-        deviation = torch.zeros(len(inside), device=self.device)
-        for layer in map(int, chosen):
-            heads = self.config.global_in(layer)
-            for kept, fresh in ((cached.k, true.k), (cached.v, true.v)) if heads else ():
-                wanted = fresh[layer, at][:, heads].float()
-                error = (kept[layer, at][:, heads].float() - wanted).square().sum((1, 2))
-                # Relative, because K is larger than V and layers differ in scale: one of them would decide alone.
-                deviation += error / wanted.square().sum((1, 2)).mean()
-        return [inside[i] for i in deviation.argsort(descending=True, stable=True)[:count].tolist()]
+        true, rows = self._dense(prompt, forced), list[int]()
+        for part in parts:
+            at = slice(part.start, part.stop)
+            deviation = torch.zeros(len(part), device=self.device)
+            for layer in map(int, chosen):
+                heads = self.config.global_in(layer)
+                for kept, fresh in ((cached.k, true.k), (cached.v, true.v)) if heads else ():
+                    wanted = fresh[layer, at][:, heads].float()
+                    error = (kept[layer, at][:, heads].float() - wanted).square().sum((1, 2))
+                    # Relative, because K is larger than V and layers differ in scale: one of them would decide alone.
+                    deviation += error / wanted.square().sum((1, 2)).mean()
+            top, order = (x[: ceil(share * len(part))] for x in deviation.sort(descending=True, stable=True))
+            rows += [part[i] for i in order[top > UNCHANGED].tolist()]
+        return rows
 
     def _run_isolated(self, ids: Ids, spans: Spans, lead: str) -> Cached:
         c, kept, before = self.config, self._empty(len(ids)), spans[0][0] if spans and lead == "lead" else 0

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, Path, ScatteredBatch
 from redknot_sglang.kernels.relocate import Rotation
-from redknot_sglang.kernels.select import select_path
+from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.rotary import RotaryError, rotation_of
+from redknot_sglang.reuse.scout import Scouted, end_early, scout_layer
 from redknot_sglang.seams import active
 
 
@@ -45,11 +46,20 @@ class RedKnotAttention(AttentionBackend):
         query_heads = runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size)
         self.group = query_heads // heads.num_kv_heads
         self.orders = [_HeadOrder(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
-        self.path = select_path(config.attention, class_spec(heads, self.group, pool))
+        spec = class_spec(heads, self.group, pool)
+        self.path = select_path(config.attention, spec)
+        # The path of the batch that is planned: rows at scattered positions have one of their own.
+        self.extend_path = self.path
         self.local_loc: Tensor | None = None
         # Runs of the batch to plan next, if it is a gather extend.
         self.runs: Runs | None = None
-        pool.rotation = _rotation(runner.model)
+        # Whether the batch to run next is one of scout passes.
+        self.scouting = False
+        pool.rotation, pool.scout_layer = _rotation(runner.model), scout_layer(heads)
+        self.scattered_path = self.path
+        if isinstance(pool.rotation, Rotation):
+            self.scattered_path = scattered_path(self.path, spec)
+            end_early(runner.model)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
@@ -64,7 +74,9 @@ class RedKnotAttention(AttentionBackend):
         if forward_batch.forward_mode.is_decode():
             self.path.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
         else:
-            self.path.plan_extend(self._extend_batch(forward_batch))
+            batch = self._extend_batch(forward_batch)
+            self.extend_path = self.scattered_path if isinstance(batch, ScatteredBatch) else self.path
+            self.extend_path.plan_extend(batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Reserve the buffers that decode graphs read."""
@@ -92,7 +104,8 @@ class RedKnotAttention(AttentionBackend):
 
     def _extend_batch(self, forward_batch: Any) -> ExtendBatch:
         if self.runs is not None:
-            return self._gather_batch(forward_batch, self.runs)
+            pages = self.req_to_token_pool.req_to_token, self._full_to_local()
+            return self.runs.batch(*pages, forward_batch.req_pool_indices, forward_batch.positions)
         prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)
         rows_cpu = _host_list(forward_batch.extend_seq_lens_cpu)
         return ExtendBatch(
@@ -103,25 +116,6 @@ class RedKnotAttention(AttentionBackend):
             seq_lens=forward_batch.seq_lens.to(torch.int32),
             prefix_lens_cpu=prefix_lens_cpu,
             seq_lens_cpu=[prefix + rows for prefix, rows in zip(prefix_lens_cpu, rows_cpu, strict=True)],
-        )
-
-    def _gather_batch(self, forward_batch: Any, runs: Runs) -> ExtendBatch:
-        """Every run of adjacent rows is a request of its own, over the slots of the request that it belongs to."""
-        rows = sum(runs.stops) - sum(runs.starts)
-        if rows != forward_batch.extend_num_tokens:
-            raise RuntimeError(f"the batch has {forward_batch.extend_num_tokens} rows, its runs {rows}: not its plan")
-        index, starts, stops = (
-            torch.tensor(values, dtype=torch.int32).to(self.device, non_blocking=True)
-            for values in (runs.requests, runs.starts, runs.stops)
-        )
-        return ExtendBatch(
-            req_to_token=self.req_to_token_pool.req_to_token,
-            req_pool_indices=forward_batch.req_pool_indices[index.long()],
-            full_to_local=self._full_to_local(),
-            prefix_lens=starts,
-            seq_lens=stops,
-            prefix_lens_cpu=runs.starts,
-            seq_lens_cpu=runs.stops,
         )
 
     def _full_to_local(self) -> Tensor:
@@ -142,12 +136,30 @@ class RedKnotAttention(AttentionBackend):
         **kwargs: Any,
     ) -> Tensor:
         """Store this layer's K and V, attend. q [N, Hq * D], k and v [N, Hkv * D]; returns [N, Hq * D]."""
-        return self._attend(q, k, v, layer, forward_batch, save_kv_cache)
+        return self._attend(self.extend_path, q, k, v, layer, forward_batch, save_kv_cache)
 
-    forward_decode = forward_extend
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `forward_extend`, for one row of each request."""
+        return self._attend(self.path, q, k, v, layer, forward_batch, save_kv_cache)
 
     def _attend(
-        self, q: Tensor, k: Tensor | None, v: Tensor | None, layer: Any, forward_batch: Any, save_kv_cache: bool
+        self,
+        path: Path,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool,
     ) -> Tensor:
         if layer.logit_cap:
             raise ValueError(
@@ -161,14 +173,16 @@ class RedKnotAttention(AttentionBackend):
             loc = KVWriteLoc(forward_batch.out_cache_loc, self.local_loc)
             shape = (-1, layer.tp_k_head_num, self.head_dim)
             pool.set_kv_buffer(layer, loc, k.reshape(shape), v.reshape(shape))
+        if self.scouting and layer.layer_id == pool.scout_layer:
+            raise Scouted
         q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
         split = order.num_global * self.group
         gathered = order.gather(q)
         parts = []
         if split:
-            parts.append(self.path.run("global", gathered[:, :split], *pool.global_kv(layer.layer_id), layer.scaling))
+            parts.append(path.run("global", gathered[:, :split], *pool.global_kv(layer.layer_id), layer.scaling))
         if split < gathered.shape[1]:
-            parts.append(self.path.run("local", gathered[:, split:], *pool.local_kv(layer.layer_id), layer.scaling))
+            parts.append(path.run("local", gathered[:, split:], *pool.local_kv(layer.layer_id), layer.scaling))
         return order.restore(parts).view(-1, layer.tp_q_head_num * self.head_dim)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
 LEADS = ("none", "lead")
-DEFAULT_REPAIR = "boundary:16"
+DEFAULT_REPAIR = "blend:0.05"
 DEFAULT_SEPARATOR = "<|redknot_segment|>"
 _FIELDS = (
     "redknot",
@@ -110,7 +110,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--redknot-repair",
         metavar="POLICY",
         default=None,
-        help="Which rows of reused segments are computed again in context: none, or boundary:K for the first K of each. "
+        help="Which rows of reused segments are computed again in context: none; boundary:K, the first K of each; or "
+        "blend:R, the share R of each that its context changes most, for which local heads keep whole segments. "
         f"Default: {DEFAULT_REPAIR}.",
     )
     group.add_argument(

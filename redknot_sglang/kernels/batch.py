@@ -94,6 +94,23 @@ class ExtendBatch:
 
 
 @dataclass
+class ScatteredBatch(ExtendBatch):
+    """Requests whose rows stand at scattered positions, ascending in each request.
+
+    ``prefix_lens`` is the position of a request's first row, ``seq_lens`` that of its last one plus 1.
+    ``positions`` int32 [N], on the device, and ``positions_cpu`` on the host, one list for each request.
+    """
+
+    positions: Tensor
+    positions_cpu: list[list[int]]
+
+    @property
+    def qo_lens(self) -> list[int]:
+        """Rows of each request."""
+        return [len(rows) for rows in self.positions_cpu]
+
+
+@dataclass
 class DecodeBatch:
     """Requests that each have one row, at position ``seq_lens - 1``.
 

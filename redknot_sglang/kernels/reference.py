@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .batch import DecodeBatch, ExtendBatch, HeadClass
+from .batch import DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 
 
 def attend(
@@ -64,19 +64,22 @@ def attend_paged(
     """
     seq_lens = batch.seq_lens.tolist()
     prefixes = batch.prefix_lens.tolist() if isinstance(batch, ExtendBatch) else [n - 1 for n in seq_lens]
-    outs, lses, row = [], [], 0
+    outs: list[Tensor] = []
+    lses, row = [], 0
     for request, prefix, n in zip(batch.req_pool_indices.tolist(), prefixes, seq_lens, strict=True):
         positions = torch.arange(n, device=q.device)
         q_pos = positions[prefix:]
+        if isinstance(batch, ScatteredBatch):
+            q_pos = torch.tensor(batch.positions_cpu[len(outs)], device=q.device)
         if head_class == "local":
             positions = positions[(positions < sink) | (positions > prefix - window)]
         slots = batch.req_to_token[request].long()[positions]
         if head_class == "local":
             slots = batch.full_to_local[slots]
         heads = torch.full((k.shape[1],), head_class == "global", device=q.device)
-        rows = q[row : row + n - prefix]
+        rows = q[row : row + len(q_pos)]
         out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale, logit_cap)
         outs.append(out)
         lses.append(lse)
-        row += n - prefix
+        row += len(q_pos)
     return torch.cat(outs), torch.cat(lses)

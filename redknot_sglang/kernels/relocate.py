@@ -69,15 +69,19 @@ def relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin:
 
 def relocate_torch(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
     """`relocate` by torch alone, layer by layer, on any device."""
-    half = cos.shape[1]
-    cos, sin = cos[:, None], sin[:, None]
     for k, v in zip(layers.k, layers.v, strict=True):
         if not k.shape[1]:
             continue
         v.index_copy_(0, target, v.index_select(0, source))
-        keys = k.index_select(0, source)
-        turned = keys[..., : 2 * half].float()
-        first, second = (turned[..., :half], turned[..., half:]) if is_neox else (turned[..., ::2], turned[..., 1::2])
-        parts = first * cos - second * sin, second * cos + first * sin
-        keys[..., : 2 * half] = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(k.dtype)
-        k.index_copy_(0, target, keys)
+        k.index_copy_(0, target, turned(k.index_select(0, source), cos, sin, is_neox))
+
+
+def turned(keys: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
+    """Keys [n, heads, D] turned by cos and sin, float32 [n, rotary_dim / 2], in the keys' dtype."""
+    half, keys = cos.shape[1], keys.clone()
+    cos, sin = cos[:, None], sin[:, None]
+    x = keys[..., : 2 * half].float()
+    first, second = (x[..., :half], x[..., half:]) if is_neox else (x[..., ::2], x[..., 1::2])
+    parts = first * cos - second * sin, second * cos + first * sin
+    keys[..., : 2 * half] = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(keys.dtype)
+    return keys

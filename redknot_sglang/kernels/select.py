@@ -47,6 +47,16 @@ def select_path(requested: str | None, spec: ClassSpec) -> Path:
     return _build(requested, spec)
 
 
+def scattered_path(path: Path, spec: ClassSpec) -> Path:
+    """The path that plans a ScatteredBatch beside `path`: libraries know adjacent rows only.
+
+    Raises ValueError if there is none for ``spec``.
+    """
+    if path.name in ("torch", "triton"):
+        return path
+    return select_path("triton", spec)
+
+
 def _fastest(spec: ClassSpec) -> str:
     if spec.device.type == "cpu":
         return "torch"

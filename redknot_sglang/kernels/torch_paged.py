@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, check_rows
+from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch, check_rows
 from .torch_plan import Block, CausalBand, Group, Request, decode_groups, extend_global, extend_local
+from .torch_scattered import scattered_rows
 
 
 class TorchPath:
@@ -29,6 +30,11 @@ class TorchPath:
     def plan_extend(self, batch: ExtendBatch) -> None:
         self._rows = batch.qo_indptr[-1]
         self._plans = {}
+        if isinstance(batch, ScatteredBatch):
+            for head_class in ("global", "local"):
+                if self._spec.widths(head_class):
+                    self._plans[head_class] = scattered_rows(batch, head_class, self._spec)
+            return
         if self._spec.global_widths:
             self._plans["global"] = extend_global(batch, self._band)
         if self._spec.local_widths:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import ExtendBatch, HeadClass
+from .batch import ExtendBatch, HeadClass, ScatteredBatch
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,15 @@ class Tiling:
 
 @dataclass(frozen=True)
 class ExtendPlan:
-    """Tiles of all requests: ``tile_requests``, ``tile_rows`` int32 [T], the first row within its request."""
+    """Tiles of all requests: ``tile_requests``, ``tile_rows`` int32 [T], the first row within its request.
+
+    ``positions`` int32 [N] where rows are scattered, else None.
+    """
 
     qo_starts: Tensor
+    qo_lens: Tensor
+    positions: Tensor | None
     prefix_lens: Tensor
-    seq_lens: Tensor
     tile_requests: Tensor
     tile_rows: Tensor
     rows_per_tile: int
@@ -52,7 +56,11 @@ class ExtendPlan:
     def of(cls, batch: ExtendBatch, rows_per_tile: int) -> ExtendPlan:
         """Made on the device from the device's lengths; the host's lengths only size it."""
         device = batch.seq_lens.device
-        qo_lens = batch.seq_lens - batch.prefix_lens
+        positions = batch.positions if isinstance(batch, ScatteredBatch) else None
+        if positions is not None:
+            qo_lens = torch.tensor(batch.qo_lens, dtype=torch.int32).to(device, non_blocking=True)
+        else:
+            qo_lens = batch.seq_lens - batch.prefix_lens
         tiles = (qo_lens + (rows_per_tile - 1)) // rows_per_tile
         total = sum(-(-n // rows_per_tile) for n in batch.qo_lens)
         requests = torch.arange(len(tiles), dtype=torch.int32, device=device)
@@ -62,7 +70,8 @@ class ExtendPlan:
         behind = ends[tile_requests] - 1 - torch.arange(total, device=device)
         tile_rows = (behind * rows_per_tile).to(torch.int32)
         qo_starts = qo_lens.cumsum(0) - qo_lens
-        return cls(qo_starts, batch.prefix_lens, batch.seq_lens, tile_requests, tile_rows, rows_per_tile)
+        prefixes = batch.prefix_lens
+        return cls(qo_starts, qo_lens, positions, prefixes, tile_requests, tile_rows, rows_per_tile)
 
 
 def extend(
@@ -95,8 +104,9 @@ def extend(
         slots,
         slot_starts,
         plan.qo_starts,
+        plan.qo_lens,
+        plan.qo_lens if plan.positions is None else plan.positions,
         plan.prefix_lens,
-        plan.seq_lens,
         plan.tile_requests,
         plan.tile_rows,
         window,
@@ -112,6 +122,7 @@ def extend(
         out.stride(0),
         out.stride(1),
         LOCAL=head_class == "local",
+        SCATTERED=plan.positions is not None,
         CAPPED=logit_cap != 0.0,
         GROUP=n_q // heads,
         ROWS=plan.rows_per_tile,
@@ -167,8 +178,9 @@ def _extend_kernel(
     slots,
     slot_starts,
     qo_starts,
+    qo_lens,
+    positions,
     prefix_lens,
-    seq_lens,
     tile_requests,
     tile_rows,
     window,
@@ -184,6 +196,7 @@ def _extend_kernel(
     out_row,
     out_head,
     LOCAL: tl.constexpr,
+    SCATTERED: tl.constexpr,
     CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -197,17 +210,26 @@ def _extend_kernel(
     request = tl.load(tile_requests + tile)
     first_row = tl.load(tile_rows + tile)
     prefix = tl.load(prefix_lens + request).to(tl.int32)
-    n_rows = tl.load(seq_lens + request).to(tl.int32) - prefix
+    n_rows = tl.load(qo_lens + request).to(tl.int32)
     pages = slots + tl.load(slot_starts + request).to(tl.int64)
 
     packed = tl.arange(0, PACKED)
     row = first_row + packed // GROUP
     live = (packed < ROWS * GROUP) & (row < n_rows)
-    position = prefix + row
+    own_rows = tl.load(qo_starts + request).to(tl.int64)
+    last_row = tl.minimum(first_row + ROWS, n_rows) - 1
+    if SCATTERED:
+        position = tl.load(positions + own_rows + row, mask=live, other=0)
+        lowest = tl.load(positions + own_rows + first_row)
+        end = tl.load(positions + own_rows + last_row) + 1
+    else:
+        position = prefix + row
+        lowest = prefix + first_row
+        end = prefix + last_row + 1
     dims = tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dims < DIM)[None, :]
     q_heads = head * GROUP + packed % GROUP
-    at_row = tl.load(qo_starts + request).to(tl.int64) + row
+    at_row = own_rows + row
     query = tl.load(q + (at_row * q_row + q_heads * q_head)[:, None] + dims[None, :], mask=inside, other=0.0)
 
     acc = tl.zeros([PACKED, BLOCK_D], tl.float32)
@@ -215,7 +237,7 @@ def _extend_kernel(
     total = tl.zeros([PACKED], tl.float32)
     first_key, skipped = 0, 0
     if LOCAL:
-        first_key = tl.maximum(0, prefix + first_row - window + 1)
+        first_key = tl.maximum(0, lowest - window + 1)
         skipped = tl.maximum(0, tl.maximum(0, prefix - window + 1) - sink)
         ahead = tl.minimum(sink, first_key)
         for start in range(0, ahead, KEYS):
@@ -226,7 +248,6 @@ def _extend_kernel(
             acc, top, total = attend_keys(
                 acc, top, total, query, key, value, listed[None, :], scale, logit_cap, CAPPED, PRECISION
             )
-    end = prefix + tl.minimum(first_row + ROWS, n_rows)
     for start in range(first_key, end, KEYS):
         at = start + tl.arange(0, KEYS)
         listed = at < end

@@ -10,7 +10,14 @@ from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, Memory
 from sglang.srt.runtime_context import get_parallel
 
 from redknot_sglang.config import RedKnotConfig, RedKnotError
-from redknot_sglang.pool.sizing import PoolSlots, class_bytes, least_slots, local_for_global, split_budget
+from redknot_sglang.pool.sizing import (
+    PoolSlots,
+    class_bytes,
+    least_slots,
+    local_for_global,
+    segment_length_for,
+    split_budget,
+)
 from redknot_sglang.seams.model_config import head_map_of
 
 logger = logging.getLogger(__name__)
@@ -32,7 +39,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._cost = max(costs, key=lambda cost: cost.global_slot)
         self._budget = config.kv_budget
         self._context_length = config.context_length or model_config.context_len
-        self._segment_length = config.segment_length
+        self._segment_length = segment_length_for(config, whole)
         chunk = server_args.chunked_prefill_size
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 

@@ -91,6 +91,7 @@ class HeadClassPool(SWAKVPool):
         self.relocations = RelocationQueue()
         # How the model rotates keys, or why its keys cannot be relocated; the attention backend finds out.
         self.rotation: Rotation | RedKnotError | None = None
+        self.scout_layer: int | None = None
         self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
         self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
         total = sum(self.get_kv_size_bytes())

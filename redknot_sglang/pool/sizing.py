@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.reuse.repair import parse_repair
 
 # Decode steps between two passes that free what left the windows. SGLang's own default of 128 would double the local
 # slots of a sequence at usual windows.
@@ -85,6 +87,18 @@ def local_for_global(
         return PoolSlots(global_slots, global_slots)
     local_slots = int(global_slots * _local_ratio(head_map, context_length, segment_length)) + 2 * chunk
     return PoolSlots(global_slots, min(global_slots, local_slots))
+
+
+def segment_length_for(config: RedKnotConfig, head_map: HeadMap) -> int | None:
+    """Tokens of a segment by which the local pool is sized, or None if the cache is not to hold segments.
+
+    Under a repair policy that scouts, segments keep local slots of all tokens. Half of the global slots are then matched
+    by local ones, those of segments; the other half are requests' own.
+    """
+    expected = config.mode == "segmented" or config.segment_length
+    if expected and parse_repair(config.repair).scouts:
+        return 2 * (head_map.sink + head_map.window)
+    return config.segment_length
 
 
 def _local_ratio(head_map: HeadMap, context_length: int, segment_length: int | None) -> float:

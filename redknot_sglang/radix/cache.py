@@ -13,9 +13,10 @@ from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from torch import Tensor
 
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
-from redknot_sglang.radix.local_heads import LocalHeads
+from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
 from redknot_sglang.radix.report import report_request
 from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.reuse.options import plan_of
@@ -35,6 +36,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self.local_window, self.decode_window, self._budget_window = _windows(self)
         self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
         self._plan: Plan | None = None
+        self._whole = False
         self.reuse = SegmentAdmission(self)
 
     @property
@@ -48,7 +50,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         plan = self._plan if req is None else plan_of(req)
         if plan is not None:
             params = dataclasses.replace(params, key=_planned(plan, params.key))
-        result = super().match_prefix(params)
+        with self.local_heads.whole_paths(self._whole if req is None else is_whole(req)):
+            result = super().match_prefix(params)
         if req is not None:
             matched = len(result.device_indices)
             req.redknot_branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
@@ -69,11 +72,25 @@ class HeadClassRadixCache(UnifiedRadixCache):
         finally:
             self._plan = None
 
+    def lock_path(self, key: Any, extra_key: str | None, whole: bool) -> tuple[Tensor, Any, Any] | None:
+        """Lock a path if all of it is there: its global slots, int64 [tokens], its last node and the lock; else None.
+
+        whole: every position must be live in the local class, too, and is locked there.
+        """
+        self._whole = whole
+        match = self.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
+        self._whole = False
+        if len(match.device_indices) != len(key):
+            return None
+        with self.local_heads.locking(ALL if whole else self.local_heads.window, own_path=False):
+            return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
+
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
         """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
         window = self.local_heads.window
         # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
+        span = ALL if is_whole(req) else span
         dead = bool(req.__dict__.get("redknot_dead"))
         with self._under(plan_of(req)), self.local_heads.locking(span, own_path=chunked, over_dead=chunked and dead):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)

@@ -2,10 +2,12 @@
 """The local head class on the tree's nodes.
 
 SGLang's tree calls its second component "SWA" and gives it one live stretch per path, the window before the end. Local
-heads need three things more, and this component adds them:
+heads need four things more, and this component adds them:
 
 - *sinks*: the first S positions lie in nodes of their own, stay live, and every request locks them with its path;
 - *several live stretches*: a path keeps the tails of all boundaries that traffic showed to matter;
+- *whole paths*: of segments whose rows may be repaired anywhere all positions stay live, since any row may be looked back
+  at, and such a path is reusable only as far as it is live from its beginning;
 - *in-flight chunks*: a chunk that is still being computed is wholly live and wholly locked, since rows in its middle
   look back into it. What it no longer needs is dropped when the next chunk is cached.
 
@@ -34,6 +36,12 @@ from redknot_sglang.radix.spans import Spans, clip, gaps, kept_local, union
 SINK = "sink"  # the node lies in the first S positions
 TRANSIENT = "transient"  # a chunk boundary nobody but the computing request has used
 _MARKS = (SINK, TRANSIENT)
+ALL = 1 << 40  # more positions than any path has
+
+
+def is_whole(req: Any) -> bool:
+    """Whether all positions of the request's path stay live."""
+    return bool(req.__dict__.get("redknot_whole"))
 
 
 class LocalHeads(SWAComponent):
@@ -45,7 +53,7 @@ class LocalHeads(SWAComponent):
         self.sink: int = 0 if head_map.all_global else head_map.sink
         self.window: int = self.sliding_window_size
         self._lock_span = self.window
-        self._own_path = self._over_dead = False
+        self._own_path = self._over_dead = self._whole = False
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
 
@@ -58,13 +66,15 @@ class LocalHeads(SWAComponent):
             # The chunk may still be in flight: nothing of it can go yet.
             live: Spans = gaps(freed, 0, token_ids_len)
         else:
-            kept = kept_local(token_ids_len, self.window, self.sink, req.redknot_branch)
+            whole = is_whole(req)
+            branch = req.redknot_branch
+            kept = [(0, token_ids_len)] if whole else kept_local(token_ids_len, self.window, self.sink, branch)
             row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
             for start, end in gaps(union(kept + freed), owned_from, token_ids_len):
                 self.cache.token_to_kv_pool_allocator.free_swa(row[start:end])
             live = [part for span in kept for part in gaps(freed, *span)]
         insert_params.live_spans = live
-        insert_params.transient = insert_params.chunked and not is_finished
+        insert_params.transient = insert_params.chunked and not is_finished and not is_whole(req)
 
     def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
         """Nothing: `prepare_for_caching_req` has freed what can go, and knows about sinks."""
@@ -167,7 +177,7 @@ class LocalHeads(SWAComponent):
 
         The next row, at the boundary's position, is itself the W-th position of its window.
         """
-        component_type, needed = self.component_type, self.window - 1
+        component_type, needed = self.component_type, ALL if self._whole else self.window - 1
         run: float = float("inf")
         sinks_live = True
 
@@ -191,6 +201,15 @@ class LocalHeads(SWAComponent):
         for sink in self._sinks_above(node):
             if sink.component_data[self.component_type].value is not None:
                 self.tree_core.lru_lists[self.component_type].reset_node_mru(sink)
+
+    @contextmanager
+    def whole_paths(self, whole: bool = True) -> Iterator[None]:
+        """Within this block a boundary is reusable only if every position before it is live."""
+        self._whole = whole
+        try:
+            yield
+        finally:
+            self._whole = False
 
     # ---- locks ----------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,11 @@ from redknot_sglang.config import RedKnotError
 from redknot_sglang.pool.relocation import move_rows, row_indices
 from redknot_sglang.radix.spans import Span, clip, gaps
 from redknot_sglang.reuse.gather import Stretch
+from redknot_sglang.reuse.isolated import is_scout
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
+from redknot_sglang.reuse.repair import Blend
+from redknot_sglang.reuse.scout import NEEDED_LAYERS, choose_rows
 from redknot_sglang.reuse.sources import SegmentSources
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
@@ -38,6 +41,9 @@ class SegmentAdmission:
 
         A request whose segments have to be computed first is passed over and waits in the queue.
         """
+        if adder.can_run_list and is_scout(adder.can_run_list[0]) != is_scout(req):
+            # A scout pass ends after a few layers, and with it its whole batch.
+            return AddReqResult.CONTINUE
         result = self._admit(adder, req, call)
         idle = not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
         if result is AddReqResult.NO_TOKEN and idle:
@@ -74,26 +80,47 @@ class SegmentAdmission:
             return AddReqResult.CONTINUE
         if not self.sources.gather(adder, req, plan, start):
             return AddReqResult.CONTINUE
+        plan = self._decided(req, plan, start)
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
+
+    def _decided(self, req: Any, plan: Plan, start: int) -> Plan:
+        """The plan with the repaired rows of all segments behind `start` known."""
+        undecided = plan.undecided(start)
+        if undecided:
+            assert isinstance(plan.repair, Blend)
+            scout = req.redknot_sources[None].slots
+            originals = [req.redknot_sources[segment].slots[plan.origin :] for segment in undecided]
+            self.sources.isolated.wait_for_forwards()
+            choices = choose_rows(self._pool, plan.repair, undecided, originals, scout, plan.origin)
+            req.redknot_plan = plan = plan.choosing(choices)
+            self.sources.release_scout(req)
+        return plan
 
     def _impossible(self, req: Any, plan: Plan) -> str | None:
         """Why the request can never run, or None."""
         if isinstance(self._pool.rotation, RedKnotError):
             return f"segmented mode needs relocation, and {self._pool.rotation}; use redknot_mode exact"
+        if plan.repair.scouts and self._pool.scout_layer is None:
+            return f"repair policy {plan.repair.name} needs {NEEDED_LAYERS}; use redknot_repair boundary:K or none"
         tokens = req.full_untruncated_fill_ids
         keys = {key.tobytes(): len(key) for key in (plan.segment_key(tokens, segment) for segment in plan.sources(0))}
         # As SGLang counts it: of a long answer it reserves room for the first part only.
         own = len(req.origin_input_ids) + min(req.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
         needed = own + sum(keys.values()) + 1
         heads = self._tree.local_heads
-        tails = sum(heads.sink + min(count, heads.window) for count in keys.values())
+        remedy = "start with --redknot-segment-length at the usual length of a segment"
+        if plan.repair.scouts:
+            remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
+            tails = sum(keys.values()) + heads.sink + heads.window
+        else:
+            tails = sum(heads.sink + min(count, heads.window) for count in keys.values())
         local = tails + self._tree.sliding_window_size + 2 * heads.window
         if self._tree.sliding_window_size < UNBOUNDED_WINDOW and local >= self.allocator.size_swa:
             return (
-                f"this segmented request needs {local} local KV slots at a time, {tails} of them for the tails of its "
+                f"this segmented request needs {local} local KV slots at a time, {tails} of them for its "
                 f"segments, and the server has {self.allocator.size_swa}: use redknot_mode exact or fewer segments, or "
-                "start with --redknot-segment-length at the usual length of a segment"
+                f"{remedy}"
             )
         if needed < self.allocator.size_full:
             return None

@@ -17,7 +17,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
 from redknot_sglang.radix.spans import Spans
+
+# Rows a run, on average, below which a batch's rows count as scattered.
+_SHORT_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,40 @@ class Runs:
         ]
         requests, starts, stops = (list(column) for column in zip(*triples, strict=True))
         return cls(requests, starts, stops)
+
+    def batch(
+        self, req_to_token: Tensor, full_to_local: Tensor, req_pool_indices: Tensor, positions: Tensor
+    ) -> ExtendBatch:
+        """What attention plans; tensors as in ExtendBatch, positions int [rows].
+
+        Every run is a request of its own, over the slots of the request that it belongs to. Where runs are short their
+        page lists would be most of the work; then a request's rows stay together.
+        """
+        if sum(self.stops) - sum(self.starts) != len(positions):
+            raise RuntimeError(f"the batch has {len(positions)} rows, its runs others: not its plan")
+        rows = self.by_request() if self.is_scattered else []
+        requests, starts, stops = self.requests, self.starts, self.stops
+        if rows:
+            requests, starts, stops = list(range(len(rows))), [at[0] for at in rows], [at[-1] + 1 for at in rows]
+        index, prefix_lens, seq_lens = (
+            torch.tensor(values, dtype=torch.int32).to(positions.device, non_blocking=True)
+            for values in (requests, starts, stops)
+        )
+        pages = req_to_token, req_pool_indices[index.long()], full_to_local
+        plain = ExtendBatch(*pages, prefix_lens, seq_lens, starts, stops)
+        return ScatteredBatch(**vars(plain), positions=positions.to(torch.int32), positions_cpu=rows) if rows else plain
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether runs are so short that one page list for each would be most of the work."""
+        return sum(self.stops) - sum(self.starts) < _SHORT_RUN * len(self.starts)
+
+    def by_request(self) -> list[list[int]]:
+        """Positions of each request's rows, in order."""
+        rows: list[list[int]] = [[] for _ in range(self.requests[-1] + 1)]
+        for request, start, stop in zip(self.requests, self.starts, self.stops, strict=True):
+            rows[request] += range(start, stop)
+        return rows
 
     def positions(self) -> Tensor:
         """True position of every row of the batch: int64 [rows], on the host."""

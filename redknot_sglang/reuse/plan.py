@@ -12,12 +12,12 @@ Positions are those of the prompt. By definition (and so whatever the cache hold
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from redknot_sglang.radix.spans import Span, Spans, clip, gaps, union
-from redknot_sglang.reuse.repair import Boundary
+from redknot_sglang.reuse.repair import Blend, Repair
 
 # Marks in keys of the radix tree, far above every token id: KV behind them depends on where segments begin and end.
 SEGMENT_START = 1 << 40
@@ -29,11 +29,13 @@ class Plan:
     """A prompt's division into lead, segments and tail.
 
     segments: disjoint, ascending, none empty. after_lead: segments are computed after the lead, not from position 0.
+    choices: repaired rows of segments for which a policy that scouts has found them.
     """
 
     segments: tuple[Span, ...]
-    repair: Boundary
+    repair: Repair
     after_lead: bool = False
+    choices: Mapping[Span, Spans] = field(default_factory=dict, compare=False)
 
     @property
     def identity(self) -> str:
@@ -50,15 +52,30 @@ class Plan:
         """Position at which a segment's isolated KV begins."""
         return self.lead if self.after_lead else 0
 
+    def undecided(self, start: int) -> list[Span]:
+        """Segments with rows at or behind `start` whose repaired rows have still to be found."""
+        if not isinstance(self.repair, Blend):
+            return []
+        return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
+
+    def choosing(self, choices: Mapping[Span, Spans]) -> Plan:
+        """This plan with the repaired rows of more segments known."""
+        return replace(self, choices={**self.choices, **choices})
+
     @cached_property
     def reused(self) -> Spans:
         """Positions that are relocated and not computed; runs of adjacent segments are kept apart."""
-        kept = ((self.repair.repaired(start, end)[1], end) for start, end in self.segments)
-        return [span for span in kept if span[0] < span[1]]
+        return [span for segment in self.segments for span in self._kept(segment)]
 
     def sources(self, start: int) -> list[Span]:
         """Segments of which some row at or behind `start` is relocated."""
-        return [(a, b) for a, b in self.segments if b > start and self.repair.repaired(a, b)[1] < b]
+        return [segment for segment in self.segments if any(end > start for _, end in self._kept(segment))]
+
+    def _kept(self, segment: Span) -> Spans:
+        if isinstance(self.repair, Blend):
+            # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
+            return gaps(self.choices.get(segment, []), *segment)
+        return gaps(self.repair.repaired(*segment), *segment)
 
     def computed(self, start: int, end: int) -> Spans:
         """Computed rows in [start, end), as runs of adjacent rows."""
@@ -101,3 +118,7 @@ class Plan:
     def segment_key(self, tokens: Sequence[int], segment: Span) -> array[int]:
         """Prompt whose ordinary KV is the segment's isolated KV."""
         return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])
+
+    def scout_key(self, tokens: Sequence[int], start: int) -> array[int]:
+        """Prompt up to the end of the last undecided segment behind `start`."""
+        return array("q", tokens[: self.undecided(start)[-1][1]])

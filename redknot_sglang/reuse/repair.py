@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from math import ceil
+from typing import ClassVar
 
 from redknot_sglang.config import RedKnotError
+from redknot_sglang.radix.spans import Spans
 
-_KNOWN = "none, boundary:K (the first K rows of each segment)"
+_KNOWN = (
+    "none, boundary:K (the first K rows of each segment), "
+    "blend:R (of each segment the share R of the rows, 0 < R <= 1, that its context changes most)"
+)
 
 
 @dataclass(frozen=True)
@@ -18,22 +25,52 @@ class Boundary:
     """
 
     rows: int
+    scouts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """As users write it."""
         return f"boundary:{self.rows}" if self.rows else "none"
 
-    def repaired(self, start: int, end: int) -> tuple[int, int]:
-        """Span of the repaired rows of the segment [start, end)."""
-        return start, min(end, start + self.rows)
+    def repaired(self, start: int, end: int) -> Spans:
+        """The repaired rows of the segment [start, end)."""
+        stop = min(end, start + self.rows)
+        return [(start, stop)] if start < stop else []
 
 
-def parse_repair(text: str) -> Boundary:
+@dataclass(frozen=True)
+class Blend:
+    """Of each segment the share `share` of its rows whose K and V deviate most from those in context.
+
+    After CacheBlend (arXiv 2405.16444), with two differences. Deviation is looked for in *global* heads, in the first
+    layer that has some behind another such layer: what a global head brings from elsewhere is in K and V only behind its
+    own layer. And each segment has its own share, so that nothing that follows changes a choice. A scout pass finds the
+    rows (`reuse/scout.py`).
+    """
+
+    share: float
+    scouts: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """As users write it."""
+        return f"blend:{self.share:g}"
+
+    def count(self, rows: int) -> int:
+        """Most rows that are repaired of a segment of `rows` rows."""
+        return min(rows, ceil(self.share * rows))
+
+
+Repair = Boundary | Blend
+
+
+def parse_repair(text: str) -> Repair:
     """The policy that `text` names. Raises RedKnotError."""
     kind, colon, argument = text.partition(":")
     if kind == "none" and not colon:
         return Boundary(0)
     if kind == "boundary" and argument.isdecimal() and 0 < int(argument) < 1 << 20:
         return Boundary(int(argument))
+    if kind == "blend" and re.fullmatch(r"\d*\.?\d{1,9}", argument) and 0 < float(argument) <= 1:
+        return Blend(float(argument))
     raise RedKnotError(f"repair policy {text!r} is not known; use one of {_KNOWN}")

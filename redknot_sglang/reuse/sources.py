@@ -3,25 +3,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-from sglang.srt.mem_cache.radix_cache import RadixKey
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
-from redknot_sglang.reuse.isolated import IsolatedPrefills
+from redknot_sglang.reuse.isolated import Identity, IsolatedPath, IsolatedPrefills
 from redknot_sglang.reuse.plan import Plan
+
+# Namespaces beside the request's own: of scout passes, whose KV is that of the first layers only, and of segments of
+# which local heads keep all rows.
+SCOUT, WHOLE = "\0redknot scout", "\0redknot whole"
 
 
 @dataclass
 class Source:
-    """A segment in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
+    """A segment or a scout pass in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
 
     slots: Tensor
     node: Any
     lock: Any
+
+
+# Segments, and under None the scout pass.
+Sources = dict[Span | None, Source]
 
 
 class SegmentSources:
@@ -34,24 +41,25 @@ class SegmentSources:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._pinned: tuple[Any, dict[Span, Source]] | None = None
+        self._pinned: tuple[Any, Sources] | None = None
         self.isolated = IsolatedPrefills()
 
     def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> bool:
-        """Lock all segments of which the request relocates rows; False if some have to be computed first."""
+        """Lock all segments of which the request relocates rows, and the scout pass if it needs one.
+
+        False if some have to be computed first.
+        """
         first = self._pinned is None or self._pinned[0] is req
-        sources = self._pinned[1] if self._pinned is not None and first else {}
-        tokens = req.full_untruncated_fill_ids
-        missing: dict[bytes, tuple[Span, Any]] = {}
-        for segment in plan.sources(start):
-            if segment in sources:
+        sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
+        missing: dict[Identity, IsolatedPath] = {}
+        for path in _needed(req, plan, start):
+            if path.segment in sources:
                 continue
-            key = plan.segment_key(tokens, segment)
-            source = self._lock(key, req.extra_key)
-            if source is None:
-                missing.setdefault(key.tobytes(), (segment, key))
+            locked = self._tree.lock_path(path.key, path.extra_key, path.whole)
+            if locked is None:
+                missing.setdefault(path.identity, path)
             else:
-                sources[segment] = source
+                sources[path.segment] = Source(*locked)
         if not missing:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
@@ -74,6 +82,10 @@ class SegmentSources:
         for source in (sources or {}).values():
             self._unlock(source)
 
+    def release_scout(self, req: Any) -> None:
+        """Drop the lock of a request on its scout pass."""
+        self._unlock(req.redknot_sources.pop(None))
+
     def release_behind(self, req: Any, stop: int) -> None:
         """Drop the locks of a request on segments that end at or before position `stop`."""
         for segment in [segment for segment in req.redknot_sources if segment[1] <= stop]:
@@ -90,7 +102,7 @@ class SegmentSources:
             self.release_waiting()
         self.isolated.dropped(queue)
 
-    def _wait(self, adder: Any, req: Any, sources: dict[Span, Source]) -> None:
+    def _wait(self, adder: Any, req: Any, sources: Sources) -> None:
         if self._pinned is None:
             self._pinned = (req, sources)
         elif self._pinned[0] is not req:
@@ -100,11 +112,15 @@ class SegmentSources:
         if adder.rem_total_tokens <= 0 or adder.rem_swa_tokens <= 0:
             self.release_waiting()
 
-    def _lock(self, key: Any, extra_key: str | None) -> Source | None:
-        match = self._tree.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
-        if len(match.device_indices) != len(key):
-            return None
-        return Source(match.device_indices, match.last_device_node, self._tree.inc_lock_ref(match.last_device_node))
-
     def _unlock(self, source: Source) -> None:
         self._tree.dec_lock_ref(source.node, source.lock.to_dec_params())
+
+
+def _needed(req: Any, plan: Plan, start: int) -> Iterator[IsolatedPath]:
+    """Paths that a request needs in the tree to go on from `start`."""
+    tokens, whole = req.full_untruncated_fill_ids, plan.repair.scouts
+    extra_key = (req.extra_key or "") + WHOLE if whole else req.extra_key
+    for segment in plan.sources(start):
+        yield IsolatedPath(segment, plan.segment_key(tokens, segment), extra_key, whole)
+    if plan.undecided(start):
+        yield IsolatedPath(None, plan.scout_key(tokens, start), (req.extra_key or "") + SCOUT, False)

@@ -10,10 +10,11 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
-from redknot_sglang.pool.sizing import class_bytes, least_slots, split_budget
+from redknot_sglang.pool.sizing import class_bytes, least_slots, segment_length_for, split_budget
+from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam, SeamError, active, registries
 from redknot_sglang.seams.model_config import head_map_of
-from redknot_sglang.seams.refusals import refuse_unsupported
+from redknot_sglang.seams.refusals import refuse_unsupported, why_not_scout
 
 _CARRIED = "_redknot_options"
 
@@ -95,6 +96,9 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
 
     if config.kv_budget is not None:
         _check_budget(server_args, model_config, config, config.kv_budget)
+    reason = why_not_scout(server_args)
+    if config.mode == "segmented" and parse_repair(config.repair).scouts and reason is not None:
+        raise RedKnotError(f"--redknot-repair {config.repair} {reason}; use --redknot-repair boundary:K or none")
 
 
 def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, budget: int) -> None:
@@ -104,7 +108,7 @@ def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, bu
     context_length = config.context_length or model_config.context_len
     chunk = server_args.chunked_prefill_size
     chunk = chunk if chunk and chunk > 0 else context_length
-    slots = split_budget(head_map, cost, budget, context_length, chunk, config.segment_length)
+    slots = split_budget(head_map, cost, budget, context_length, chunk, segment_length_for(config, head_map))
     if min(slots.global_slots, slots.local_slots) < least_slots(head_map):
         raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
 

@@ -53,6 +53,8 @@ def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> N
     if window is None:
         original(batch, req, pre_len)
         return
+    if req.__dict__.get("redknot_whole"):
+        return
     from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 
     free_swa_out_of_window_slots(

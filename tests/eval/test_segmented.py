@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from eval import bench_repair, segmented
 from eval.bench_repair import make_prompt
-from eval.segmented import SegmentedModel
+from eval.segmented import UNCHANGED, SegmentedModel
 from eval.tasks import TASKS, make_example
 from eval.tasks.vocabulary import END, decode, token_id
 from tests.serving.oracle import OracleModel, _rotate
@@ -97,10 +98,12 @@ class BruteForce(OracleModel):
             for layer in layers:
                 wide = [h for h in range(4) if self.head_map and self.head_map["layers"][layer][h] == "G"]
                 for part in (0, 1) if wide else ():
-                    size = sum(float(true[layer, r][part][wide].square().sum()) for r in inside) / len(inside)
+                    own = next(range(a, b) for a, b in SEGMENTS if a <= p < b)
+                    size = sum(float(true[layer, r][part][wide].square().sum()) for r in own) / len(own)
                     gap = kept[layer, p][part][wide] - true[layer, p][part][wide]
                     deviation[p] += float(gap.square().sum()) / size
-        return sorted(inside, key=lambda p: (-deviation[p], p))[: round(share * len(inside))]
+        chosen = [sorted(range(a, b), key=lambda p: -deviation[p])[: ceil(share * (b - a))] for a, b in SEGMENTS]
+        return [p for rows in chosen for p in rows if deviation[p] > UNCHANGED]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,14 +142,15 @@ def test_dense_is_the_head_map_oracle(head_map: dict[str, Any]) -> None:
 )
 def test_policies_are_the_brute_force_definition(narrow: SegmentedModel, policy: str, lead: str) -> None:
     brute, inside = BruteForce(MODEL, NARROW), [p for a, b in SEGMENTS for p in range(a, b)]
-    layers = {"blend:0.3": [1], "blend:0.3:3": [3], "oracle:0.3": range(6)}
+    layers = {"blend:0.3": [2], "blend:0.3:3": [3], "oracle:0.3": range(6)}
     rows: list[int] = []
     if policy in layers:
         rows = brute.most_deviating(layers[policy], 0.3, lead == "lead")
     elif policy == "boundary:3":
         rows = [p for a, b in SEGMENTS for p in range(a, a + 3)]
     elif policy == "random:0.3":
-        rows = random.Random(3).sample(inside, 16)
+        rng = random.Random(3)
+        rows = [p for a, b in SEGMENTS for p in rng.sample(range(a, b), ceil(0.3 * (b - a)))]
     state = narrow.prefill(PROMPT, SEGMENTS, policy, lead, 3, ANSWER)
     assert same(state.logits, brute.segmented(rows, lead == "lead", policy == "heads"))
     assert state.computed == (len(PROMPT) if policy == "heads" else len(PROMPT) - len(inside) + len(rows))

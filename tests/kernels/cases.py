@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
 from redknot_sglang.kernels.reference import attend_paged
 
 SCALE = 0.3
@@ -96,3 +96,17 @@ def make_case(spec: ClassSpec, prefixes: Sequence[int], rows: Sequence[int], see
     extend = ExtendBatch(*shared, starts, lens, list(prefixes), list(seqs))
     decode = DecodeBatch(*shared, lens.long(), list(seqs))
     return Case(spec, extend, decode, pools[0], pools[1], queries)
+
+
+def scatter(case: Case, rows: Sequence[Sequence[int]]) -> ScatteredBatch:
+    """The case's extend batch with only these rows of each request, numbered from its prefix; its queries as well."""
+    batch, starts = case.extend, case.extend.qo_indptr
+    positions = [[prefix + row for row in own] for prefix, own in zip(batch.prefix_lens_cpu, rows, strict=True)]
+    kept = torch.tensor([start + row for start, own in zip(starts, rows, strict=False) for row in own])
+    case.q = {head_class: q[kept.to(q.device)] for head_class, q in case.q.items()}
+    firsts, lasts = [own[0] for own in positions], [own[-1] + 1 for own in positions]
+    device = batch.seq_lens.device
+    flat = torch.tensor([at for own in positions for at in own], dtype=torch.int32, device=device)
+    lens = [torch.tensor(values, dtype=torch.int32, device=device) for values in (firsts, lasts)]
+    pages = batch.req_to_token, batch.req_pool_indices, batch.full_to_local
+    return ScatteredBatch(*pages, lens[0], lens[1], firsts, lasts, flat, positions)

@@ -20,7 +20,7 @@ from redknot_sglang.kernels.page_list import (
 )
 from redknot_sglang.kernels.sink_fold import FoldPlan, sink_fold
 from redknot_sglang.kernels.triton_path import TritonPath, _Decode
-from tests.kernels.cases import SCALE, make_case, make_spec
+from tests.kernels.cases import SCALE, make_case, make_spec, scatter
 
 CLASSES: tuple[HeadClass, ...] = ("global", "local")
 
@@ -70,6 +70,18 @@ def test_extend(
         torch.testing.assert_close(
             out, case.expected(case.extend, head_class, logit_cap)[0], atol=tolerance, rtol=tolerance
         )
+
+
+@pytest.mark.parametrize(("group", "window", "sink", "logit_cap"), [(1, 5, 0, 0.0), (3, 16, 4, 5.0), (4, 64, 4, 0.0)])
+def test_scattered_rows(group: int, window: int, sink: int, logit_cap: float) -> None:
+    spec = make_spec(group=group, head_dim=24, window=window, sink=sink)
+    case = make_case(spec, [0, 3, 90], [200, 1, 60])
+    batch = scatter(case, [[0, 1, *range(5, 200, 7)], [0], [2, 3, 4, 59]])
+    path = TritonPath(spec)
+    path.plan_extend(batch)
+    for head_class in CLASSES:
+        expected = case.expected(batch, head_class, logit_cap)[0]
+        torch.testing.assert_close(case.run(path, head_class, logit_cap), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("splits", [1, 3, 8])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from redknot_sglang.kernels.batch import DecodeBatch, ExtendBatch, HeadClass
 from redknot_sglang.kernels.torch_paged import TorchPath
-from tests.kernels.cases import Case, make_case, make_spec
+from tests.kernels.cases import Case, make_case, make_spec, scatter
 
 CLASSES: tuple[HeadClass, ...] = ("global", "local")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -51,6 +52,15 @@ def test_extend_equals_the_oracle(case: Case, cap: float) -> None:
     path = TorchPath(case.spec)
     path.plan_extend(case.extend)
     check(case, case.extend, path, cap)
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases(decode=False), st.randoms(use_true_random=False), st.sampled_from([0.0, 5.0]))
+def test_scattered_rows_equal_the_oracle(case: Case, rng: random.Random, cap: float) -> None:
+    path, share = TorchPath(case.spec), rng.choice([0.02, 0.3, 1.0])
+    batch = scatter(case, [sorted(rng.sample(range(n), max(1, int(n * share)))) for n in case.extend.qo_lens])
+    path.plan_extend(batch)
+    check(case, batch, path, cap)
 
 
 @settings(deadline=None, max_examples=60)

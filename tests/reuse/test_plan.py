@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redknot_sglang.config import RedKnotError
+from redknot_sglang.radix.spans import union
 from redknot_sglang.reuse.gather import Runs, Stretch
 from redknot_sglang.reuse.options import make_plan
 from redknot_sglang.reuse.plan import CONTEXT_START, SEGMENT_START, Plan
-from redknot_sglang.reuse.repair import Boundary, parse_repair
+from redknot_sglang.reuse.repair import Blend, Boundary, parse_repair
 
 
 @st.composite
@@ -25,23 +26,30 @@ def plans(draw: st.DrawFn) -> tuple[Plan, int]:
     borders = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     offsets = [at for a, b in pairwise(borders[:-1]) if draw(st.booleans()) for at in (a, b)]
     length = borders[-1] + draw(st.integers(1, 50))
-    k = draw(st.sampled_from([0, 1, 4, 16]))
+    policy = parse_repair(draw(st.sampled_from(["none", "boundary:1", "boundary:4", "boundary:16", "blend:0.2"])))
     params = {
         "redknot_mode": "segmented",
         "redknot_segments": offsets,
-        "redknot_repair": Boundary(k).name,
+        "redknot_repair": policy.name,
         "redknot_segment_lead": draw(st.sampled_from(["none", "lead"])),
     }
     plan = make_plan(params, length)
-    return plan if plan is not None else Plan(((0, length - 1),), Boundary(k)), length
+    plan = plan if plan is not None else Plan(((0, length - 1),), policy)
+    choices = {}
+    for start, end in plan.undecided(0):
+        rows = draw(st.sets(st.integers(start, end - 1), max_size=9))
+        choices[start, end] = union((row, row + 1) for row in rows)
+    return plan.choosing(choices), length
 
 
 def computed_by_definition(plan: Plan, length: int) -> list[bool]:
-    """Row by row: outside all segments, or among the first k of one."""
+    """Row by row: outside all segments, among the first k of one, or chosen."""
     computed = [True] * length
     for start, end in plan.segments:
-        for at in range(start + plan.repair.rows, end):
-            computed[at] = False
+        for at in range(start, end):
+            chosen = plan.choices.get((start, end), [])
+            first = isinstance(plan.repair, Boundary) and at < start + plan.repair.rows
+            computed[at] = first or any(a <= at < b for a, b in chosen)
     return computed
 
 
@@ -84,7 +92,21 @@ def test_local_rows_are_live_in_their_segment(drawn: tuple[Plan, int], window: i
     for a, b in plan.local_rows(0, length, window, sink):
         for row in range(a, b):
             start, end = next(span for span in plan.segments if span[0] <= row < span[1])
-            assert plan.origin + row - start < sink or row >= end - window + 1
+            tail = plan.origin + row - start < sink or row >= end - window + 1
+            assert tail or plan.repair.scouts, "only whole segments have local KV in their middle"
+
+
+@given(plans(), st.integers(0, 60))
+def test_choices_are_asked_for_once_and_only_where_needed(drawn: tuple[Plan, int], start: int) -> None:
+    plan, length = drawn
+    assert plan.undecided(0) == []
+    fresh = Plan(plan.segments, plan.repair, plan.after_lead)
+    behind = [segment for segment in plan.segments if segment[1] > start]
+    assert fresh.undecided(start) == (behind if plan.repair.scouts else [])
+    if fresh.undecided(start):
+        assert fresh.sources(start) == behind
+        assert len(fresh.scout_key(range(length), start)) == behind[-1][1]
+    assert fresh.identity == plan.identity
 
 
 @given(plans())
@@ -128,10 +150,36 @@ def test_last_row_is_never_reused_and_empty_segments_vanish() -> None:
 @pytest.mark.parametrize(("text", "rows"), [("none", 0), ("boundary:1", 1), ("boundary:64", 64)])
 def test_policies_by_name(text: str, rows: int) -> None:
     policy = parse_repair(text)
+    assert isinstance(policy, Boundary)
     assert (policy.rows, policy.name) == (rows, text)
 
 
-@pytest.mark.parametrize("text", ["", "boundary", "boundary:", "boundary:0", "boundary:-1", "none:3", "blend:2", "x"])
+@pytest.mark.parametrize(("share", "rows", "count"), [("0.05", 100, 5), ("0.05", 1, 1), ("1", 7, 7), (".5", 7, 4)])
+def test_blend_repairs_a_share_of_each_segment(share: str, rows: int, count: int) -> None:
+    policy = parse_repair(f"blend:{share}")
+    assert isinstance(policy, Blend) and policy.scouts
+    assert policy.count(rows) == count
+    assert parse_repair(policy.name) == policy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "boundary",
+        "blend",
+        "blend:0",
+        "blend:nan",
+        "blend:1e-3",
+        "blend:-1",
+        "boundary:",
+        "boundary:0",
+        "boundary:-1",
+        "none:3",
+        "blend:2",
+        "x",
+    ],
+)
 def test_unknown_policies_are_refused(text: str) -> None:
     with pytest.raises(RedKnotError, match="use one of"):
         parse_repair(text)

@@ -7,6 +7,7 @@ and rotated by their row's true position, which is what relocation amounts to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,18 +21,17 @@ class SegmentedOracle(OracleModel):
     """Log-probabilities of a segmented prompt and an answer to it."""
 
     @torch.no_grad()
-    def segmented(self, prompt: list[int], answer: list[int], offsets: Sequence[int], rows: int, lead: bool) -> Tensor:
+    def segmented(
+        self, prompt: list[int], answer: list[int], offsets: Sequence[int], policy: str, lead: bool
+    ) -> Tensor:
         """Log-probabilities before each answer token: float32 [len(answer), vocabulary].
 
-        offsets: flat token offsets of the segments; rows: how many first rows of each are repaired; lead: whether
-        segments are computed after the text before the first one. The prompt's last row is always computed.
+        offsets: flat token offsets of the segments; policy: none, boundary:K or blend:R; lead: whether segments are
+        computed after the text before the first one. The prompt's last row is always computed.
         """
         pairs = list(zip(offsets[::2], offsets[1::2], strict=True))
         pairs = [(a, min(b, len(prompt) - 1)) for a, b in pairs if a < min(b, len(prompt) - 1)]
         ids = torch.tensor(prompt + answer)
-        computed = torch.ones(len(ids), dtype=torch.bool)
-        for a, b in pairs:
-            computed[a + rows : b] = False
         shape = len(ids), self.config["num_key_value_heads"], self.config["head_dim"]
         layers = range(self.config["num_hidden_layers"])
         kept = [(torch.zeros(shape), torch.zeros(shape)) for _ in layers]
@@ -42,11 +42,35 @@ class SegmentedOracle(OracleModel):
             fresh = self._run(alone, own, [None] * len(kept), len(alone))[1]
             for (keys, values), (k, v) in zip(kept, fresh, strict=True):
                 keys[a:b], values[a:b] = k[first:], v[first:]
+        computed = torch.ones(len(ids), dtype=torch.bool)
+        for a, b in pairs:
+            computed[a:b] = False
+        kind, _, number = policy.partition(":")
+        if kind == "blend":
+            true = self._run(ids, torch.arange(len(ids)), [None] * len(kept), len(ids))[1]
+            for a, b in pairs:
+                computed[self._blend(kept, true, a, b, float(number))] = True
+        else:
+            for a, b in pairs:
+                computed[a : min(b, a + int(number or 0))] = True
         at = computed.nonzero().flatten()
         hidden, _ = self._run(ids, at, kept, len(ids))
         hidden = self._norm(hidden, self.weights["model.norm.weight"])
         head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
         return (hidden @ head.T).log_softmax(-1)[-len(answer) - 1 : -1]
+
+    def _blend(self, kept: list, true: list, a: int, b: int, share: float) -> list[int]:
+        """Rows of [a, b) to repair. Both keys are unrotated, which leaves the length of their difference as it is."""
+        assert self.head_map is not None
+        rows = self.head_map["layers"]
+        layer = [i for i, row in enumerate(rows) if "G" in row][1]
+        heads = [head for head, mark in enumerate(rows[layer]) if mark == "G"]
+        deviation = torch.zeros(b - a)
+        for had, wanted in zip(kept[layer], true[layer], strict=True):
+            error = (had[a:b, heads] - wanted[a:b, heads]).square().sum((1, 2))
+            deviation += error / wanted[a:b, heads].square().sum((1, 2)).mean()
+        order = sorted(range(b - a), key=lambda row: -deviation[row])[: math.ceil(share * (b - a))]
+        return [a + row for row in order if deviation[row] > 1e-4]
 
     def _run(self, ids: Tensor, at: Tensor, kept: list, length: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Rows at positions `at` through all layers; other rows have the K (not rotated) and V in `kept`."""

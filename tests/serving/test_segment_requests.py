@@ -24,6 +24,7 @@ pytestmark = pytest.mark.serving
 @pytest.fixture(scope="module")
 def server() -> Iterator[harness.Server]:
     args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=300"]
+    args += ["--redknot-repair=boundary:16"]
     with harness.launch(
         [*args, "--chunked-prefill-size=128", "--max-total-tokens=6000", "--enable-mixed-chunk"]
     ) as running:
@@ -90,6 +91,7 @@ def test_openai_chat_needs_nothing_but_text(server: harness.Server) -> None:
 
 # What is sent: prompt length, custom_params, further fields; and what the answer must name.
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "scout where rows mix": ({"redknot_segments": [0, 9], "redknot_repair": "blend:0.1"}, {}, "--enable-mixed-chunk"),
     "out of range": ({"redknot_segments": [0, 999]}, {}, "does not lie in the prompt"),
     "negative": ({"redknot_segments": [-1, 5]}, {}, "does not lie in the prompt"),
     "end before start": ({"redknot_segments": [9, 5]}, {}, "does not lie in the prompt"),

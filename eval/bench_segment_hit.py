@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time to first token of prompts made of cached documents in new orders: stock SGLang beside SGLang --redknot.
+
+    python -m eval.bench_segment_hit --json out/hit.json                       # CPU, embedded model
+    python -m eval.bench_segment_hit --shape qwen3-8b --documents 16 --document-tokens 2048 --json out/hit.json
+
+Every prompt is a lead, all documents in an order of its own, and a tail of its own. Both servers have seen all documents
+before, have their prefix cache on and get the same prompts, one at a time: stock finds the lead and what the order has in
+common with an earlier one, RedKnot finds the documents. `--max-new-tokens` is 1, so the time of a request is its time to
+first token. A shape is served with dummy weights, stock with FA3; on a GPU one more prompt is profiled on each side, and
+the kernels' time is shared out between relocation, attention and everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import requests
+
+from eval.bench_repair import origin
+from eval.bench_serve import FLAGS, STOCK_FLAGS
+from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+from redknot_sglang.cli.table import format_table
+
+ROOT = Path(__file__).resolve().parent
+TIMEOUT = 500
+# Parts of kernel names, looked for in this order.
+KERNELS = {
+    "relocation": ("relocate",),
+    "attention": ("flash", "fmha", "extend_kernel", "sink_fold", "BatchPrefill", "write_pages", "Attention"),
+}
+
+
+class Traffic:
+    """Prompts over the same documents. Each prompt is (token ids, flat offsets of its segments)."""
+
+    def __init__(self, args: argparse.Namespace, vocabulary: int) -> None:
+        self._rng = random.Random(args.seed)
+        self._vocabulary, self._tail = vocabulary, args.tail_tokens
+        self._lead = self._noise(args.lead_tokens)
+        self._documents = [self._noise(args.document_tokens) for _ in range(args.documents)]
+
+    def _noise(self, count: int) -> list[int]:
+        return [self._rng.randrange(300, self._vocabulary) for _ in range(count)]
+
+    def prompts(self) -> Iterator[tuple[list[int], list[int]]]:
+        """Endless; the first is in the documents' own order."""
+        order = list(range(len(self._documents)))
+        while True:
+            ids, offsets = list(self._lead), list[int]()
+            for document in order:
+                offsets += [len(ids), len(ids) + len(self._documents[document])]
+                ids += self._documents[document]
+            yield ids + self._noise(self._tail), offsets
+            self._rng.shuffle(order)
+
+
+def ask(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[str, Any]:
+    """Seconds, and what the server says it found. Raises requests.HTTPError."""
+    sampling = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True, "custom_params": params}
+    begin = time.perf_counter()
+    reply = requests.post(
+        server.url + "/generate", json={"input_ids": ids, "sampling_params": sampling}, timeout=TIMEOUT
+    )
+    seconds = time.perf_counter() - begin
+    reply.raise_for_status()
+    meta = reply.json()["meta_info"]
+    return {"seconds": seconds, "cached_tokens": meta["cached_tokens"], "redknot": meta.get("redknot")}
+
+
+def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
+    """Warm up, time, and on a GPU profile; `side` is stock or a repair policy."""
+    prompts = Traffic(args, vocabulary).prompts()
+
+    def params(offsets: list[int]) -> dict[str, Any] | None:
+        return None if side == "stock" else {"redknot_segments": offsets, "redknot_repair": side}
+
+    for _ in range(1 + args.warm_up):
+        ids, offsets = next(prompts)
+        ask(server, ids, params(offsets))
+    rows = []
+    for _ in range(args.requests):
+        ids, offsets = next(prompts)
+        rows.append(ask(server, ids, params(offsets)))
+    seconds = [row["seconds"] for row in rows]
+    found: dict[str, Any] = {
+        "tokens": len(ids),
+        "n": len(rows),
+        "median_s": statistics.median(seconds),
+        "max_s": max(seconds),
+        "cached_share": statistics.mean(row["cached_tokens"] for row in rows) / len(ids),
+        "rows": rows,
+    }
+    if args.shape:
+        ids, offsets = next(prompts)
+        found["profile"] = profile(server, ids, params(offsets))
+    return found
+
+
+def profile(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[str, float]:
+    """Milliseconds of GPU kernels by kind in one request, and of the request itself, which profiling slows down."""
+    with TemporaryDirectory() as folder:
+        body = {"output_dir": folder, "activities": ["GPU"]}
+        requests.post(server.url + "/start_profile", json=body, timeout=TIMEOUT).raise_for_status()
+        seconds = ask(server, ids, params)["seconds"]
+        requests.post(server.url + "/stop_profile", timeout=TIMEOUT).raise_for_status()
+        traces = [json.loads(gzip.decompress(path.read_bytes())) for path in Path(folder).rglob("*.trace.json.gz")]
+    spent = dict.fromkeys((*KERNELS, "everything else"), 0.0)
+    for event in (event for trace in traces for event in trace["traceEvents"] if event.get("cat") == "kernel"):
+        kind = next((k for k, names in KERNELS.items() if any(name in event["name"] for name in names)), None)
+        spent[kind or "everything else"] += event["dur"] / 1000
+    return {"request": 1000 * seconds, **spent}
+
+
+def serve(stack: ExitStack, args: argparse.Namespace, side: str, flags: Sequence[str]) -> Server:
+    """A started server; it ends with `stack`."""
+    tokens = args.lead_tokens + args.documents * args.document_tokens + args.tail_tokens
+    common = [
+        f"--max-total-tokens={4 * tokens}",
+        f"--context-length={tokens + 64}",
+        f"--chunked-prefill-size={args.chunk}",
+        "--max-running-requests=4",
+    ]
+    if args.shape:
+        common += [f"--model-path={ROOT / 'shapes' / args.shape}", "--load-format=dummy", *FLAGS]
+        common += ["--cuda-graph-max-bs-decode=4", "--mem-fraction-static=0.42"]
+    else:
+        common += [f"--model-path={ROOT / 'model'}", *CPU_FLAGS, "--random-seed=1"]
+    environment = None if args.shape else {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(args.threads)}
+    log = args.json.parent / f"segment-hit-{side}.log"
+    return stack.enter_context(launch([*common, *flags], log, env=environment, timeout=TIMEOUT))
+
+
+def main() -> None:
+    """Start both servers, measure one side after the other, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
+    parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")
+    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--document-tokens", type=int, default=496)
+    parser.add_argument("--lead-tokens", type=int, default=32)
+    parser.add_argument("--tail-tokens", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
+    parser.add_argument("--requests", type=int, default=7)
+    parser.add_argument("--warm-up", type=int, default=2, help="prompts after the first that are not counted")
+    parser.add_argument("--policies", default="none,boundary:16,blend:0.05")
+    parser.add_argument("--threads", type=int, default=2, help="of the servers, on the CPU (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    folder = ROOT / "shapes" / args.shape if args.shape else ROOT / "model"
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    head_map = folder / (args.head_map if args.shape else "head_map.json")
+    policies = args.policies.split(",")
+    sides = {
+        "stock": list(STOCK_FLAGS if args.shape else ()),
+        "redknot": ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"],
+    }
+    result: dict[str, Any] = {**origin(args), "sides": {}}
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        starting = {name: pool.submit(serve, stack, args, name, flags) for name, flags in sides.items()}
+        servers = {name: future.result() for name, future in starting.items()}
+        for side in ("stock", *policies):
+            result["sides"][side] = measure(servers["stock" if side == "stock" else "redknot"], side, args, vocabulary)
+            args.json.write_text(json.dumps(result, indent=1))
+    print_table(result["sides"])
+
+
+def print_table(sides: dict[str, dict[str, Any]]) -> None:
+    """One line for each side; the ratio is stock's median over the side's."""
+    stock, lines = sides["stock"]["median_s"], []
+    for name, side in sides.items():
+        spent = [f"{value:.1f}" for value in side.get("profile", {}).values()]
+        ratio = f"{stock / side['median_s']:.2f}x"
+        lines.append(
+            [
+                name,
+                f"{1000 * side['median_s']:.1f}",
+                f"{1000 * side['max_s']:.1f}",
+                ratio,
+                f"{side['cached_share']:.3f}",
+            ]
+            + spent
+        )
+    profiled = ["profiled", *(f"{kind} ms" for kind in (*KERNELS, "everything else"))]
+    head = ["side", "TTFT ms", "max", "stock/side", "cached", *(profiled if len(lines[0]) > 5 else [])]
+    print(f"{sides['stock']['tokens']} tokens, n = {sides['stock']['n']}")
+    print(format_table(head, lines))
+
+
+if __name__ == "__main__":
+    main()
