@@ -7,7 +7,8 @@
 Every prompt is a lead, all documents in an order of its own, and a tail of its own. Both servers have seen all documents
 before, have their prefix cache on and get the same prompts, one at a time: stock finds the lead and what the order has in
 common with an earlier one, RedKnot finds the documents. `--max-new-tokens` is 1, so the time of a request is its time to
-first token. A shape is served with dummy weights, stock with FA3; on a GPU one more prompt is profiled on each side, and
+first token. A shape is served with dummy weights, stock with FA3; dummy weights are so small that context changes no row,
+and `blend` repairs none, so for it give weights of eval.make_checkpoint; on a GPU one more prompt is profiled on each side, and
 the kernels' time is shared out between relocation, attention and everything else.
 """
 
@@ -133,7 +134,8 @@ def serve(stack: ExitStack, args: argparse.Namespace, side: str, flags: Sequence
         "--max-running-requests=4",
     ]
     if args.shape:
-        common += [f"--model-path={ROOT / 'shapes' / args.shape}", "--load-format=dummy", *FLAGS]
+        weights = [] if args.checkpoint else ["--load-format=dummy"]
+        common += [f"--model-path={args.checkpoint or ROOT / 'shapes' / args.shape}", *weights, *FLAGS]
         common += ["--cuda-graph-max-bs-decode=4", "--mem-fraction-static=0.42"]
     else:
         common += [f"--model-path={ROOT / 'model'}", *CPU_FLAGS, "--random-seed=1"]
@@ -147,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
     parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="weights of eval.make_checkpoint instead of dummies")
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--document-tokens", type=int, default=496)
     parser.add_argument("--lead-tokens", type=int, default=32)
