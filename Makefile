@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.redknot-installed
 # Checked by lint; the stand-in for sgl_kernel and patch files are not ours to type.
-CODE   := redknot_sglang eval tests
+CODE   := redknot_sglang eval examples tests
 
 # Servers, their clients and tests share few cores: more threads than that only wait for each other.
 export OMP_NUM_THREADS ?= 2

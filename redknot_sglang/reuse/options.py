@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from itertools import pairwise
 from typing import Any
 
 from redknot_sglang.config import MODES, RedKnotConfig, RedKnotError
@@ -76,16 +77,22 @@ def resolve(
     return {**given, MODE: mode, SEGMENTS: list(offsets), REPAIR: policy.name, LEAD: config.segment_lead}
 
 
-def split_at(tokens: Sequence[int], separator: int) -> tuple[list[int], list[int] | None]:
+def split_at(
+    tokens: Sequence[int], separator: int, special: Set[int] = frozenset()
+) -> tuple[list[int], list[int] | None]:
     """The prompt without its separators, and the offsets of the segments between them, None if there were none.
 
-    The first part is the lead, the last the tail; a single separator leaves no segment between them.
+    The first part is the lead, the last the tail; a single separator leaves no segment between them. special: tokens
+    that no document has, such as those that begin and end chat messages. A part with one of them is not a segment: in a
+    dialogue it is what stands between the documents of one turn and those of the next.
     """
     cuts = [at for at, token in enumerate(tokens) if token == separator]
     if not cuts:
         return list(tokens), None
-    bounds = [cut - before for before, cut in enumerate(cuts)]
-    offsets = [at for pair in zip(bounds[:-1], bounds[1:], strict=True) for at in pair]
+    offsets = []
+    for before, (cut, following) in enumerate(pairwise(cuts)):
+        if special.isdisjoint(tokens[cut + 1 : following]):
+            offsets += [cut - before, following - before - 1]
     return [token for token in tokens if token != separator], offsets
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam, active
-from redknot_sglang.serve.requests import resolve_request, separator_id
+from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
 
 
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -33,6 +33,7 @@ def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> No
     manager.redknot_separator = None
     if config is not None and manager.tokenizer is not None:
         manager.redknot_separator = separator_id(manager.tokenizer, config.separator)
+        manager.redknot_special = special_ids(manager.tokenizer)
 
 
 def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:

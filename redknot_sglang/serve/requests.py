@@ -22,6 +22,11 @@ def separator_id(tokenizer: Any, separator: str) -> int:
     return int(known)
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens that stand for no text, such as those around chat messages."""
+    return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+
+
 def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: list[int]) -> None:
     """Fill in `custom_params` of a generate request and take separators out of `input_ids`, both in place.
 
@@ -34,7 +39,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     if chars is not None:
         tokens, offsets = _by_characters(manager.tokenizer, obj.text, chars, SEGMENTS in params)
     elif manager.redknot_separator is not None:
-        tokens, offsets = split_at(input_ids, manager.redknot_separator)
+        tokens, offsets = split_at(input_ids, manager.redknot_separator, manager.redknot_special)
         if offsets is not None and SEGMENTS in (params or {}):
             raise RedKnotError(f"the prompt has separators and {SEGMENTS}: use one of them")
     resolved = resolve(params, config, len(tokens), offsets)

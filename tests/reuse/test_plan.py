@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.radix.spans import union
 from redknot_sglang.reuse.gather import Runs, Stretch
-from redknot_sglang.reuse.options import make_plan
+from redknot_sglang.reuse.options import make_plan, split_at
 from redknot_sglang.reuse.plan import CONTEXT_START, SEGMENT_START, Plan
 from redknot_sglang.reuse.repair import Blend, Boundary, parse_repair
 
@@ -138,6 +138,19 @@ def test_permuting_and_restoring_are_inverse(drawn: tuple[Plan, int], budget: in
     assert row.tolist() == list(tokens)
     runs = Runs.of([3, start + stretch.num_moved], [8, stop], {1: stretch})
     assert runs.positions().tolist() == [*range(3, 8), *(at for a, b in stretch.runs for at in range(a, b))]
+
+
+def test_separators_cut_segments_out_of_a_dialogue() -> None:
+    sep, user, answer = 99, 7, 8
+    turn = [user, 1, sep, 2, 2, sep, 3, sep, 4, answer, 5]
+    assert split_at(turn[:2], sep) == ([user, 1], None)
+    assert split_at(turn[:4], sep) == ([user, 1, 2], [])
+    first = [user, 1, 2, 2, 3, 4, answer, 5]
+    assert split_at(turn, sep, {user, answer}) == (first, [2, 4, 4, 5])
+    again = [*turn, user, sep, 6, 6, sep, 1]
+    # What stands between the documents of two turns has the marks of messages in it.
+    assert split_at(again, sep, {user, answer}) == ([*first, user, 6, 6, 1], [2, 4, 4, 5, 9, 11])
+    assert split_at(again, sep) == ([*first, user, 6, 6, 1], [2, 4, 4, 5, 5, 9, 9, 11])
 
 
 def test_last_row_is_never_reused_and_empty_segments_vanish() -> None:
