@@ -45,8 +45,8 @@ from redknot_sglang.cli.table import format_table
 MODEL = Path(__file__).parent / "model"
 SHUFFLE = 1
 POLICIES = (
-    "dense,none,boundary:4,boundary:8,boundary:16,boundary:32,boundary:64,blend:0.15,random:0.15,oracle:0.15,heads,"
-    "none+lead,boundary:16+lead,boundary:64+lead,blend:0.15+lead,heads+lead"
+    "dense,none,boundary:16,boundary:64,blend:0.05,blend:0.08,cacheblend:0.05,random:0.05,oracle:0.05,heads,"
+    "none+lead,boundary:16+lead,blend:0.05+lead,heads+lead"
 )
 Job = tuple[str, int, int]
 

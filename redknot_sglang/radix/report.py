@@ -14,7 +14,7 @@ from redknot_sglang.reuse.options import plan_of
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
     """Bytes of KV that a sequence of `length` tokens needs: all tokens' global slots, local slots of sink + window."""
-    return length * cost.global_slot + min(length, sink + window) * cost.local_slot
+    return length * cost.global_slot + min(length, sink + window) * cost.local
 
 
 def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
@@ -32,7 +32,7 @@ def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
         "kv_bytes": sequence_bytes(length, window, sink, cost),
-        "stock_kv_bytes": length * (cost.global_slot + cost.local_slot),
+        "stock_kv_bytes": length * cost.stock,
     }
     if plan is not None:
         report |= {
