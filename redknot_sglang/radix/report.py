@@ -7,7 +7,7 @@ from typing import Any
 
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import clip
+from redknot_sglang.radix.spans import inside
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 
@@ -56,7 +56,7 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
     plan = plan_of(req)
     assert plan is not None
     req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + stretch.num_moved
-    repaired = sum(b - a for span in plan.segments for a, b in clip(stretch.runs, *span))
+    repaired = int(inside(stretch.rows, plan.segments).sum())
     req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
-    fresh = req.__dict__.get("redknot_fresh", ())
-    req.cached_tokens -= sum(b - a for span in fresh for a, b in clip(stretch.moved, *span))
+    fresh = sorted(req.__dict__.get("redknot_fresh", ()))
+    req.cached_tokens -= int(inside(stretch.moved_positions, fresh).sum())

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
-from redknot_sglang.pool.relocation import move_rows, row_indices
-from redknot_sglang.radix.spans import Span, clip, gaps
+from redknot_sglang.pool.relocation import move_rows
+from redknot_sglang.radix.spans import Span, clip, inside, spans_of
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
@@ -193,23 +194,23 @@ class SegmentAdmission:
         """Allocate slots for the relocated positions and queue their job; returns them, int64 [moved], in order."""
         if not stretch.moved:
             return torch.empty(0, dtype=torch.int64, device=req.prefix_indices.device)
-        local_spans = self._local_rows(plan, stretch)
-        moved = row_indices(stretch.moved)
-        local = torch.isin(moved, row_indices(local_spans)).nonzero().flatten()
+        moved, device = stretch.moved_positions, req.prefix_indices.device
+        seen = inside(moved, self._local_rows(plan, stretch))
+        sources = sorted(req.redknot_sources.items())
+        assert inside(moved, [span for span, _ in sources]).all(), "a relocated row has no source"
+        begins = np.array([span[0] for span, _ in sources])
+        kept = [source.slots for _, source in sources]
+        ends = np.cumsum([len(slots) for slots in kept])
+        which = np.searchsorted(begins, moved, "right") - 1
+        origins = moved - begins[which] + plan.origin
+        # One copy to the device instead of many small ones.
+        rows = np.stack([np.r_[0, ends[:-1]][which] + origins, origins, moved])
+        at, origin, position = torch.from_numpy(rows).to(device)
+        local = torch.from_numpy(np.flatnonzero(seen)).to(device)
         targets = self._allocate(len(moved), local)
-        parts = []
-        for span, source in req.redknot_sources.items():
-            for a, b in clip(stretch.moved, *span):
-                first = plan.origin + a - span[0]
-                parts.append((a, source.slots[first : first + b - a], torch.arange(first, first + b - a)))
-        parts.sort(key=lambda part: part[0])
-        device = targets.device
-        slots, origins = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts]).to(device)
-        assert len(slots) == len(targets), "a relocated row has no source"
         mapping = self.allocator.full_to_swa_index_mapping
-        self._pool.relocations.add(move_rows(slots, targets, origins, moved.to(device), local.to(device), mapping))
-        dead = [part for span in stretch.moved for part in gaps(local_spans, *span)]
-        req.redknot_dead = [*req.redknot_dead, *dead]
+        self._pool.relocations.add(move_rows(torch.cat(kept)[at], targets, origin, position, local, mapping))
+        req.redknot_dead = [*req.redknot_dead, *spans_of(moved[~seen])]
         return targets
 
     def _allocate(self, count: int, local: Tensor) -> Tensor:
@@ -223,5 +224,5 @@ class SegmentAdmission:
             raise RuntimeError(f"admission promised {count} global and {len(local)} local slots that are not there")
         mapping = allocator.full_to_swa_index_mapping
         mapping[slots] = 0
-        mapping[slots[local.to(slots.device)]] = local_slots.to(mapping.dtype)
+        mapping[slots[local]] = local_slots.to(mapping.dtype)
         return slots.to(torch.int64)

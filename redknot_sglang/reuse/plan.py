@@ -80,6 +80,10 @@ class Plan:
         """Positions that are relocated and not computed; runs of adjacent segments are kept apart."""
         return [span for segment in self.segments for span in self._kept(segment)]
 
+    @cached_property
+    def _joined(self) -> Spans:
+        return union(self.reused)
+
     def sources(self, start: int) -> list[Span]:
         """Segments of which some row at or behind `start` is relocated."""
         return [segment for segment in self.segments if any(end > start for _, end in self._kept(segment))]
@@ -92,7 +96,7 @@ class Plan:
 
     def computed(self, start: int, end: int) -> Spans:
         """Computed rows in [start, end), as runs of adjacent rows."""
-        return gaps(union(self.reused), start, end)
+        return gaps(self._joined, start, end)
 
     def stretch(self, start: int, end: int, rows: int) -> int:
         """Where a chunk from `start` ends that computes at most `rows` rows; `end` if those suffice.
