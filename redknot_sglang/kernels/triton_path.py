@@ -164,6 +164,12 @@ class TritonPath:
         limit = table.shape[1]
         return decode(table, rows, table.stride(0), plan.seq_lens, limit, splits, q, k, v, scale, logit_cap)
 
+    def extend_parts(self, head_class: HeadClass, heads: int) -> int:
+        """How many parts the planned extend merges where a layer has so many heads; 0 if all tiles are whole."""
+        if not isinstance(self._plan, _Extend):
+            raise RuntimeError("extend_parts needs a planned extend")
+        return self._plan.work[head_class, heads].parts
+
     def _work(self, batch: ExtendBatch) -> dict[tuple[HeadClass, int], ExtendPlan]:
         """Local rows have few keys each, so that only tiles of the global class are split."""
         spec, tiling = self._spec, self._tiling
