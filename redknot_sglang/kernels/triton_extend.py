@@ -125,7 +125,6 @@ def extend(
         out.stride(1),
         LOCAL=head_class == "local",
         SCATTERED=plan.positions is not None,
-        SPLIT=plan.parts > 0,
         CAPPED=logit_cap != 0.0,
         GROUP=n_q // heads,
         ROWS=tile_rows,
@@ -170,7 +169,6 @@ def _extend_kernel(
     out_head,
     LOCAL: tl.constexpr,
     SCATTERED: tl.constexpr,
-    SPLIT: tl.constexpr,
     CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -239,7 +237,7 @@ def _extend_kernel(
         acc, top, total = attend_keys(
             acc, top, total, query, key, value, seen & listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
         )
-    if SPLIT:
+    if not LOCAL:
         part = tl.load(item + 6)
         if part >= 0:
             at_part = (part.to(tl.int64) * ROWS + in_tile) * (heads * GROUP) + q_heads

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Parts that a merge of tiles reads as one block at least: it would be compiled anew for every smaller power of two.
+_LEAST_BLOCK = 16
+
 
 def processors_of(device: torch.device) -> int:
     """Programs that surely run at once; 1 where there is no GPU."""
@@ -38,7 +41,7 @@ def merge_listed(parts: Tensor, lse: Tensor, out: Tensor, merges: Tensor, tile_r
     """Rows of out that the merges int32 [M, 4] name (``extend_work.Merge``), of tiles of at most ``tile_rows`` rows
     and ``most`` parts; other rows are left alone.
     """
-    _launch(parts, lse, out, merges, len(merges) * tile_rows, tile_rows, 0, most)
+    _launch(parts, lse, out, merges, len(merges) * tile_rows, tile_rows, 0, max(most, _LEAST_BLOCK))
 
 
 def _launch(
