@@ -83,7 +83,7 @@ class Served:
         return {} if self.shape else {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(self.threads)}
 
 
-def add_arguments(parser: argparse.ArgumentParser, threads: int) -> None:
+def add_arguments(parser: argparse._ActionsContainer, threads: int) -> None:
     """Options of `Served`."""
     parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
     parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")

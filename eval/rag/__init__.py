@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: the same conversations on stock SGLang and on SGLang --redknot, with equal bytes for KV."""
+"""Retrieval traffic over shared documents against running servers: the parts of eval/bench_rag.py."""
