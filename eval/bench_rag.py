@@ -10,7 +10,8 @@ Two kinds of traffic. `permuted`: a lead, documents drawn from the corpus in an 
 Stock and each repair policy get the same dialogues, arrivals and, but for `custom_params`, the same requests: token ids, to
 `/generate`, streamed. An empty cache is where each of them begins; then all documents are shown once, which is not counted.
 In a dialogue the answers that a side gave stay in its prompts, so prompts are the same on both sides as far as answers
-are; the result says how many are. Documents are generated and their questions have known answers, or come from a file.
+are; the result says how many are. `--history stock` puts stock's answers into all prompts, which are then the same, but
+not what the other side's cache holds. Documents are generated and their questions have known answers, or come from a file.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from eval.rag.chart import draw
 from eval.rag.client import Client
 from eval.rag.corpus import Corpus
-from eval.rag.load import Load, Record, Runner
+from eval.rag.load import Load, Place, Record, Runner
 from eval.rag.options import check, make_corpus, make_load, make_parser, make_shapes, server_flags
-from eval.rag.report import Phase, summarize, traffic_table
+from eval.rag.report import Phase, Summaries, summarize, traffic_table
 from eval.rag.result import make_head, read_kv, write_json
 from eval.rag.traffic import Dialogue, Shape, make_dialogues
 from eval.servers import REDKNOT, STOCK, Served, flush, pair
@@ -62,18 +64,29 @@ def empty(url: str) -> None:
         raise CliError(f"{url} does not empty its cache: {error}; nothing else may be asking it") from error
 
 
+async def wake(url: str, corpus: Corpus, policies: Sequence[str | None], load: Load, timeout: float) -> None:
+    """See `Runner.wake`; on all policies of a server before anything is measured."""
+    async with Client(url, timeout) as client:
+        for policy in policies:
+            await Runner(client, corpus, policy, load).wake()
+
+
 async def measure(
-    url: str, corpus: Corpus, dialogues: list[Dialogue], policy: str | None, load: Load, args: argparse.Namespace
+    url: str,
+    corpus: Corpus,
+    dialogues: list[Dialogue],
+    policy: str | None,
+    load: Load,
+    history: Mapping[Place, list[int]] | None,
+    args: argparse.Namespace,
 ) -> list[Record]:
     """One kind of traffic on one side, from an empty cache. Raises CliError if the warm-up fails."""
+    await asyncio.to_thread(empty, url)
     async with Client(url, args.timeout) as client:
         runner = Runner(client, corpus, policy, load)
-        await asyncio.to_thread(empty, url)
-        await runner.wake()
-        await asyncio.to_thread(empty, url)
         if not args.cold:
             await runner.show_documents(args.per_request)
-        return await runner.run(dialogues)
+        return await runner.run(dialogues, history)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -92,15 +105,20 @@ def run(args: argparse.Namespace) -> bool:
     for path in (args.json, args.png):
         path.parent.mkdir(parents=True, exist_ok=True)
     phases: list[Phase] = []
-    summaries: dict[str, dict[str, dict]] = {kind: {} for kind in shapes}
+    summaries: Summaries = {kind: {} for kind in shapes}
     with both(args, longest_sequence(shapes, corpus, load)) as urls:
         head = make_head(args, corpus, read_kv(urls[STOCK], urls[REDKNOT]))
+        policies = args.policies.split(",")
+        asyncio.run(wake(urls[STOCK], corpus, [None], load, args.timeout))
+        asyncio.run(wake(urls[REDKNOT], corpus, policies, load, args.timeout))
         for kind, dialogues in traffic.items():
             stock: Phase | None = None
-            for policy in (None, *args.policies.split(",")):
+            for policy in (None, *policies):
                 begin, side = time.monotonic(), policy or STOCK
                 url = urls[STOCK if policy is None else REDKNOT]
-                phase = Phase(kind, side, asyncio.run(measure(url, corpus, dialogues, policy, load, args)))
+                history = stock.answers if stock and args.history == STOCK else None
+                records = asyncio.run(measure(url, corpus, dialogues, policy, load, history, args))
+                phase = Phase(kind, side, records)
                 stock = stock or phase
                 phases.append(phase)
                 summaries[kind][side] = summarize(phase, stock)
@@ -122,7 +140,7 @@ def loop(args: argparse.Namespace) -> str:
     return f"{args.rate:g} requests/s" if args.rate else f"{args.concurrency} at once"
 
 
-def show(summaries: dict[str, dict[str, dict]], kv: dict, args: argparse.Namespace) -> None:
+def show(summaries: Summaries, kv: dict[str, Any], args: argparse.Namespace) -> None:
     """Print the tables and what they do not say."""
     for kind, sides in summaries.items():
         most = max(figures.get("prompt_tokens_max", 0) for figures in sides.values())

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.rag.report import CLASSES, Phase
+from eval.rag.report import CLASSES, Phase, Summaries
 from redknot_sglang.cli.statistics import quantile
 
 _WIDTH, _ROW, _TOP, _MARGIN = 1240, 360, 70, 60
@@ -18,8 +17,8 @@ _INK, _QUIET, _LINE = (32, 32, 36), (110, 110, 118), (215, 215, 220)
 _COLORS = ((120, 126, 136), (196, 52, 52), (38, 98, 168), (226, 148, 32), (60, 140, 80), (128, 76, 160))
 
 
-def draw(phases: Sequence[Phase], summaries: Mapping[str, Mapping[str, Any]], note: str) -> Image.Image:
-    """One row for each kind of traffic. summaries: of `report.summarize`, by traffic and side. note: beside the legend.
+def draw(phases: Sequence[Phase], summaries: Summaries, note: str) -> Image.Image:
+    """One row for each kind of traffic. note: beside the legend.
 
     Left, the share of requests (up) whose first token came within a time (right, logarithmic); right, the mean share of
     the prompt tokens in each class, as the servers report them. Sides without an answer are left out.

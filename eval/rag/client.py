@@ -86,9 +86,10 @@ class Client:
                     first = time.perf_counter()
             finished = time.perf_counter()
             ids = _complete(event)
-        except (aiohttp.ClientError, asyncio.TimeoutError, RequestFailed, ValueError, KeyError) as problem:
-            finished = time.perf_counter()
-            ids, error = [], f"{type(problem).__name__}: {problem}"
+        except RequestFailed as problem:
+            finished, ids, error = time.perf_counter(), [], str(problem)
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, KeyError) as problem:
+            finished, ids, error = time.perf_counter(), [], f"{type(problem).__name__}: {problem}"
         meta = event.get("meta_info", {}) if error is None else {}
         return Answer(sent, finished if first is None else first, finished, ids, meta, error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from eval.rag.corpus import Corpus, Question
 from eval.rag.traffic import Dialogue, Prompt, make_arrivals, make_warm_up, prompt_of
 from eval.tasks.vocabulary import decode
 from redknot_sglang.cli.errors import CliError
+
+Place = tuple[int, int]
+"""Number of a dialogue, and of a turn in it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Runner:
     load: Load
 
     async def wake(self) -> None:
-        """One small request, which pays for what a server does only once. Raises CliError if it fails."""
+        """One small request, which pays for what a server does only once, and shows that it serves the policy.
+
+        Raises CliError if it fails.
+        """
         await self._must_answer(make_warm_up(self.corpus, 1)[0], 4)
 
     async def show_documents(self, at_once: int) -> None:
@@ -102,11 +108,12 @@ class Runner:
             raise CliError(f"{where}: a request of the warm-up failed: {problem}") from problem
 
     async def run(
-        self, dialogues: Sequence[Dialogue], on_record: Callable[[Record], object] = lambda record: None
+        self, dialogues: Sequence[Dialogue], history: Mapping[Place, list[int]] | None = None
     ) -> list[Record]:
-        """Ask all turns; those of a dialogue one after the other, each with the answers received in its prompt.
+        """Ask all turns; those of a dialogue one after the other, each with the answers to the earlier ones in its prompt.
 
-        A dialogue ends with a turn that fails. Records come in the order of the dialogues.
+        history: those answers by dialogue and turn; None for the ones received. A dialogue ends with a turn that fails,
+        or whose answer `history` has not got. Records come in the order of the dialogues.
         """
         gate = asyncio.Semaphore(self.load.concurrency or len(dialogues))
         arrivals = self.load.arrivals(dialogues) if self.load.rate else None
@@ -117,9 +124,10 @@ class Runner:
             if due is not None:
                 await asyncio.sleep(begin + due - time.perf_counter())
             records: list[Record] = []
+            answers: list[list[int]] = []
             async with gate:
                 for turn in range(len(dialogues[number])):
-                    prompt = prompt_of(self.corpus, dialogues[number][: turn + 1], [r.output for r in records])
+                    prompt = prompt_of(self.corpus, dialogues[number][: turn + 1], answers)
                     answer = await self.client.ask(
                         make_body(prompt, self.policy, self.load.answer_tokens, not self.load.scored)
                     )
@@ -130,9 +138,10 @@ class Runner:
                         prompt, question, answer, dialogue=number, turn=turn, start_s=sent, late_s=late
                     )
                     records.append(record)
-                    on_record(record)
-                    if record.error is not None:
+                    known = record.output if history is None else history.get((number, turn))
+                    if record.error is not None or known is None:
                         break
+                    answers.append(known)
             return records
 
         found = await asyncio.gather(*map(one, range(len(dialogues))))

@@ -22,7 +22,7 @@ OPEN_LOOP_RUNNING = 32
 # Prompts of the longest kind that fit beside the corpus by default. In segmented mode old prompts stay cached, too, and
 # with room for few of them a document that is not drawn for a while has to make place.
 _CACHED_PROMPTS = 8
-_COUNTS = ("documents", "per_request", "document_tokens", "turns", "turn_documents", "requests", "threads", "chunk")
+_COUNTS = ("documents", "per_request", "document_tokens", "turns", "turn_documents", "requests", "threads")
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     running.add_argument(
         "--kv-tokens", type=int, help="KV of each server, in tokens of stock (default: see the result)"
     )
-    running.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
+    running.add_argument("--chunk", type=int, help="tokens of a prefill chunk (8192 on a GPU, 2048 on the CPU)")
     running.add_argument("--policies", default="boundary:16,blend:0.05", help="repair policies (%(default)s)")
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", default=",".join(KINDS), help="kinds (%(default)s)")
@@ -45,12 +45,18 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     traffic.add_argument("--turns", type=int, default=4, help="of a dialogue (%(default)s)")
     traffic.add_argument("--turn-documents", type=int, default=3, help="documents of a turn (%(default)s)")
     traffic.add_argument("--back", type=float, default=0.25, help="chance of a document to come again (%(default)s)")
+    traffic.add_argument(
+        "--history",
+        choices=("own", servers.STOCK),
+        default="own",
+        help="answers that a dialogue's prompts hold: the side's own, or stock's, which makes all prompts the same (own)",
+    )
     traffic.add_argument("--data", type=Path, help=f"public text instead of generated: {FORMATS}")
     traffic.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json for --data (the embedded model's)")
     traffic.add_argument("--output-tokens", type=int, help="exactly so many in each answer, and no exact match")
     traffic.add_argument("--seed", type=int, default=1)
     load = parser.add_argument_group("load, of each kind of traffic and each side")
-    load.add_argument("--requests", type=int, default=24, help="turns count as requests (%(default)s)")
+    load.add_argument("--requests", type=int, default=20, help="turns count as requests (%(default)s)")
     load.add_argument("--concurrency", type=int, help="closed loop: dialogues under way at once (2)")
     load.add_argument("--rate", type=float, help="open loop: requests a second on average, Poisson arrivals")
     load.add_argument("--cold", action="store_true", help="do not show the servers all documents first")
@@ -74,7 +80,7 @@ def check(args: argparse.Namespace) -> None:
         raise CliError("--rate is open loop, --concurrency closed loop: give one of them")
     if args.rate is None and args.concurrency is None:
         args.concurrency = 2
-    for name in (*_COUNTS, "concurrency", "kv_tokens", "output_tokens", "rate"):
+    for name in (*_COUNTS, "concurrency", "chunk", "kv_tokens", "output_tokens", "rate"):
         value = getattr(args, name)
         if value is not None and (value <= 0 if name == "rate" else value < 1):
             raise CliError(
@@ -135,7 +141,8 @@ def server_flags(
     policies = args.policies.split(",")
     common = [
         f"--context-length={longest}",
-        f"--chunked-prefill-size={args.chunk}",
+        # Chunks in flight hold local slots; SGLang's default would take a quarter of so small a cache as the CPU's.
+        f"--chunked-prefill-size={args.chunk or (8192 if args.shape else 2048)}",
         f"--max-running-requests={max(4, running)}",
         *([f"--cuda-graph-max-bs-decode={max(4, running)}"] if args.shape else []),
     ]

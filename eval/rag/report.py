@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.rag.load import Record
+from eval.rag.load import Place, Record
 from redknot_sglang.cli.statistics import quantile, wilson_interval
 from redknot_sglang.cli.table import format_table
+
+Summaries = dict[str, dict[str, dict[str, Any]]]
+"""Figures of `summarize`, by kind of traffic and side."""
 
 CLASSES = ("reused", "relocated", "repaired", "computed")
 
@@ -26,6 +29,11 @@ class Phase:
     def complete(self) -> list[Record]:
         """Requests that were answered."""
         return [record for record in self.records if record.error is None]
+
+    @property
+    def answers(self) -> dict[Place, list[int]]:
+        """Token ids of the answers."""
+        return {(record.dialogue, record.turn): record.output for record in self.complete}
 
 
 def summarize(phase: Phase, stock: Phase) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import requests
 
 from eval.provenance import origin
 from eval.rag.corpus import Corpus
-from eval.rag.report import Phase
+from eval.rag.report import Phase, Summaries
 from redknot_sglang.cli.errors import CliError
 
 
@@ -62,9 +62,7 @@ def _get(url: str, path: str) -> dict[str, Any]:
         raise CliError(f"{url}{path} does not answer; check --stock and --redknot: {error}") from error
 
 
-def write_json(
-    path: Path, head: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Any]], phases: Sequence[Phase]
-) -> None:
+def write_json(path: Path, head: Mapping[str, Any], summaries: Summaries, phases: Sequence[Phase]) -> None:
     """Write it all; each request has a line of its own, so that a reader and a diff see them side by side."""
     rows = [
         json.dumps({"traffic": phase.traffic, "side": phase.side, **record.as_json()})

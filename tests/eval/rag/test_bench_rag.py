@@ -94,9 +94,9 @@ def test_the_command_measures_both_servers_and_writes_its_files(
     ):
         args = parse(*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=none,blend:0.05")
         assert bench_rag.run(args)
-    # Wake, flush, warm up, measure; for two kinds of traffic, and on one server for two policies.
-    assert (stock.flushes, redknot.flushes) == (4, 8)
-    assert len(redknot.bodies) == 2 * len(stock.bodies) == 4 * (1 + 2 + 4)
+    # One request wakes each side. Then two kinds of traffic: flush, two requests that show six documents, four that count.
+    assert (stock.flushes, redknot.flushes) == (2, 4)
+    assert len(redknot.bodies) == 2 * len(stock.bodies) == 2 * (1 + 2 * (2 + 4))
     found = json.loads((tmp_path / "new" / "rag.json").read_text())
     assert found["command"].startswith("python -m eval.bench_rag --documents=6")
     assert found["servers"] == "were running" and found["versions"]["sglang"] and found["hardware"]
@@ -119,12 +119,36 @@ def test_a_request_that_fails_is_in_the_exit_code(tmp_path: Path) -> None:
     calls = iter(range(100))
     refuse = Reply((), status=500)
     with (
-        fake_native(lambda body: refuse if next(calls) == 2 else Reply((5,))) as stock,
+        fake_native(lambda body: refuse if next(calls) == 3 else Reply((5,))) as stock,
         fake_native(lambda body: Reply((5,), report=segmented_report(body))) as redknot,
     ):
         args = parse(*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=none")
         assert not bench_rag.run(args)
     assert json.loads((tmp_path / "rag.json").read_text())["summary"]["permuted"]["stock"]["errors"] == 1
+
+
+def test_a_policy_that_is_not_served_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
+    files = [f"--json={tmp_path / 'rag.json'}", f"--png={tmp_path / 'rag.png'}"]
+    with (
+        fake_native(lambda body: Reply((5,))) as stock,
+        fake_native(lambda body: Reply((), status=400)) as redknot,
+    ):
+        words = [*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=bland"]
+        with pytest.raises(CliError, match="bland: a request of the warm-up failed: HTTP 400.*refused by the test"):
+            bench_rag.run(parse(*words))
+    assert len(stock.bodies) == 1 and stock.flushes == 0
+
+
+@pytest.mark.parametrize(("history", "same"), [("own", 0.5), ("stock", 1.0)])
+def test_stock_answers_in_all_dialogues_make_all_prompts_the_same(tmp_path: Path, history: str, same: float) -> None:
+    files = [f"--json={tmp_path / 'rag.json'}", f"--png={tmp_path / 'rag.png'}"]
+    with (
+        fake_native(lambda body: Reply((5, 6))) as stock,
+        fake_native(lambda body: Reply((7, 8), report=segmented_report(body))) as redknot,
+    ):
+        words = [*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=none"]
+        assert bench_rag.run(parse(*words, "--traffic=multiturn", f"--history={history}"))
+    assert json.loads((tmp_path / "rag.json").read_text())["summary"]["multiturn"]["none"]["same_prompts"] == same
 
 
 @pytest.mark.parametrize(
