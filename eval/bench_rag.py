@@ -7,11 +7,12 @@
 
 Two kinds of traffic. `permuted`: a lead, documents drawn from the corpus in an order of their own, a question.
 `multiturn`: dialogues in which every turn brings documents behind the earlier turns and answers, some of them again.
-Stock and each repair policy get the same dialogues, arrivals and, but for `custom_params`, the same requests: token ids, to
-`/generate`, streamed. An empty cache is where each of them begins; then all documents are shown once, which is not counted.
-In a dialogue the answers that a side gave stay in its prompts, so prompts are the same on both sides as far as answers
-are; the result says how many are. `--history stock` puts stock's answers into all prompts, which are then the same, but
-not what the other side's cache holds. Documents are generated and their questions have known answers, or come from a file.
+Stock and each repair policy get the same dialogues, arrivals and, but for `custom_params`, the same requests: token
+ids, to `/generate`, streamed. An empty cache is where each of them begins; then all documents are shown once, which
+is not counted. In a dialogue the answers that a side gave stay in its prompts, so prompts are the same on both sides
+as far as answers are; the result says how many are. `--history stock` puts stock's answers into all prompts, which
+are then the same, but not what the other side's cache holds. Documents are generated and their questions have known
+answers, or come from a file.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def pair(
 ) -> Iterator[dict[str, Server]]:
     """Both servers, started at the same time; they end with the context.
 
-    common: further flags of both. extra: further flags by side. logs: path whose name gets `-stock.log`, `-redknot.log`.
-    Raises ServerError if one does not come up.
+    common: further flags of both. extra: further flags by side. logs: path whose name gets `-stock.log`,
+    `-redknot.log`. Raises ServerError if one does not come up.
     """
     sides = {side: [*served.flags(), *common, *own, *extra.get(side, ())] for side, own in served.side_flags().items()}
     with ExitStack() as stack, ThreadPoolExecutor(len(sides)) as pool:

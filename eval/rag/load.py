@@ -25,8 +25,9 @@ class Record:
 
     late_s: how long after its arrival it was sent (open loop; else 0). prompt: its digest. Tokens of the prompt by
     class, as the server counts them: `reused` came from the cache and `computed` did not; `relocated` were moved to
-    where this prompt has them, those that were computed for its sake among them, `repaired` are those of `computed` that lie in a reused segment. output: token ids without
-    the end marker, which `output_tokens` counts. right: None where the answer is not scored.
+    where this prompt has them, those that were computed for its sake among them; `repaired` are those of `computed`
+    that lie in a reused segment. output: token ids without the end marker, which `output_tokens` counts. right: None
+    where the answer is not scored.
     """
 
     dialogue: int
@@ -56,9 +57,9 @@ class Record:
 class Load:
     """How a server is asked.
 
-    concurrency: dialogues under way at once in closed loop; rate: requests that arrive a second in open loop. One of them
-    is None. answer_tokens: most tokens of an answer. scored: answers end where the model ends them and are compared with
-    the known ones; otherwise they have exactly answer_tokens tokens.
+    concurrency: dialogues under way at once in closed loop; rate: requests that arrive a second in open loop. One of
+    them is None. answer_tokens: most tokens of an answer. scored: answers end where the model ends them and are
+    compared with the known ones; otherwise they have exactly answer_tokens tokens.
     """
 
     concurrency: int | None
@@ -110,7 +111,7 @@ class Runner:
     async def run(
         self, dialogues: Sequence[Dialogue], history: Mapping[Place, list[int]] | None = None
     ) -> list[Record]:
-        """Ask all turns; those of a dialogue one after the other, each with the answers to the earlier ones in its prompt.
+        """Ask all turns; those of a dialogue one after the other, with the answers to the earlier ones.
 
         history: those answers by dialogue and turn; None for the ones received. A dialogue ends with a turn that fails,
         or whose answer `history` has not got. Records come in the order of the dialogues.

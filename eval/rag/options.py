@@ -49,7 +49,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--history",
         choices=("own", servers.STOCK),
         default="own",
-        help="answers that a dialogue's prompts hold: the side's own, or stock's, which makes all prompts the same (own)",
+        help="answers in a dialogue's prompts: the side's own (default), or stock's, for the same prompts on all sides",
     )
     traffic.add_argument("--data", type=Path, help=f"public text instead of generated: {FORMATS}")
     traffic.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json for --data (the embedded model's)")

@@ -40,8 +40,8 @@ def summarize(phase: Phase, stock: Phase) -> dict[str, Any]:
     """Figures of a phase; seconds, and shares of the prompt tokens. `stock`: the same traffic on stock SGLang.
 
     Rates are over the time from the first request sent to the last answer. same_prompts: the share of requests whose
-    prompt was the same as on stock to the last token; in dialogues different answers make different prompts. ratio: stock's
-    median time to first token over this side's. Figures that no request gave are None.
+    prompt was the same as on stock to the last token; in dialogues different answers make different prompts. ratio:
+    stock's median time to first token over this side's. Figures that no request gave are None.
     """
     done = phase.complete
     failed = [record.error for record in phase.records if record.error is not None]

@@ -68,7 +68,7 @@ class TaskCorpus:
                 found = ask(self._world, family, item)
                 return order, Question(found.question, decode(found.answer), family)
         raise ValueError(
-            f"the {len(set(given))} documents of a prompt answer no question; use more documents for each request, or longer"
+            f"the {len(set(given))} documents of a prompt answer no question; use more of them, or longer ones"
         )
 
     def _held(self, item: tuple[int, ...]) -> set[int]:

@@ -17,7 +17,8 @@ from tests.cli.fake_server import QuietHandler, serving
 class Reply:
     """What to stream for one request: token ids one by one, then the end.
 
-    after_first: called when the first of them is out. cached: prompt tokens said to be cached. report: `meta_info.redknot` of the last event, None on a stock server.
+    after_first: called when the first of them is out. cached: prompt tokens said to be cached. report:
+    `meta_info.redknot` of the last event, None on a stock server.
     """
 
     ids: tuple[int, ...]
@@ -29,7 +30,7 @@ class Reply:
 
 
 class FakeNative:
-    """Address, bodies of /generate in the order they came, flushes, and requests that waited for `answer` at once at most."""
+    """Address, bodies of /generate in order, flushes, and how many requests waited for `answer` at once at most."""
 
     def __init__(self) -> None:
         self.url = ""

@@ -94,7 +94,7 @@ def test_the_command_measures_both_servers_and_writes_its_files(
     ):
         args = parse(*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=none,blend:0.05")
         assert bench_rag.run(args)
-    # One request wakes each side. Then two kinds of traffic: flush, two requests that show six documents, four that count.
+    # One request wakes each side; then, twice: flush, two requests that show six documents, four that count.
     assert (stock.flushes, redknot.flushes) == (2, 4)
     assert len(redknot.bodies) == 2 * len(stock.bodies) == 2 * (1 + 2 * (2 + 4))
     found = json.loads((tmp_path / "new" / "rag.json").read_text())
