@@ -32,9 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     running.add_argument("--stock", metavar="URL", help="a stock server that runs, with its radix cache on")
     running.add_argument("--redknot", metavar="URL", help="a --redknot server that runs, on the same model")
     servers.add_arguments(running, threads=1)
-    running.add_argument(
-        "--kv-tokens", type=int, help="KV of each server, in tokens of stock (default: see the result)"
-    )
+    running.add_argument("--kv-tokens", type=int, help="KV of each, in tokens of stock (the corpus and 8 prompts)")
     running.add_argument("--chunk", type=int, help="tokens of a prefill chunk (8192 on a GPU, 2048 on the CPU)")
     running.add_argument("--policies", default="boundary:16,blend:0.05", help="repair policies (%(default)s)")
     traffic = parser.add_argument_group("traffic")
