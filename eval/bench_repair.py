@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.provenance import provenance
+from eval.provenance import origin
 from eval.segmented import SegmentedModel
 from eval.tasks import TASKS, Example, make_example, render
 from eval.tasks.examples import EVALUATION
@@ -186,15 +186,6 @@ def print_table(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
             lines.append([policy, *cells, f"{mean:.3f}", change, f"{share:.3f}"])
         print(f"\n{length} tokens, n = {max((r['n'] for r in rows if r['length'] == length), default=0)}")
         print(format_table(["policy", *args.tasks, "mean", "points", "rows"], lines))
-
-
-def origin(args: argparse.Namespace) -> dict[str, Any]:
-    """`provenance`, or what can be said without an NVIDIA driver."""
-    try:
-        return provenance(args)
-    except FileNotFoundError:
-        options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
-        return {"options": options, "hardware": "CPU", "versions": {"torch": torch.__version__}}
 
 
 def main() -> None:
