@@ -5,7 +5,7 @@
     python -m eval.bench_segment_hit --shape qwen3-8b --documents 16 --document-tokens 2048 --json out/hit.json
 
 Every prompt is a lead, all documents in an order of its own, and a tail of its own. Both servers have seen all documents
-before, have their prefix cache on and get the same prompts, one at a time: stock finds the lead and what the order has in
+before, have their prefix cache on and get the same prompts, one at a time, while the other server is stopped: stock finds the lead and what the order has in
 common with an earlier one, RedKnot finds the documents. `--max-new-tokens` is 1, so the time of a request is its time to
 first token. A shape is served with dummy weights, stock with FA3; dummy weights are so small that context changes no row,
 and `blend` repairs none, so for it give weights of eval.make_checkpoint; on a GPU one more prompt is profiled on each side, and
@@ -28,7 +28,7 @@ from typing import Any
 import requests
 
 from eval.provenance import origin
-from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, pair
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, pair
 from redknot_sglang.cli.launch import Server
 from redknot_sglang.cli.table import format_table
 
@@ -155,8 +155,8 @@ def main() -> None:
     result: dict[str, Any] = {**origin(args), "sides": {}}
     with pair(served, common_flags(args), {}, args.json.parent / "segment-hit") as servers:
         for side in (STOCK, *policies):
-            server = servers[STOCK if side == STOCK else REDKNOT]
-            result["sides"][side] = measure(server, side, args, vocabulary)
+            with alone(servers, STOCK if side == STOCK else REDKNOT) as server:
+                result["sides"][side] = measure(server, side, args, vocabulary)
             args.json.write_text(json.dumps(result, indent=1))
     print_table(result["sides"])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +111,23 @@ def pair(
 
         starting = {side: pool.submit(start, side) for side in sides}
         yield {side: future.result() for side, future in starting.items()}
+
+
+@contextmanager
+def alone(servers: Mapping[str, Server], side: str) -> Iterator[Server]:
+    """One of the servers, with all others stopped (SIGSTOP) until the context ends.
+
+    An idle scheduler spins, and on a GPU the driver shares out the card among processes that are awake: measured beside an
+    idle server, the one that is asked is slower.
+    """
+    others = [server.process.pid for name, server in servers.items() if name != side]
+    for group in others:
+        os.killpg(group, signal.SIGSTOP)
+    try:
+        yield servers[side]
+    finally:
+        for group in others:
+            os.killpg(group, signal.SIGCONT)
 
 
 def flush(url: str) -> None:

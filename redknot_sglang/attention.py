@@ -17,6 +17,7 @@ from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, Pa
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.probe import readout_of
 from redknot_sglang.reuse.rotary import RotaryError, rotation_of
@@ -59,6 +60,8 @@ class RedKnotAttention(AttentionBackend):
         self.scattered_path = self.path
         if isinstance(pool.rotation, Rotation):
             self.scattered_path = scattered_path(self.path, spec)
+            probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
+            pool.arithmetic = Arithmetic.of(runner.model_config.hf_text_config, heads, self.head_dim, probe_width)
             if pool.probes is not None:
                 pool.probes.readout = readout_of(runner.model, heads, self.head_dim)
 

@@ -23,6 +23,7 @@ from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
+from redknot_sglang.reuse.arithmetic import Arithmetic
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class HeadClassPool(SWAKVPool):
         self.relocations = RelocationQueue()
         # How the model rotates keys, or why its keys cannot be relocated; the attention backend finds out.
         self.rotation: Rotation | RedKnotError | None = None
+        # What prefill of this rank costs, if segmented mode can serve the model; from the same place.
+        self.arithmetic: Arithmetic | None = None
         self.probes: ProbeBuffers | None = None
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)

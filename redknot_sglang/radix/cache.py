@@ -8,21 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult, MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
 from redknot_sglang.radix.report import report_request
 from redknot_sglang.reuse.admission import SegmentAdmission
+from redknot_sglang.reuse.isolated import is_isolated
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
-from redknot_sglang.serve.metrics import ClassMetrics
+from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
 
 
 class HeadClassRadixCache(UnifiedRadixCache):
@@ -34,7 +37,10 @@ class HeadClassRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._budget_window = _windows(self)
-        self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if params.enable_metrics else None
+        metered = bool(params.enable_metrics)
+        self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if metered else None
+        # Ranks compute shares of the same rows: one of them counts.
+        self._segment_metrics = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
         self._plan: Plan | None = None
         self._whole = False
         self.reuse = SegmentAdmission(self)
@@ -104,8 +110,15 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self._drop_transient(req)
         self.reuse.sources.release(req)
         self.reuse.sources.isolated.done(req)
-        cost = self.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
-        report_request(req, self.local_heads.window, self.local_heads.sink, cost)
+        pool = self.token_to_kv_pool_allocator.get_kvcache()
+        window, sink = self.local_heads.window, self.local_heads.sink
+        report = report_request(req, window, sink, pool.bytes_per_slot, pool.arithmetic)
+        if self._segment_metrics is not None and pool.arithmetic is not None:
+            if is_isolated(req):
+                rows = np.arange(int(req.cached_tokens), len(req.origin_input_ids))
+                self._segment_metrics.count_isolated(len(rows), pool.arithmetic.computed(rows))
+            elif report is not None:
+                self._segment_metrics.count_request(report)
         self._update_metrics()
 
     def _dec_req_lock(self, req: Any, *, skip_swa: bool = False) -> None:

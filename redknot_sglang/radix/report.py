@@ -7,7 +7,8 @@ from typing import Any
 
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import inside
+from redknot_sglang.radix.spans import inside, positions_of
+from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 
@@ -17,14 +18,18 @@ def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int
     return length * cost.global_slot + min(length, sink + window) * cost.local
 
 
-def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
-    """Attach the report to a finished request; a retracted one goes on later and gets none.
+def report_request(
+    req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None
+) -> dict[str, Any] | None:
+    """Attach the report to a finished request and return it; a retracted one goes on later and gets none.
+
+    arithmetic: of this rank; needed for segmented requests.
 
     SGLang streams lists of custom values, one per output token, cut where a stop string cut the output; so every entry is
     the report, and `seams/tokenizer.py` turns the list into the object that callers see.
     """
     if req.finished_reason is None or not req.output_ids:
-        return
+        return None
     length = len(req.origin_input_ids) + len(req.output_ids)
     plan = plan_of(req)
     report = {
@@ -34,7 +39,9 @@ def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
-    if plan is not None:
+    if plan is not None and arithmetic is not None:
+        prompt = len(req.origin_input_ids)
+        rows = positions_of(plan.computed(req.__dict__.get("redknot_start", 0), prompt))
         report |= {
             "segments": len(plan.segments),
             "policy": plan.repair.name,
@@ -42,8 +49,11 @@ def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
             "reused_tokens": int(req.cached_tokens),
             "relocated_tokens": req.__dict__.get("redknot_relocated", 0),
             "repaired_tokens": req.__dict__.get("redknot_repaired", 0),
+            "flops": arithmetic.computed(rows) + req.__dict__.get("redknot_probed_flops", 0),
+            "dense_flops": arithmetic.dense(prompt),
         }
     req.customized_info = {**(req.customized_info or {}), KEY: [report] * len(req.output_ids)}
+    return report
 
 
 def count_stretch(req: Any, stretch: Stretch) -> None:

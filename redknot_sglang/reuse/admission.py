@@ -15,7 +15,7 @@ from torch import Tensor
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.pool.relocation import move_rows
-from redknot_sglang.radix.spans import Span, clip, inside, spans_of
+from redknot_sglang.radix.spans import Span, clip, inside, positions_of, spans_of
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
@@ -68,6 +68,8 @@ class SegmentAdmission:
         plan = plan_of(req)
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
         req.redknot_dead = []
+        if not req.retracted_stain:
+            req.redknot_start = start
         if plan is None or not clip(plan.reused, start, length):
             self.sources.release(req)
             return call()
@@ -93,6 +95,7 @@ class SegmentAdmission:
             self.sources.isolated.wait_for_forwards()
             mapping = self.allocator.full_to_swa_index_mapping
             req.redknot_plan = plan = plan.choosing(choose_rows(self._pool, mapping, plan.repair, pieces, undecided))
+            req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
             self.sources.keep(req, plan.sources(start))
         return plan
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus gauges per head class, under SGLang's `/metrics` (`--enable-metrics`)."""
+"""Prometheus metrics, under SGLang's `/metrics` (`--enable-metrics`)."""
 
 from __future__ import annotations
 
@@ -33,3 +33,33 @@ class ClassMetrics:
         for head_class, states in tree_sizes(tree).items():
             for state, tokens in states.items():
                 self._tree.labels(head_class, state).set(tokens)
+
+
+class SegmentMetrics:
+    """`redknot:segment_rows_total{kind}` and `redknot:segment_flops_total{kind}`: prefill of segmented requests.
+
+    Rows are prompt tokens, `reused`, `relocated`, `repaired` and `computed` (repaired ones included) by requests, and
+    `isolated`, computed for all who want a segment. Operations are those of requests (`computed`, probes included) and of
+    isolated prefills on this rank, and what `dense` prefill without a cache would take.
+    """
+
+    def __init__(self) -> None:
+        # Imported here for the reason above.
+        from prometheus_client import Counter
+
+        self._rows = Counter("redknot:segment_rows", "Prompt tokens of segmented requests", labelnames=["kind"])
+        self._flops = Counter("redknot:segment_flops", "Prefill operations of segmented requests", labelnames=["kind"])
+
+    def count_request(self, report: dict[str, Any]) -> None:
+        """Add a finished request's `meta_info.redknot`, if it was segmented."""
+        if report["mode"] != "segmented":
+            return
+        for kind in ("reused", "relocated", "repaired", "computed"):
+            self._rows.labels(kind).inc(report[f"{kind}_tokens"])
+        self._flops.labels("computed").inc(report["flops"])
+        self._flops.labels("dense").inc(report["dense_flops"])
+
+    def count_isolated(self, rows: int, flops: int) -> None:
+        """Add an isolated prefill."""
+        self._rows.labels("isolated").inc(rows)
+        self._flops.labels("isolated").inc(flops)

@@ -101,7 +101,7 @@ def test_answers_report_what_they_cost(redknot_server: Server) -> None:
         "mode": "exact",
         "cached_tokens": 0,
         "computed_tokens": len(PROMPT),
-        "kv_bytes": length * 6 * 512 + (128 + 4) * 18 * 512,
+        "kv_bytes": length * 6 * 512 + (128 + 4) * (18 + 4) * 512,
         "stock_kv_bytes": length * 24 * 512,
     }
     assert warm == cold | {"cached_tokens": len(PROMPT) - 1, "computed_tokens": 1}
@@ -132,6 +132,36 @@ def test_config_file_switches_on_and_metrics_count_slots(config_server: Server) 
         for gauge, value in (("slots", state["slots"]), ("slots_used", state["used"])):
             shown = re.findall(rf'^redknot:{gauge}{{head_class="{name}"}} (\S+)$', metrics, re.MULTILINE)
             assert [float(number) for number in shown] == [value]
+
+
+def test_metrics_count_what_segments_save(config_server: Server) -> None:
+    segments = {"redknot_segments": [10, 90], "redknot_repair": "blend:0.1"}
+    document = PROMPT[:80]
+    before = _counters(config_server)
+    reports = [
+        config_server.generate(
+            [*range(500, 500 + lead), *document, *PROMPT[:20]],
+            2,
+            sampling_params={"custom_params": {**segments, "redknot_segments": [lead, lead + 80]}},
+        )["meta_info"]["redknot"]
+        for lead in (10, 30)
+    ]
+    after = _counters(config_server)
+    assert reports[1]["flops"] < reports[1]["dense_flops"]
+    for kind, key in (("reused", "reused_tokens"), ("computed", "computed_tokens"), ("repaired", "repaired_tokens")):
+        assert after["rows", kind] - before.get(("rows", kind), 0) == sum(report[key] for report in reports)
+    # The leads and the document, each once.
+    assert after["rows", "isolated"] - before.get(("rows", "isolated"), 0) == 10 + 30 + 80
+    for kind, key in (("computed", "flops"), ("dense", "dense_flops")):
+        counted = after["flops", kind] - before.get(("flops", kind), 0)
+        assert counted == pytest.approx(sum(report[key] for report in reports))
+
+
+def _counters(server: Server) -> dict[tuple[str, str], float]:
+    """`redknot:segment_*_total` by what is counted and kind."""
+    metrics = requests.get(server.url + "/metrics", timeout=60).text
+    found = re.findall(r'^redknot:segment_(\w+)_total{kind="(\w+)"} (\S+)$', metrics, re.MULTILINE)
+    return {(what, kind): float(value) for what, kind, value in found}
 
 
 def test_engine_keywords_switch_on(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floating-point operations of prefill, counted from shapes: what a plan computes, and what dense prefill would."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.radix.spans import Positions
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Operations of a decoder on one rank; a multiplication and an addition are two.
+
+    row: of a row's projections and MLP in all layers. pair: of one query head with one key, logit and value. wide, near:
+    query heads of the global and of the local class in all layers. probe: query heads of the probe layer. window, sink: of
+    the local class. Norms, rotation, softmax and the output layer, which one row of a prompt passes, are left out.
+    """
+
+    row: int
+    pair: int
+    wide: int
+    near: int
+    probe: int
+    window: int
+    sink: int
+
+    @classmethod
+    def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int) -> Arithmetic:
+        """For a rank's share of the heads of a model with a dense gated MLP, from its Hugging Face config."""
+        group = config.num_attention_heads // config.num_key_value_heads
+        share = heads.num_kv_heads / config.num_key_value_heads
+        values = head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+        weights = config.hidden_size * (values + 3 * config.intermediate_size)
+        wide = group * sum(heads.num_global(layer) for layer in range(heads.num_layers))
+        near = group * heads.num_kv_heads * heads.num_layers - wide
+        row = int(2 * heads.num_layers * weights * share)
+        return cls(row, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
+
+    def computed(self, rows: Positions) -> int:
+        """Rows at these positions, under the head map."""
+        keys = rows + 1
+        seen = self.wide * keys.sum() + self.near * np.minimum(keys, self.window + self.sink).sum()
+        return self.row * len(rows) + self.pair * int(seen)
+
+    def dense(self, length: int) -> int:
+        """All rows of a prompt, every head over everything before: stock SGLang without a cache."""
+        return self.row * length + self.pair * (self.wide + self.near) * (length * (length + 1) // 2)
+
+    def probed(self, rows: Positions) -> int:
+        """A probe of rows at these positions."""
+        return self.pair * self.probe * int((rows + 1).sum())
