@@ -111,10 +111,16 @@ class Simulation:
         req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
         self.rows.write((req.req_pool_idx, slice(0, req.computed)), match.device_indices)
 
-    def prefill(self, req: SimulatedRequest, rows: int) -> None:
-        """Compute up to `rows` more positions and cache them, as a chunk or, at the end of the prompt, for good."""
+    def prefill(self, req: SimulatedRequest, rows: int, finish: bool = False) -> None:
+        """Compute up to `rows` more positions and cache them, as a chunk or, at the end of the prompt, for good.
+
+        finish: the request ends with its prompt, as one for a single token does.
+        """
         end = min(len(req.ids), req.computed + rows)
         self._compute(req, end)
+        if finish and end == len(req.ids):
+            self.finish(req)
+            return
         self.tree.cache_unfinished_req(req, chunked=end < len(req.ids))
 
     def decode(self, req: SimulatedRequest, token: int, maintain: bool) -> None:
