@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
-from tests.radix.simulation import SimulatedRequest, Simulation
+from tests.radix.simulation import Simulation
 
 WINDOW, SINK = 16, 4
 
@@ -21,14 +21,7 @@ def simulation() -> Simulation:
 
 
 def compute(simulation: Simulation, prompt: list[int], whole: bool = False) -> None:
-    req = admit(simulation, prompt, whole)
-    simulation.prefill(req, 1000, finish=True)
-
-
-def admit(simulation: Simulation, prompt: list[int], whole: bool = False) -> SimulatedRequest:
-    req = simulation.admit(prompt)
-    req.redknot_whole = whole  # type: ignore[attr-defined]
-    return req
+    simulation.prefill(simulation.admit(prompt, whole=whole), 1000, finish=True)
 
 
 def key(prompt: list[int]) -> RadixKey:
@@ -100,7 +93,7 @@ def test_a_path_that_another_goes_on_from_stays(simulation: Simulation) -> None:
 def test_what_a_request_has_locked_stays(simulation: Simulation) -> None:
     prompt = list(range(300))
     compute(simulation, prompt)
-    req = admit(simulation, [*prompt, 999])
+    req = simulation.admit([*prompt, 999])
     assert req.cached_tokens == 300
     assert simulation.tree.free_path(key(prompt), set()) == 0
     simulation.prefill(req, 1000)

@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no such token": ({"segments": [[1, 99999]]}, "token id 99999"),
     "negative token": ({"segments": [[-1]]}, "token id -1"),
     "separator": ({"segments": [f"a{DEFAULT_SEPARATOR}b"]}, "separator"),
-    "special token": ({"segments": ["a", "b<|im_end|>"]}, "segment 1 has the special token"),
+    "special token": ({"segments": ["a", "b<|end|>"]}, "segment 1 has the special token"),
     "lead": ({"segments": ["a"], "lead": "b"}, "--redknot-segment-lead lead"),
     "unknown field": ({"segments": ["a"], "leed": "b"}, "field leed is not known"),
     "extra_key": ({"segments": ["a"], "extra_key": 5}, "extra_key must be text"),
