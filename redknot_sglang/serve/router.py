@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
 from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.seams import active
 from redknot_sglang.serve import segments
 
-router = APIRouter(prefix="/redknot", tags=["redknot"])
+router = APIRouter(prefix="/redknot")
 
 
 @router.get("/status")
@@ -53,6 +54,17 @@ async def forget_segments(request: Request) -> JSONResponse:
         return await segments.forget(_manager(), await _identities(request))
 
     return await _or_400(answer())
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add all routes to SGLang's application.
+
+    One by one: SGLang looks for the auth level of an endpoint among the application's own routes, and not in routers that
+    it includes.
+    """
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        app.add_api_route(route.path, route.endpoint, methods=sorted(route.methods or ()), tags=["redknot"])
 
 
 async def _identities(request: Request) -> list[str] | None:

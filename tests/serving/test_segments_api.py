@@ -217,6 +217,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "lead": ({"segments": ["a"], "lead": "b"}, "--redknot-segment-lead lead"),
     "unknown field": ({"segments": ["a"], "leed": "b"}, "field leed is not known"),
     "extra_key": ({"segments": ["a"], "extra_key": 5}, "extra_key must be text"),
+    "half a character": ({"segments": ["a\ud800"]}, "the body is not JSON"),
     "unknown policy": ({"segments": ["a"], "repair": "magic"}, "use one of none, boundary:K"),
     "longer than the context": ({"segments": [[400] * 9000]}, "split it"),
     "longer than the local pool": ({"segments": [[400] * 3500]}, "local KV slots"),
