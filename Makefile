@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval test test-full test-gpu lint format requirements clean
+.PHONY: help install demo eval bench-rag test test-full test-gpu lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: on
 URL ?= http://127.0.0.1:30000
 eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eval/tasks
 	$(PY) -m redknot_sglang.cli.main eval --url $(URL)
+
+bench-rag: $(STAMP) ## retrieval traffic on both servers, CPU: permuted documents and dialogues; JSON and PNG in out/rag
+	$(PY) -m eval.bench_rag
 
 test: $(STAMP) ## all tests that need no GPU
 	$(PY) -m pytest -m "not gpu" --durations=15

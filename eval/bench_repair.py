@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.provenance import provenance
+from eval.provenance import origin
 from eval.segmented import SegmentedModel
 from eval.tasks import TASKS, Example, make_example, render
 from eval.tasks.examples import EVALUATION
@@ -45,8 +45,8 @@ from redknot_sglang.cli.table import format_table
 MODEL = Path(__file__).parent / "model"
 SHUFFLE = 1
 POLICIES = (
-    "dense,none,boundary:4,boundary:8,boundary:16,boundary:32,boundary:64,blend:0.15,random:0.15,oracle:0.15,heads,"
-    "none+lead,boundary:16+lead,boundary:64+lead,blend:0.15+lead,heads+lead"
+    "dense,none,boundary:16,boundary:64,blend:0.05,blend:0.08,cacheblend:0.05,random:0.05,oracle:0.05,heads,"
+    "none+lead,boundary:16+lead,blend:0.05+lead,heads+lead"
 )
 Job = tuple[str, int, int]
 
@@ -186,15 +186,6 @@ def print_table(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
             lines.append([policy, *cells, f"{mean:.3f}", change, f"{share:.3f}"])
         print(f"\n{length} tokens, n = {max((r['n'] for r in rows if r['length'] == length), default=0)}")
         print(format_table(["policy", *args.tasks, "mean", "points", "rows"], lines))
-
-
-def origin(args: argparse.Namespace) -> dict[str, Any]:
-    """`provenance`, or what can be said without an NVIDIA driver."""
-    try:
-        return provenance(args)
-    except FileNotFoundError:
-        options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
-        return {"options": options, "hardware": "CPU", "versions": {"torch": torch.__version__}}
 
 
 def main() -> None:

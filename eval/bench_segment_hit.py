@@ -20,22 +20,18 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
 
-from eval.bench_repair import origin
-from eval.bench_serve import FLAGS, STOCK_FLAGS
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+from eval.provenance import origin
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, pair
+from redknot_sglang.cli.launch import Server
 from redknot_sglang.cli.table import format_table
 
-ROOT = Path(__file__).resolve().parent
-TIMEOUT = 500
 # Parts of kernel names, looked for in this order.
 KERNELS = {
     "relocation": ("relocate",),
@@ -85,7 +81,7 @@ def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int
     prompts = Traffic(args, vocabulary).prompts()
 
     def params(offsets: list[int]) -> dict[str, Any] | None:
-        return None if side == "stock" else {"redknot_segments": offsets, "redknot_repair": side}
+        return None if side == STOCK else {"redknot_segments": offsets, "redknot_repair": side}
 
     for _ in range(1 + args.warm_up):
         ids, offsets = next(prompts)
@@ -124,32 +120,23 @@ def profile(server: Server, ids: list[int], params: dict[str, Any] | None) -> di
     return {"request": 1000 * seconds, **spent}
 
 
-def serve(stack: ExitStack, args: argparse.Namespace, side: str, flags: Sequence[str]) -> Server:
-    """A started server; it ends with `stack`."""
+def common_flags(args: argparse.Namespace) -> list[str]:
+    """What both servers get beside the model."""
     tokens = args.lead_tokens + args.documents * args.document_tokens + args.tail_tokens
-    common = [
+    graphs = ["--cuda-graph-max-bs-decode=4"] if args.shape else []
+    return [
         f"--max-total-tokens={4 * tokens}",
         f"--context-length={tokens + 64}",
         f"--chunked-prefill-size={args.chunk}",
         "--max-running-requests=4",
+        *graphs,
     ]
-    if args.shape:
-        weights = [] if args.checkpoint else ["--load-format=dummy"]
-        common += [f"--model-path={args.checkpoint or ROOT / 'shapes' / args.shape}", *weights, *FLAGS]
-        common += ["--cuda-graph-max-bs-decode=4", "--mem-fraction-static=0.42"]
-    else:
-        common += [f"--model-path={ROOT / 'model'}", *CPU_FLAGS, "--random-seed=1"]
-    environment = None if args.shape else {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(args.threads)}
-    log = args.json.parent / f"segment-hit-{side}.log"
-    return stack.enter_context(launch([*common, *flags], log, env=environment, timeout=TIMEOUT))
 
 
 def main() -> None:
     """Start both servers, measure one side after the other, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
-    parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="weights of eval.make_checkpoint instead of dummies")
+    add_arguments(parser, threads=2)
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--document-tokens", type=int, default=496)
     parser.add_argument("--lead-tokens", type=int, default=32)
@@ -158,25 +145,18 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=7)
     parser.add_argument("--warm-up", type=int, default=2, help="prompts after the first that are not counted")
     parser.add_argument("--policies", default="none,boundary:16,blend:0.05")
-    parser.add_argument("--threads", type=int, default=2, help="of the servers, on the CPU (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    folder = ROOT / "shapes" / args.shape if args.shape else ROOT / "model"
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    head_map = folder / (args.head_map if args.shape else "head_map.json")
+    served = Served.of(args)
+    vocabulary = served.config["vocab_size"]
     policies = args.policies.split(",")
-    sides = {
-        "stock": list(STOCK_FLAGS if args.shape else ()),
-        "redknot": ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"],
-    }
     result: dict[str, Any] = {**origin(args), "sides": {}}
-    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        starting = {name: pool.submit(serve, stack, args, name, flags) for name, flags in sides.items()}
-        servers = {name: future.result() for name, future in starting.items()}
-        for side in ("stock", *policies):
-            result["sides"][side] = measure(servers["stock" if side == "stock" else "redknot"], side, args, vocabulary)
+    with pair(served, common_flags(args), {}, args.json.parent / "segment-hit") as servers:
+        for side in (STOCK, *policies):
+            server = servers[STOCK if side == STOCK else REDKNOT]
+            result["sides"][side] = measure(server, side, args, vocabulary)
             args.json.write_text(json.dumps(result, indent=1))
     print_table(result["sides"])
 

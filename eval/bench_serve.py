@@ -32,19 +32,8 @@ import requests
 
 from eval.agreement import compare, replies
 from eval.provenance import provenance
+from eval.servers import FLAGS, ROOT, STOCK_FLAGS, TIMEOUT
 from redknot_sglang.cli.launch import Server, launch
-
-ROOT = Path(__file__).resolve().parent
-FLAGS = (
-    "--skip-tokenizer-init",
-    "--grammar-backend=none",
-    "--sampling-backend=pytorch",
-    "--skip-server-warmup",
-    "--cuda-graph-backend-prefill=disabled",
-    "--random-seed=1",
-)
-STOCK_FLAGS = ("--attention-backend=fa3",)
-TIMEOUT = 500
 
 
 class Bench:

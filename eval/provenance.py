@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +18,21 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises subprocess.CalledProcessError or FileNotFoundError if there is no NVIDIA driver.
     """
-    options = {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
     words = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     hardware = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+    return _head(args, hardware)
+
+
+def origin(args: argparse.Namespace) -> dict[str, Any]:
+    """`provenance`, or what can be said without an NVIDIA driver."""
+    try:
+        return provenance(args)
+    except FileNotFoundError:
+        return _head(args, f"CPU, {os.cpu_count()} cores")
+
+
+def _head(args: argparse.Namespace, hardware: str) -> dict[str, Any]:
+    options = {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
     return {"options": options, "hardware": hardware, "versions": {name: _version(name) for name in PACKAGES}}
 
 

@@ -9,9 +9,12 @@ local heads: fresh K and V of computed rows, relocated ones of the others. Polic
 
 - `none`; `boundary:k`, the first k rows of each segment; `heads`: every row is computed, but in segments only for the
   global heads; the local heads' K, V and attention output there stay those of isolation.
-- `blend:r` (after CacheBlend, arXiv 2405.16444): of each segment the share r of the rows whose K and V in the global
-  heads of one early layer deviate most from a causal pass, leaving out rows that hardly do; `blend:r:l` names the layer,
-  else it is `SegmentedModel.blend_layer`. Shares of single segments, so that what follows changes no choice.
+- `blend:r`: of each segment the share r of the rows that a probe says change most in context, leaving out rows that hardly
+  do. Queries, K and V of the first layer with global heads as isolation left them, of segments and of the text between
+  them; what rows get from all before them less what they got in isolation, carried to the values of the next layer's
+  global heads. Shares of single segments, so that what follows changes no choice.
+- `cacheblend:r` (arXiv 2405.16444, by segment and by global heads): the rows whose K and V in the global heads of one early
+  layer deviate most from a causal pass; `cacheblend:r:l` names the layer, else it is `SegmentedModel.blend_layer`.
 - controls of the same size: `random:r`, and `oracle:r`, most deviation over the global heads of all layers together.
 - `dense`: exact mode, every row computed under the head map.
 """
@@ -19,11 +22,9 @@ local heads: fresh K and V of computed rows, relocated ones of the others. Polic
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from eval.repair_rows import repair_rows
 from eval.train.checkpoint import hf_config, load_weights
 from eval.train.model import EmbeddedModel, Layer, ModelConfig, finish, project, read_out, rotate
 
@@ -39,9 +41,6 @@ Segments = Sequence[tuple[int, int]]
 Ids = tuple[int, ...]
 Spans = tuple[tuple[int, int], ...]
 CHUNK_ROWS = 1024
-# A row whose squared relative deviation is below this (1 % of K and V) is as good as repaired.
-UNCHANGED = 1e-4
-_NUMBERS = {"none": (0,), "boundary": (1,), "blend": (1, 2), "random": (1,), "oracle": (1,)}
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,14 @@ class State:
 
 
 class Cached(NamedTuple):
-    """Isolated segments in place, other rows 0: k, v [layers, T, KV heads, D], attention [layers, T, query heads, D]."""
+    """Isolated spans in place, other rows 0: k, v [layers, T, KV heads, D]; q and attention [layers, T, query heads, D].
+
+    q and k are rotated to true positions.
+    """
 
     k: Tensor
     v: Tensor
+    q: Tensor
     attended: Tensor
 
 
@@ -85,21 +88,21 @@ class SegmentedModel:
         if not shaped or [len(row) for row in found["layers"]] != [c.kv_heads] * c.layers:
             raise ValueError("model folder or head map is not of the embedded model's shape")
         self.device, self.dtype = device, dtype
-        self._model = EmbeddedModel(c).requires_grad_(False)
-        load_weights(self._model, model_dir / "model.safetensors")
-        self._model.to(device, dtype)
+        self.weights = EmbeddedModel(c).requires_grad_(False)
+        load_weights(self.weights, model_dir / "model.safetensors")
+        self.weights.to(device, dtype)
         # Angles in float64, so that R(p - p0) R(p0) and R(p) differ by float32 rounding alone.
         frequency = c.rope_theta ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
         angle = torch.arange(c.max_positions, dtype=torch.float64)[:, None] * torch.cat([frequency] * 2)
-        # `blend:r` ranks rows by the global heads of this layer. What a global head brings from other documents is in
-        # K and V only behind its layer, so it is the second layer that has any.
-        self.blend_layer = ([*sorted({layer for layer, _ in heads}), 0, 0])[1]
+        # `blend` looks at the output of the first layer with global heads, `cacheblend` at K and V of the second one: what
+        # a global head brings from other documents is in K and V only behind its layer.
+        self.probe_layer, self.blend_layer = ([*sorted({layer for layer, _ in heads}), 0, 0])[:2]
         # On the device once: an index given as a list would be copied there, with a wait, at each use.
-        self._heads = [(self._index(c.global_in(i)), self._index(c.local_in(i))) for i in range(c.layers)]
+        self.heads = [(self._index(c.global_in(i)), self._index(c.local_in(i))) for i in range(c.layers)]
         self._cos, self._sin = angle.cos().float().to(device), angle.sin().float().to(device)
         # Policies are compared on one prompt after another; what does not depend on them is computed once.
-        self._isolate = lru_cache(maxsize=2)(self._run_isolated)
-        self._dense = lru_cache(maxsize=1)(lambda p, forced: self._compute(p, forced, (), self._empty(len(p + forced))))
+        self.isolate = lru_cache(maxsize=4)(self._run_isolated)
+        self.dense = lru_cache(maxsize=1)(lambda p, forced: self._compute(p, forced, (), self._empty(len(p + forced))))
 
     def prefill(
         self, ids: Tokens, segments: Segments, policy: str, lead: str = "none", seed: int = 0, answer: Tokens = ()
@@ -116,12 +119,12 @@ class SegmentedModel:
         if lead not in ("none", "lead"):
             raise ValueError(f"unknown lead policy {lead!r}; known: none, lead")
         if policy == "dense":
-            return self._dense(prompt, forced)
+            return self.dense(prompt, forced)
         inside = [p for a, b in spans for p in range(a, min(b, len(prompt) - 1))]
-        cached = self._isolate(prompt + forced, spans, lead)
+        cached = self.isolate(prompt + forced, spans, lead)
         if policy == "heads":
             return self._compute(prompt, forced, [], cached, inside)
-        clean = set(inside).difference(self._repair(policy, prompt, forced, spans, inside, cached, seed))
+        clean = set(inside).difference(repair_rows(self, policy, prompt, forced, spans, cached, seed))
         return self._compute(prompt, forced, clean, cached)
 
     def generate(self, state: State, most: int, stop: int | None = None) -> list[int]:
@@ -133,36 +136,6 @@ class SegmentedModel:
             ids = pad(ids, (0, 1), value=token)
             logits = self._forward(ids, [len(ids) - 1], k[:, : len(ids)], v[:, : len(ids)], 1)[-1]
         return out
-
-    def _repair(
-        self, policy: str, prompt: Ids, forced: Ids, spans: Spans, inside: list[int], cached: Cached, seed: int
-    ) -> Sequence[int]:
-        """Positions of the repair rows."""
-        name, *numbers = policy.split(":")
-        if len(numbers) not in _NUMBERS.get(name, ()):
-            raise ValueError(f"{policy!r} is none of: none, boundary:k, blend:r[:l], random:r, oracle:r, heads, dense")
-        if name in ("none", "boundary"):
-            return [p for a, b in spans for p in range(a, min(b, a + int((numbers or ["0"])[0])))]
-        share = float(numbers[0])
-        parts = [range(a, min(b, len(prompt) - 1)) for a, b in spans if a < len(prompt) - 1]
-        if name == "random":
-            rng = random.Random(seed)
-            return [row for part in parts for row in rng.sample(part, ceil(share * len(part)))]
-        chosen = numbers[1:] or [str(self.blend_layer)] if name == "blend" else range(self.config.layers)
-        true, rows = self._dense(prompt, forced), list[int]()
-        for part in parts:
-            at = slice(part.start, part.stop)
-            deviation = torch.zeros(len(part), device=self.device)
-            for layer in map(int, chosen):
-                heads = self.config.global_in(layer)
-                for kept, fresh in ((cached.k, true.k), (cached.v, true.v)) if heads else ():
-                    wanted = fresh[layer, at][:, heads].float()
-                    error = (kept[layer, at][:, heads].float() - wanted).square().sum((1, 2))
-                    # Relative, because K is larger than V and layers differ in scale: one of them would decide alone.
-                    deviation += error / wanted.square().sum((1, 2)).mean()
-            top, order = (x[: ceil(share * len(part))] for x in deviation.sort(descending=True, stable=True))
-            rows += [part[i] for i in order[top > UNCHANGED].tolist()]
-        return rows
 
     def _run_isolated(self, ids: Ids, spans: Spans, lead: str) -> Cached:
         c, kept, before = self.config, self._empty(len(ids)), spans[0][0] if spans and lead == "lead" else 0
@@ -177,6 +150,7 @@ class SegmentedModel:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kept.k[layer, target] = rotate(k[taken], self._cos[shift], self._sin[shift])
             kept.v[layer, target] = v[taken]
+            kept.q[layer, target] = rotate(q[taken], self._cos[shift], self._sin[shift])
             mask = torch.stack([wide if h in c.global_in(layer) else near for h in range(c.kv_heads)])
             q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
             k, v, mask = (x.repeat_interleave(c.q_heads // c.kv_heads, -3) for x in (k, v, mask))
@@ -209,13 +183,13 @@ class SegmentedModel:
 
         def attend(layer: int, q: Tensor, new_k: Tensor, new_v: Tensor) -> Tensor:
             if held:
-                stay = (held[0], self._heads[layer][1])
+                stay = (held[0], self.heads[layer][1])
                 new_k[stay], new_v[stay] = k[layer][stay], v[layer][stay]
             k[layer, at], v[layer, at] = new_k, new_v
             q = q.unflatten(1, (c.kv_heads, -1))
             out = torch.empty_like(q)
             for span, *views in chunks:
-                for heads, (keys, mask) in zip(self._heads[layer], views, strict=True):
+                for heads, (keys, mask) in zip(self.heads[layer], views, strict=True):
                     if not len(heads):
                         continue
                     # K and V [heads, 1, keys, D] are expanded over the group of query heads that share them.
@@ -227,12 +201,12 @@ class SegmentedModel:
                 out[stay] = held[1][layer].view_as(out)[stay]
             return out.flatten(1, 2)
 
-        return read_out(c, self._layers(ids[at], at, attend)[-last:], self._model.norm, self._model.embedding)
+        return read_out(c, self._layers(ids[at], at, attend)[-last:], self.weights.norm, self.weights.embedding)
 
     def _layers(self, ids: Tensor, at: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Hidden states [R, d] of tokens `ids` at positions `at`; attend: (layer, q, k, v) -> [R, query heads, D]."""
-        c, x, cos, sin = self.config, self._model.embedding[ids], self._cos[at], self._sin[at]
-        for i, w in enumerate(self._model.layers):
+        c, x, cos, sin = self.config, self.weights.embedding[ids], self._cos[at], self._sin[at]
+        for i, w in enumerate(self.weights.layers):
             assert isinstance(w, Layer)
             out = attend(i, *project(c, x, (w.norm_in, w.q, w.k, w.v), cos, sin))
             x = finish(c, x, out.flatten(1), (w.o, w.norm_post, w.gate, w.up, w.down))
@@ -256,5 +230,5 @@ class SegmentedModel:
         return torch.tensor(numbers, dtype=torch.long, device=self.device)
 
     def _empty(self, length: int) -> Cached:
-        c, new = self.config, self._model.embedding.new_zeros
-        return Cached(*(new(c.layers, length, h, c.head_dim) for h in (c.kv_heads, c.kv_heads, c.q_heads)))
+        c, new = self.config, self.weights.embedding.new_zeros
+        return Cached(*(new(c.layers, length, h, c.head_dim) for h in (c.kv_heads, c.kv_heads, c.q_heads, c.q_heads)))

@@ -18,8 +18,8 @@ from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.gather import Runs
+from redknot_sglang.reuse.probe import readout_of
 from redknot_sglang.reuse.rotary import RotaryError, rotation_of
-from redknot_sglang.reuse.scout import Scouted, end_early, scout_layer
 from redknot_sglang.seams import active
 
 
@@ -53,13 +53,14 @@ class RedKnotAttention(AttentionBackend):
         self.local_loc: Tensor | None = None
         # Runs of the batch to plan next, if it is a gather extend.
         self.runs: Runs | None = None
-        # Whether the batch to run next is one of scout passes.
-        self.scouting = False
-        pool.rotation, pool.scout_layer = _rotation(runner.model), scout_layer(heads)
+        # Whether the batch to run next has rows that probes will look at.
+        self.probed = False
+        pool.rotation = _rotation(runner.model)
         self.scattered_path = self.path
         if isinstance(pool.rotation, Rotation):
             self.scattered_path = scattered_path(self.path, spec)
-            end_early(runner.model)
+            if pool.probes is not None:
+                pool.probes.readout = readout_of(runner.model, heads, self.head_dim)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
@@ -173,14 +174,16 @@ class RedKnotAttention(AttentionBackend):
             loc = KVWriteLoc(forward_batch.out_cache_loc, self.local_loc)
             shape = (-1, layer.tp_k_head_num, self.head_dim)
             pool.set_kv_buffer(layer, loc, k.reshape(shape), v.reshape(shape))
-        if self.scouting and layer.layer_id == pool.scout_layer:
-            raise Scouted
         q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
         split = order.num_global * self.group
         gathered = order.gather(q)
         parts = []
         if split:
             parts.append(path.run("global", gathered[:, :split], *pool.global_kv(layer.layer_id), layer.scaling))
+            if self.probed and pool.probes is not None and layer.layer_id == pool.probes.layer:
+                assert self.local_loc is not None, "rows that probes look at are stored rows"
+                pool.probes.scale = layer.scaling
+                pool.probes.store(self.local_loc, gathered[:, :split], parts[0])
         if split < gathered.shape[1]:
             parts.append(path.run("local", gathered[:, split:], *pool.local_kv(layer.layer_id), layer.scaling))
         return order.restore(parts).view(-1, layer.tp_q_head_num * self.head_dim)

@@ -57,6 +57,11 @@ class RedKnotConfig:
     separator: str = DEFAULT_SEPARATOR
     segment_length: int | None = None
 
+    @property
+    def expects_segments(self) -> bool:
+        """Whether the server was told that its requests have segments."""
+        return self.mode == "segmented" or self.segment_length is not None
+
 
 def parse_bytes(text: str | int) -> int:
     """Bytes from '512M', '8GiB', '1000000' or an int. Raises RedKnotError."""

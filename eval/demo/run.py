@@ -7,7 +7,6 @@ import asyncio
 import json
 import sys
 import time
-import urllib.request
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from eval.demo.figures import Figures, collect, table
 from eval.demo.fill import requests_that_fit
 from eval.demo.frontend import run_frontend
 from eval.demo.settings import SERVERS, Settings
+from eval.servers import flush
 from redknot_sglang.cli.launch import launch
 from redknot_sglang.cli.measure import Client, Request
 
@@ -73,20 +73,12 @@ async def _measure(server: str, url: str, settings: Settings, bar: tqdm, begin: 
         bar.set_description(f"{server}: warming up")
         # The first request pays for compiling and for memory that the allocator then keeps.
         await client.ask(Request([{"role": "user", "content": "hello " * 200}], 4))
-        _flush(url)
+        flush(url)
         bar.set_description(f"{server}: conversations, OpenAI client")
         turns = await run_conversations(client, settings, lambda _: bar.update())
         bar.set_description(f"{server}: conversations, frontend program")
         programs = await asyncio.to_thread(run_frontend, url, settings, bar.update)
-        _flush(url)
+        flush(url)
         bar.set_description(f"{server}: filling the pool")
         fit = await requests_that_fit(client, settings, lambda _: bar.update())
     return collect(server, settings, turns, programs, fit, time.monotonic() - begin)
-
-
-def _flush(url: str) -> None:
-    """Empty the server's prefix cache, so that one part of the workload does not help the next."""
-    # The server may still be tidying up the last request; it waits up to `timeout` seconds for that.
-    flush = urllib.request.Request(url + "/flush_cache?timeout=30", method="POST")
-    with urllib.request.urlopen(flush, timeout=60):
-        pass

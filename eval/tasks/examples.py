@@ -2,7 +2,8 @@
 """Evaluation examples as text: a question over documents of a given total length, and its exact match.
 
 Seeds: an example's random stream is `SeedSequence([EVALUATION, family, length, seed])`, a conversation's is
-`SeedSequence([CONVERSATION, turns, length, seed])`, and training uses `SeedSequence([TRAINING, ...])`
+`SeedSequence([CONVERSATION, turns, length, seed])`, that of a corpus which many prompts share is
+`SeedSequence([TRAFFIC, documents, tokens, seed])` (eval/rag), and training uses `SeedSequence([TRAINING, ...])`
 (eval/train/data.py). The first word differs, so no evaluation stream is ever a training stream, whatever the
 seed.
 """
@@ -18,7 +19,7 @@ from .documents import MIN_DOCUMENT_TOKENS, Rng
 from .questions import FAMILIES, Question, ask, question_tokens
 from .world import World, build_world
 
-TRAINING, EVALUATION, CONVERSATION = 1, 2, 3
+TRAINING, EVALUATION, CONVERSATION, TRAFFIC = 1, 2, 3, 4
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

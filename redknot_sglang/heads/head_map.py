@@ -128,6 +128,11 @@ class HeadMap:
         return sum(map(sum, self.is_global)) / (self.num_layers * self.num_kv_heads)
 
     @property
+    def global_layers(self) -> tuple[int, ...]:
+        """Layers that have global heads, ascending."""
+        return tuple(layer for layer, row in enumerate(self.is_global) if any(row))
+
+    @property
     def all_global(self) -> bool:
         return all(map(all, self.is_global))
 

@@ -13,18 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_extend import attend_keys, load_pages
+from .extend_work import MAX_PARTS
+from .triton_attend import attend_keys, load_pages, store_part
+from .triton_merge import merge, processors_of, workspace
 
 _KEYS = 64
-# Splits merged at the end of a row: more would cost the merge more than the GPU still gains in parallelism.
-MAX_SPLITS = 64
 
 
 def splits_for(bs: int, heads: int, max_pages: int, device: torch.device) -> int:
     """Splits per row that fill the device twice, and none shorter than one step."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    wanted = triton.cdiv(2 * processors, max(1, bs * heads))
-    return max(1, min(wanted, MAX_SPLITS, triton.cdiv(max_pages, _KEYS)))
+    wanted = triton.cdiv(2 * processors_of(device), max(1, bs * heads))
+    return max(1, min(wanted, MAX_PARTS, triton.cdiv(max_pages, _KEYS)))
 
 
 def decode(
@@ -49,9 +48,7 @@ def decode(
     heads = k.shape[1]
     group = n_q // heads
     out = torch.empty((bs, n_q, dim), dtype=q.dtype, device=q.device)
-    block_d = triton.next_power_of_2(dim)
-    parts = torch.empty((bs, n_q, splits, dim), dtype=torch.float32, device=q.device)
-    lse = torch.empty((bs, n_q, splits), dtype=torch.float32, device=q.device)
+    parts, lse = workspace(bs * splits, n_q, dim, q.device)
     _split_kernel[(bs, heads, splits)](
         q,
         k,
@@ -77,12 +74,12 @@ def decode(
         PACKED=max(16, triton.next_power_of_2(group)),
         KEYS=_KEYS if dim <= 128 else _KEYS // 2,
         DIM=dim,
-        BLOCK_D=block_d,
+        BLOCK_D=triton.next_power_of_2(dim),
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
         num_warps=4,
         num_stages=2 if q.dtype == torch.float32 else 3,
     )
-    _merge_kernel[(bs, n_q)](parts, lse, out, splits, BLOCK_S=triton.next_power_of_2(splits), DIM=dim, BLOCK_D=block_d)
+    merge(parts, lse, out, splits)
     return out
 
 
@@ -126,6 +123,8 @@ def _split_kernel(
     else:
         list_row = tl.load(slot_rows + request).to(tl.int64)
     pages = slots + list_row * slot_stride
+    k += head * k_head
+    v += head * v_head
 
     packed = tl.arange(0, PACKED)
     live = packed < GROUP
@@ -140,27 +139,9 @@ def _split_kernel(
     for start in range(first, end, KEYS):
         entry = start + tl.arange(0, KEYS)
         listed = entry < end
-        key = load_pages(k, pages, entry, listed, head, k_slot, k_head, DIM, BLOCK_D)
-        value = load_pages(v, pages, entry, listed, head, v_slot, v_head, DIM, BLOCK_D)
+        key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
         acc, top, total = attend_keys(
-            acc, top, total, query, key, value, listed[None, :], scale, logit_cap, CAPPED, PRECISION
+            acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
         )
-    some = total > 0.0
-    part = (request.to(tl.int64) * tl.num_programs(1) * GROUP + q_heads) * splits + split
-    result = acc / tl.where(some, total, 1.0)[:, None]
-    tl.store(parts + (part * DIM)[:, None] + dims[None, :], result, mask=inside)
-    weight = tl.where(some, top + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
-    tl.store(lse + part, weight, mask=live)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def _merge_kernel(parts, lse, out, splits, BLOCK_S: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    split, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    weight = tl.load(lse + row * splits + split, mask=split < splits, other=float("-inf"))
-    # The first split holds at least the row's own token, so the maximum is finite.
-    weight = tl.exp2(weight - tl.max(weight, axis=0))
-    inside = (split < splits)[:, None] & (dims < DIM)[None, :]
-    part = tl.load(parts + (row * splits + split)[:, None] * DIM + dims[None, :], mask=inside, other=0.0)
-    result = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-    tl.store(out + row * DIM + dims, result.to(out.dtype.element_ty), mask=dims < DIM)
+    part = (request.to(tl.int64) * splits + split) * (tl.num_programs(1) * GROUP) + q_heads
+    store_part(parts, lse, part, acc, top, total, live, inside, DIM, BLOCK_D)

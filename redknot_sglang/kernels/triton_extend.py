@@ -2,8 +2,9 @@
 # mypy: allow-untyped-defs
 """Fused extend in Triton: causal attention of a class over its pages, sinks and window included.
 
-One program takes a tile of rows and one KV head. The query heads of the group are packed into the tile's
-rows, so a key is loaded once for all of them. Every row knows its position; a key counts by position alone.
+One program takes an item, rows of a tile and a stretch of their keys (``extend_work``), and one KV head. The query
+heads of the group are packed into the tile's rows, so a key is loaded once for all of them. Every row knows its
+position; a key counts by position alone. Tiles whose keys are split are merged by log-sum-exp.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import ExtendBatch, HeadClass, ScatteredBatch
+from .extend_work import Item, Work
+from .triton_attend import attend_keys, load_pages, store_part
+from .triton_merge import merge_listed, workspace
+
+_ITEM_FIELDS = tl.constexpr(len(Item._fields))
 
 
 @dataclass(frozen=True)
@@ -29,49 +35,42 @@ class Tiling:
 
     @classmethod
     def of(cls, head_dim: int, dtype: torch.dtype) -> Tiling:
-        """Sized so that the tiles of q, k and v fit a Hopper or Ampere SM."""
+        """Sized so that the tiles of q, k and v fit a Hopper, Ampere or Ada SM.
+
+        Triton divides the stages among two loads in a row, of page ids and of the pages. With 3 the pages of a step
+        are asked for when the step before has done its softmax; with 5, a whole step earlier.
+        """
         if dtype == torch.float32:
             return cls(32, 32, 4, 1) if head_dim > 64 else cls(64, 32, 4, 2)
         if head_dim > 128:
-            return cls(64, 32, 8, 2)
-        return cls(128, 64, 8, 3)
+            return cls(64, 32, 8, 3)
+        return cls(128, 64, 8, 5)
 
 
 @dataclass(frozen=True)
 class ExtendPlan:
-    """Tiles of all requests: ``tile_requests``, ``tile_rows`` int32 [T], the first row within its request.
+    """Work on the device: ``items`` int32 [I, 7] and ``merges`` int32 [M, 4], with the fields of ``extend_work``.
 
-    ``positions`` int32 [N] where rows are scattered, else None.
+    ``positions`` int32 [N] where rows are scattered, else None. ``parts`` of at most ``most`` a tile are merged.
     """
 
-    qo_starts: Tensor
-    qo_lens: Tensor
+    items: Tensor
+    merges: Tensor
+    parts: int
+    most: int
     positions: Tensor | None
     prefix_lens: Tensor
-    tile_requests: Tensor
-    tile_rows: Tensor
-    rows_per_tile: int
 
     @classmethod
-    def of(cls, batch: ExtendBatch, rows_per_tile: int) -> ExtendPlan:
-        """Made on the device from the device's lengths; the host's lengths only size it."""
+    def of(cls, work: Work, batch: ExtendBatch) -> ExtendPlan:
+        """Copies the work to the device; nothing waits."""
         device = batch.seq_lens.device
+        items, merges = (
+            torch.tensor(rows, dtype=torch.int32).to(device, non_blocking=True) for rows in (work.items, work.merges)
+        )
+        most = max((merge.parts for merge in work.merges), default=0)
         positions = batch.positions if isinstance(batch, ScatteredBatch) else None
-        if positions is not None:
-            qo_lens = torch.tensor(batch.qo_lens, dtype=torch.int32).to(device, non_blocking=True)
-        else:
-            qo_lens = batch.seq_lens - batch.prefix_lens
-        tiles = (qo_lens + (rows_per_tile - 1)) // rows_per_tile
-        total = sum(-(-n // rows_per_tile) for n in batch.qo_lens)
-        requests = torch.arange(len(tiles), dtype=torch.int32, device=device)
-        tile_requests = torch.repeat_interleave(requests, tiles, output_size=total)
-        ends = tiles.cumsum(0)
-        # The last tiles of a request read the most keys: started first, they do not end as stragglers.
-        behind = ends[tile_requests] - 1 - torch.arange(total, device=device)
-        tile_rows = (behind * rows_per_tile).to(torch.int32)
-        qo_starts = qo_lens.cumsum(0) - qo_lens
-        prefixes = batch.prefix_lens
-        return cls(qo_starts, qo_lens, positions, prefixes, tile_requests, tile_rows, rows_per_tile)
+        return cls(items, merges, work.parts, most, positions, batch.prefix_lens)
 
 
 def extend(
@@ -91,24 +90,27 @@ def extend(
     """Attention [N, G * n, D] of q [N, G * n, D] over the pool k, v [slots, n, D].
 
     Request i's pages are ``slots[slot_starts[i]:]`` (int32; int64 [B]): all of them for the global class,
-    those of ``page_list.near_pages`` for the local one.
+    those of ``page_list.near_pages`` for the local one, whose plan has whole tiles only. Where tiles are split,
+    ``plan.parts`` times the tile's query and head rows of D + 1 floats are allocated for the call.
     """
     n_rows, n_q, dim = q.shape
     heads = k.shape[1]
+    tile_rows = tiling.packed // (n_q // heads)
     out = torch.empty((n_rows, n_q, dim), dtype=q.dtype, device=q.device)
-    _extend_kernel[(len(plan.tile_requests), heads)](
+    parts, lse = workspace(plan.parts * tile_rows, n_q, dim, q.device)
+    _extend_kernel[(len(plan.items) * heads,)](
         q,
         k,
         v,
         out,
+        parts,
+        lse,
         slots,
         slot_starts,
-        plan.qo_starts,
-        plan.qo_lens,
-        plan.qo_lens if plan.positions is None else plan.positions,
+        plan.items,
+        plan.items if plan.positions is None else plan.positions,
         plan.prefix_lens,
-        plan.tile_requests,
-        plan.tile_rows,
+        heads,
         window,
         sink,
         scale,
@@ -125,7 +127,7 @@ def extend(
         SCATTERED=plan.positions is not None,
         CAPPED=logit_cap != 0.0,
         GROUP=n_q // heads,
-        ROWS=plan.rows_per_tile,
+        ROWS=tile_rows,
         PACKED=tiling.packed,
         KEYS=tiling.keys,
         DIM=dim,
@@ -134,55 +136,25 @@ def extend(
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
+    if plan.parts:
+        merge_listed(parts, lse, out, plan.merges, tile_rows, plan.most)
     return out
 
 
-@triton.jit
-def soft_cap(logits, cap):
-    """cap * tanh(logits / cap); tanh through the sigmoid, which every backend of Triton has."""
-    return cap * (2.0 * tl.sigmoid(2.0 * logits / cap) - 1.0)
-
-
-@triton.jit
-def load_pages(pool, pages, entry, listed, head, slot_stride, head_stride, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [KEYS, BLOCK_D] of one head, 0 where not listed: garbage times weight 0 could be NaN."""
-    dims = tl.arange(0, BLOCK_D)
-    slot = tl.load(pages + entry, mask=listed, other=0).to(tl.int64)
-    at = pool + (slot * slot_stride + head * head_stride)[:, None] + dims[None, :]
-    return tl.load(at, mask=listed[:, None] & (dims < DIM)[None, :], other=0.0)
-
-
-@triton.jit
-def attend_keys(acc, top, total, query, key, value, seen, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of the running softmax, in base 2: keys [KEYS, D] into rows [PACKED, D], where seen."""
-    logits = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    if CAPPED:
-        logits = soft_cap(logits, cap)
-    logits = tl.where(seen, logits * 1.4426950408889634, float("-inf"))
-    new_top = tl.maximum(top, tl.max(logits, axis=1))
-    # A row that has seen nothing yet keeps -inf; subtracting 0 instead leaves its weights at 0.
-    base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    weights = tl.exp2(logits - base[:, None])
-    kept = tl.exp2(top - base)
-    total = total * kept + tl.sum(weights, axis=1)
-    acc = acc * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-    return acc, new_top, total
-
-
-@triton.jit(do_not_specialize=["window", "sink"])
+@triton.jit(do_not_specialize=["heads", "window", "sink"])
 def _extend_kernel(
     q,
     k,
     v,
     out,
+    parts,
+    lse,
     slots,
     slot_starts,
-    qo_starts,
-    qo_lens,
+    items,
     positions,
     prefix_lens,
-    tile_requests,
-    tile_rows,
+    heads,
     window,
     sink,
     scale,
@@ -206,49 +178,54 @@ def _extend_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile, head = tl.program_id(0), tl.program_id(1)
-    request = tl.load(tile_requests + tile)
-    first_row = tl.load(tile_rows + tile)
-    prefix = tl.load(prefix_lens + request).to(tl.int32)
-    n_rows = tl.load(qo_lens + request).to(tl.int32)
+    # Heads of one item run side by side: they read neighbouring bytes of the same slots.
+    item, head = items + tl.program_id(0) // heads * _ITEM_FIELDS, tl.program_id(0) % heads
+    request, first_row, n_rows = tl.load(item), tl.load(item + 1).to(tl.int64), tl.load(item + 2)
+    lowest, first, end = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
     pages = slots + tl.load(slot_starts + request).to(tl.int64)
+    k += head * k_head
+    v += head * v_head
 
     packed = tl.arange(0, PACKED)
-    row = first_row + packed // GROUP
-    live = (packed < ROWS * GROUP) & (row < n_rows)
-    own_rows = tl.load(qo_starts + request).to(tl.int64)
-    last_row = tl.minimum(first_row + ROWS, n_rows) - 1
+    in_tile = packed // GROUP
+    live = in_tile < n_rows
+    at_row = first_row + in_tile
     if SCATTERED:
-        position = tl.load(positions + own_rows + row, mask=live, other=0)
-        lowest = tl.load(positions + own_rows + first_row)
-        end = tl.load(positions + own_rows + last_row) + 1
+        position = tl.load(positions + at_row, mask=live, other=0)
     else:
-        position = prefix + row
-        lowest = prefix + first_row
-        end = prefix + last_row + 1
+        position = lowest + in_tile
     dims = tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dims < DIM)[None, :]
     q_heads = head * GROUP + packed % GROUP
-    at_row = own_rows + row
     query = tl.load(q + (at_row * q_row + q_heads * q_head)[:, None] + dims[None, :], mask=inside, other=0.0)
 
     acc = tl.zeros([PACKED, BLOCK_D], tl.float32)
     top = tl.full([PACKED], float("-inf"), tl.float32)
     total = tl.zeros([PACKED], tl.float32)
-    first_key, skipped = 0, 0
+    skipped = 0
     if LOCAL:
-        first_key = tl.maximum(0, lowest - window + 1)
+        prefix = tl.load(prefix_lens + request).to(tl.int32)
+        first = tl.maximum(0, lowest - window + 1)
         skipped = tl.maximum(0, tl.maximum(0, prefix - window + 1) - sink)
-        ahead = tl.minimum(sink, first_key)
+        ahead = tl.minimum(sink, first)
         for start in range(0, ahead, KEYS):
             entry = start + tl.arange(0, KEYS)
             listed = entry < ahead
-            key = load_pages(k, pages, entry, listed, head, k_slot, k_head, DIM, BLOCK_D)
-            value = load_pages(v, pages, entry, listed, head, v_slot, v_head, DIM, BLOCK_D)
+            key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
             acc, top, total = attend_keys(
-                acc, top, total, query, key, value, listed[None, :], scale, logit_cap, CAPPED, PRECISION
+                acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
             )
-    for start in range(first_key, end, KEYS):
+    else:
+        # Blocks that end at or before the lowest row's own key: every row sees all of them.
+        common = tl.maximum(first, tl.minimum(end, (lowest + 1) // KEYS * KEYS))
+        for start in range(first, common, KEYS):
+            entry = start + tl.arange(0, KEYS)
+            key, value = load_pages(k, v, k_slot, v_slot, pages + entry, None, False, DIM, BLOCK_D)
+            acc, top, total = attend_keys(
+                acc, top, total, query, key, value, None, scale, logit_cap, False, CAPPED, PRECISION
+            )
+        first = common
+    for start in range(first, end, KEYS):
         at = start + tl.arange(0, KEYS)
         listed = at < end
         seen = at[None, :] <= position[:, None]
@@ -256,11 +233,16 @@ def _extend_kernel(
         if LOCAL:
             seen = seen & ((at[None, :] > position[:, None] - window) | (at < sink)[None, :])
             entry = tl.where(at < sink, at, at - skipped)
-        key = load_pages(k, pages, entry, listed, head, k_slot, k_head, DIM, BLOCK_D)
-        value = load_pages(v, pages, entry, listed, head, v_slot, v_head, DIM, BLOCK_D)
+        key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
         acc, top, total = attend_keys(
-            acc, top, total, query, key, value, seen & listed[None, :], scale, logit_cap, CAPPED, PRECISION
+            acc, top, total, query, key, value, seen & listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
         )
+    if not LOCAL:
+        part = tl.load(item + 6)
+        if part >= 0:
+            at_part = (part.to(tl.int64) * ROWS + in_tile) * (heads * GROUP) + q_heads
+            store_part(parts, lse, at_part, acc, top, total, live, inside, DIM, BLOCK_D)
+            return
     result = acc / tl.where(live, total, 1.0)[:, None]
     out_at = out + (at_row * out_row + q_heads * out_head)[:, None] + dims[None, :]
     tl.store(out_at, result.to(out.dtype.element_ty), mask=inside)

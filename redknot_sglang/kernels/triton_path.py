@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, check_rows
+from .extend_work import split_tiles, tiles_of, whole_tiles
 from .page_list import near_pages, write_pages
 from .triton_decode import decode, splits_for
 from .triton_extend import ExtendPlan, Tiling, extend
+from .triton_merge import processors_of
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64
@@ -19,9 +21,9 @@ MAX_GROUP = 64
 
 @dataclass(frozen=True)
 class _Extend:
-    """A planned extend: tiles, and each class' pages as ``(slots, starts)``."""
+    """A planned extend: the work of each class and width, and each class' pages as ``(slots, starts)``."""
 
-    tiles: ExtendPlan
+    work: dict[tuple[HeadClass, int], ExtendPlan]
     pages: dict[HeadClass, tuple[Tensor, Tensor]]
 
 
@@ -39,13 +41,18 @@ class _Decode:
 
 
 class TritonPath:
-    """Attention by fused Triton kernels, in fp16, bf16 or fp32."""
+    """Attention by fused Triton kernels, in fp16, bf16 or fp32.
+
+    ``processors``: programs that an extend's work is divided for, None for the device's; with 1 no tile is split.
+    ``tiling``: None for that of the shape. Both are for measurements.
+    """
 
     name = "triton"
 
-    def __init__(self, spec: ClassSpec) -> None:
+    def __init__(self, spec: ClassSpec, processors: int | None = None, tiling: Tiling | None = None) -> None:
         self._spec = spec
-        self._tiling = Tiling.of(spec.head_dim, spec.dtype)
+        self._processors = processors_of(spec.device) if processors is None else processors
+        self._tiling = Tiling.of(spec.head_dim, spec.dtype) if tiling is None else tiling
         self._plan: _Extend | _Decode | None = None
         self._rows = 0
         self._graph: _Decode | None = None
@@ -86,7 +93,7 @@ class TritonPath:
             )
             pages["local"] = (slots, starts)
         self._rows = batch.qo_indptr[-1]
-        self._plan = _Extend(ExtendPlan.of(batch, self._tiling.packed // spec.group), pages)
+        self._plan = _Extend(self._work(batch), pages)
 
     def plan_decode(self, batch: DecodeBatch) -> None:
         bs = len(batch.req_pool_indices)
@@ -127,12 +134,14 @@ class TritonPath:
         self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
     ) -> Tensor:
         check_rows(q, self._rows)
+        if scale <= 0.0:
+            raise ValueError(f"scale is {scale}: these kernels take the largest logit before they scale it")
         spec, plan = self._spec, self._plan
         if isinstance(plan, _Extend):
             slots, starts = plan.pages[head_class]
             return extend(
                 head_class,
-                plan.tiles,
+                plan.work[head_class, k.shape[1]],
                 self._tiling,
                 slots,
                 starts,
@@ -154,6 +163,23 @@ class TritonPath:
         splits = splits_for(bs, heads, width, spec.device)
         limit = table.shape[1]
         return decode(table, rows, table.stride(0), plan.seq_lens, limit, splits, q, k, v, scale, logit_cap)
+
+    def extend_parts(self, head_class: HeadClass, heads: int) -> int:
+        """How many parts the planned extend merges where a layer has so many heads; 0 if all tiles are whole."""
+        if not isinstance(self._plan, _Extend):
+            raise RuntimeError("extend_parts needs a planned extend")
+        return self._plan.work[head_class, heads].parts
+
+    def _work(self, batch: ExtendBatch) -> dict[tuple[HeadClass, int], ExtendPlan]:
+        """Local rows have few keys each, so that only tiles of the global class are split."""
+        spec, tiling = self._spec, self._tiling
+        tiles = tiles_of(batch, tiling.packed // spec.group)
+        whole = ExtendPlan.of(whole_tiles(tiles), batch)
+        work: dict[tuple[HeadClass, int], ExtendPlan] = {("local", heads): whole for heads in spec.local_widths}
+        for heads in spec.global_widths:
+            split = split_tiles(tiles, tiling.keys, heads, self._processors)
+            work["global", heads] = ExtendPlan.of(split, batch) if split.merges else whole
+        return work
 
     def _near_width(self) -> int:
         return self._spec.window + self._spec.sink if self._spec.local_widths else 0

@@ -10,6 +10,7 @@ from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, Memory
 from sglang.srt.runtime_context import get_parallel
 
 from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import (
     PoolSlots,
     class_bytes,
@@ -34,7 +35,9 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         # Every rank must arrive at the same slots, so sizes follow the rank with the most bytes per global slot.
         ranks = [whole.shard(rank, parallel.attn_tp_size) for rank in range(parallel.attn_tp_size)]
         itemsize = configurator.kv_cache_dtype.itemsize
-        costs = [class_bytes(rank, model_config.head_dim, itemsize) for rank in ranks]
+        group = model_config.num_attention_heads // whole.num_kv_heads
+        width = probe_width(config, whole, group, len(ranks))
+        costs = [class_bytes(rank, model_config.head_dim, itemsize, width) for rank in ranks]
         self._head_map = whole
         self._cost = max(costs, key=lambda cost: cost.global_slot)
         self._budget = config.kv_budget
@@ -72,7 +75,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
             slots.global_slots,
             self._cost.global_slot,
             slots.local_slots,
-            self._cost.local_slot,
+            self._cost.local,
             self._context_length,
         )
         return MemoryPoolConfig(

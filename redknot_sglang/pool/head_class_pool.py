@@ -20,6 +20,7 @@ from torch import Tensor
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
 
@@ -51,7 +52,8 @@ class ClassBuffers:
 class HeadClassPool(SWAKVPool):
     """The pool of both head classes, in the place of SGLang's pool for models with sliding-window layers.
 
-    head_map: this rank's share of the head map. size_global, size_local: usable slots.
+    head_map: this rank's share of the head map. size_global, size_local: usable slots. probe_width: query heads that are
+    kept for probes, 0 if none are.
     `full_kv_pool` holds the global class and `swa_kv_pool` the local class, the names by which SGLang's two-pool
     allocator knows them.
     """
@@ -64,6 +66,7 @@ class HeadClassPool(SWAKVPool):
         head_dim: int,
         dtype: torch.dtype,
         device: str,
+        probe_width: int = 0,
     ) -> None:
         KVCache.__init__(
             self,
@@ -80,7 +83,7 @@ class HeadClassPool(SWAKVPool):
         self.head_dim = head_dim
         self.size_swa = size_local
         self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
-        self.bytes_per_slot = class_bytes(head_map, head_dim, dtype.itemsize)
+        self.bytes_per_slot = class_bytes(head_map, head_dim, dtype.itemsize, probe_width)
         self.full_kv_pool = ClassBuffers(
             size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
         )
@@ -91,7 +94,9 @@ class HeadClassPool(SWAKVPool):
         self.relocations = RelocationQueue()
         # How the model rotates keys, or why its keys cannot be relocated; the attention backend finds out.
         self.rotation: Rotation | RedKnotError | None = None
-        self.scout_layer: int | None = None
+        self.probes: ProbeBuffers | None = None
+        if probe_width:
+            self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)
         self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
         self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
         total = sum(self.get_kv_size_bytes())

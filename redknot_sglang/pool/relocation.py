@@ -79,10 +79,3 @@ def move_rows(
         ClassMove(slots, targets, origins, positions),
         ClassMove(mapping[chosen], mapping[targets[local]], origins[local], positions[local]),
     )
-
-
-def row_indices(spans: list[tuple[int, int]], device: torch.device | str = "cpu") -> Tensor:
-    """Positions of `spans`, int64 [n], in order."""
-    if not spans:
-        return torch.empty(0, dtype=torch.int64, device=device)
-    return torch.cat([torch.arange(start, end, dtype=torch.int64) for start, end in spans]).to(device)

@@ -22,10 +22,24 @@ _CHUNK_SHARE = 0.25
 
 @dataclass(frozen=True)
 class ClassBytes:
-    """Bytes of one slot of each class on one rank: K and V of that class's heads over all layers."""
+    """Bytes of one slot of each class on one rank: K and V of that class's heads over all layers.
+
+    probe: what else a local slot takes, for probes.
+    """
 
     global_slot: int
     local_slot: int
+    probe: int = 0
+
+    @property
+    def local(self) -> int:
+        """All bytes of a local slot."""
+        return self.local_slot + self.probe
+
+    @property
+    def stock(self) -> int:
+        """Bytes of a token in stock SGLang."""
+        return self.global_slot + self.local_slot
 
 
 @dataclass(frozen=True)
@@ -36,13 +50,17 @@ class PoolSlots:
     local_slots: int
 
 
-def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int) -> ClassBytes:
-    """Bytes per slot for this rank's head map, `head_dim` values of `itemsize` bytes for each of K and V."""
+def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
+    """Bytes per slot for this rank's head map, `head_dim` values of `itemsize` bytes for each of K and V.
+
+    probe_width: query heads that are kept for probes.
+    """
     per_head = 2 * head_dim * itemsize
     layers = range(head_map.num_layers)
     return ClassBytes(
         global_slot=per_head * sum(head_map.num_global(layer) for layer in layers),
         local_slot=per_head * sum(head_map.num_local(layer) for layer in layers),
+        probe=per_head * probe_width,
     )
 
 
@@ -71,11 +89,11 @@ def split_budget(
     in flight, wholly live, so the local pool gets room for them beside the sequences; at most a quarter of the budget.
     """
     if head_map.all_global:
-        slots = budget // cost.global_slot
+        slots = budget // (cost.global_slot + cost.probe)
         return PoolSlots(slots, slots)
-    in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local_slot))
+    in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local))
     ratio = _local_ratio(head_map, context_length, segment_length)
-    global_slots = int((budget - in_flight * cost.local_slot) / (cost.global_slot + ratio * cost.local_slot))
+    global_slots = int((budget - in_flight * cost.local) / (cost.global_slot + ratio * cost.local))
     return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
 
@@ -92,11 +110,10 @@ def local_for_global(
 def segment_length_for(config: RedKnotConfig, head_map: HeadMap) -> int | None:
     """Tokens of a segment by which the local pool is sized, or None if the cache is not to hold segments.
 
-    Under a repair policy that scouts, segments keep local slots of all tokens. Half of the global slots are then matched
+    Under a repair policy that probes, segments keep local slots of all tokens. Half of the global slots are then matched
     by local ones, those of segments; the other half are requests' own.
     """
-    expected = config.mode == "segmented" or config.segment_length
-    if expected and parse_repair(config.repair).scouts:
+    if config.expects_segments and parse_repair(config.repair).probes:
         return 2 * (head_map.sink + head_map.window)
     return config.segment_length
 

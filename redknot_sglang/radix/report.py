@@ -7,14 +7,14 @@ from typing import Any
 
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import clip
+from redknot_sglang.radix.spans import inside
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
     """Bytes of KV that a sequence of `length` tokens needs: all tokens' global slots, local slots of sink + window."""
-    return length * cost.global_slot + min(length, sink + window) * cost.local_slot
+    return length * cost.global_slot + min(length, sink + window) * cost.local
 
 
 def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
@@ -32,7 +32,7 @@ def report_request(req: Any, window: int, sink: int, cost: ClassBytes) -> None:
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
         "kv_bytes": sequence_bytes(length, window, sink, cost),
-        "stock_kv_bytes": length * (cost.global_slot + cost.local_slot),
+        "stock_kv_bytes": length * cost.stock,
     }
     if plan is not None:
         report |= {
@@ -56,7 +56,7 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
     plan = plan_of(req)
     assert plan is not None
     req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + stretch.num_moved
-    repaired = sum(b - a for span in plan.segments for a, b in clip(stretch.runs, *span))
+    repaired = int(inside(stretch.rows, plan.segments).sum())
     req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
-    fresh = req.__dict__.get("redknot_fresh", ())
-    req.cached_tokens -= sum(b - a for span in fresh for a, b in clip(stretch.moved, *span))
+    fresh = sorted(req.__dict__.get("redknot_fresh", ()))
+    req.cached_tokens -= int(inside(stretch.moved_positions, fresh).sum())

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans of positions: sorted, disjoint, half-open `(start, end)` pairs. Pure functions."""
+"""Spans of positions: sorted, disjoint, half-open `(start, end)` pairs. Pure functions, none quadratic in the spans."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+Positions = NDArray[np.int64]
 Span = tuple[int, int]
 Spans = list[Span]
 
@@ -36,6 +40,36 @@ def gaps(spans: Spans, start: int, end: int) -> Spans:
     if at < end:
         holes.append((at, end))
     return holes
+
+
+def positions_of(spans: Sequence[Span]) -> Positions:
+    """All positions of `spans`, ascending: int64 [n]."""
+    starts, ends = _columns(spans)
+    lengths = ends - starts
+    return np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
+
+
+def spans_of(positions: Positions) -> Spans:
+    """Ascending positions as spans, adjacent ones joined."""
+    if not len(positions):
+        return []
+    breaks = np.flatnonzero(np.diff(positions) != 1)
+    firsts, lasts = positions[np.r_[0, breaks + 1]], positions[np.r_[breaks, len(positions) - 1]]
+    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+
+
+def inside(positions: Positions, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which positions lie in one of `spans`: bool [n]."""
+    starts, ends = _columns(spans)
+    if not len(starts):
+        return np.zeros(len(positions), dtype=np.bool_)
+    at = np.searchsorted(starts, positions, "right") - 1
+    return (at >= 0) & (positions < ends[at])
+
+
+def _columns(spans: Sequence[Span]) -> tuple[Positions, Positions]:
+    pairs = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def kept_local(length: int, window: int, sink: int, branch: int) -> Spans:

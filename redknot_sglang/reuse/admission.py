@@ -6,20 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from torch import Tensor
 
 from redknot_sglang.config import RedKnotError
-from redknot_sglang.pool.relocation import move_rows, row_indices
-from redknot_sglang.radix.spans import Span, clip, gaps
+from redknot_sglang.pool.probe import WHY_NO_PROBES
+from redknot_sglang.pool.relocation import move_rows
+from redknot_sglang.radix.spans import Span, clip, inside, spans_of
 from redknot_sglang.reuse.gather import Stretch
-from redknot_sglang.reuse.isolated import is_scout
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
+from redknot_sglang.reuse.probe import Piece, choose_rows
 from redknot_sglang.reuse.repair import Blend
-from redknot_sglang.reuse.scout import NEEDED_LAYERS, choose_rows
 from redknot_sglang.reuse.sources import SegmentSources
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
@@ -41,9 +42,6 @@ class SegmentAdmission:
 
         A request whose segments have to be computed first is passed over and waits in the queue.
         """
-        if adder.can_run_list and is_scout(adder.can_run_list[0]) != is_scout(req):
-            # A scout pass ends after a few layers, and with it its whole batch.
-            return AddReqResult.CONTINUE
         result = self._admit(adder, req, call)
         idle = not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
         if result is AddReqResult.NO_TOKEN and idle:
@@ -89,32 +87,34 @@ class SegmentAdmission:
         undecided = plan.undecided(start)
         if undecided:
             assert isinstance(plan.repair, Blend)
-            scout = req.redknot_sources[None].slots
-            originals = [req.redknot_sources[segment].slots[plan.origin :] for segment in undecided]
+            sources = sorted(req.redknot_sources.items())
+            before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
+            pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
             self.sources.isolated.wait_for_forwards()
-            choices = choose_rows(self._pool, plan.repair, undecided, originals, scout, plan.origin)
-            req.redknot_plan = plan = plan.choosing(choices)
-            self.sources.release_scout(req)
+            mapping = self.allocator.full_to_swa_index_mapping
+            req.redknot_plan = plan = plan.choosing(choose_rows(self._pool, mapping, plan.repair, pieces, undecided))
+            self.sources.keep(req, plan.sources(start))
         return plan
 
     def _impossible(self, req: Any, plan: Plan) -> str | None:
         """Why the request can never run, or None."""
         if isinstance(self._pool.rotation, RedKnotError):
             return f"segmented mode needs relocation, and {self._pool.rotation}; use redknot_mode exact"
-        if plan.repair.scouts and self._pool.scout_layer is None:
-            return f"repair policy {plan.repair.name} needs {NEEDED_LAYERS}; use redknot_repair boundary:K or none"
-        tokens = req.full_untruncated_fill_ids
-        keys = {key.tobytes(): len(key) for key in (plan.segment_key(tokens, segment) for segment in plan.sources(0))}
+        if plan.repair.probes and self._pool.probes is None:
+            return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair boundary:K or none"
+        paths = plan.paths(req.full_untruncated_fill_ids, 0)
+        keys = {path.key.tobytes(): path for path in paths}
+        kept = sum(len(path.key) for path in keys.values())
         # As SGLang counts it: of a long answer it reserves room for the first part only.
         own = len(req.origin_input_ids) + min(req.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
-        needed = own + sum(keys.values()) + 1
+        needed = own + kept + 1
         heads = self._tree.local_heads
         remedy = "start with --redknot-segment-length at the usual length of a segment"
-        if plan.repair.scouts:
+        if plan.repair.probes:
             remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
-            tails = sum(keys.values()) + heads.sink + heads.window
-        else:
-            tails = sum(heads.sink + min(count, heads.window) for count in keys.values())
+        tails = sum(
+            len(path.key) if path.whole else heads.sink + min(len(path.key), heads.window) for path in keys.values()
+        )
         local = tails + self._tree.sliding_window_size + 2 * heads.window
         if self._tree.sliding_window_size < UNBOUNDED_WINDOW and local >= self.allocator.size_swa:
             return (
@@ -125,7 +125,7 @@ class SegmentAdmission:
         if needed < self.allocator.size_full:
             return None
         return (
-            f"this segmented request needs {needed} KV slots, {own} of its own beside {sum(keys.values())} of its "
+            f"this segmented request needs {needed} KV slots, {own} of its own beside {kept} of its "
             f"segments, and the server has {self.allocator.size_full}: use redknot_mode exact, fewer or shorter "
             "segments, lower max_new_tokens, or raise --max-total-tokens or --redknot-kv-budget"
         )
@@ -164,7 +164,7 @@ class SegmentAdmission:
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == stretch.num_rows
         req.redknot_stretch = stretch
-        self.sources.release_behind(req, stretch.stop)
+        self.sources.keep(req, plan.sources(stretch.stop))
         return result
 
     def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> Stretch | None:
@@ -194,23 +194,23 @@ class SegmentAdmission:
         """Allocate slots for the relocated positions and queue their job; returns them, int64 [moved], in order."""
         if not stretch.moved:
             return torch.empty(0, dtype=torch.int64, device=req.prefix_indices.device)
-        local_spans = self._local_rows(plan, stretch)
-        moved = row_indices(stretch.moved)
-        local = torch.isin(moved, row_indices(local_spans)).nonzero().flatten()
+        moved, device = stretch.moved_positions, req.prefix_indices.device
+        seen = inside(moved, self._local_rows(plan, stretch))
+        sources = sorted(req.redknot_sources.items())
+        assert inside(moved, [span for span, _ in sources]).all(), "a relocated row has no source"
+        begins = np.array([span[0] for span, _ in sources])
+        kept = [source.slots for _, source in sources]
+        ends = np.cumsum([len(slots) for slots in kept])
+        which = np.searchsorted(begins, moved, "right") - 1
+        origins = moved - begins[which] + plan.origin
+        # One copy to the device instead of many small ones.
+        rows = np.stack([np.r_[0, ends[:-1]][which] + origins, origins, moved])
+        at, origin, position = torch.from_numpy(rows).to(device)
+        local = torch.from_numpy(np.flatnonzero(seen)).to(device)
         targets = self._allocate(len(moved), local)
-        parts = []
-        for segment, source in req.redknot_sources.items():
-            for a, b in clip(stretch.moved, *segment):
-                first = plan.origin + a - segment[0]
-                parts.append((a, source.slots[first : first + b - a], torch.arange(first, first + b - a)))
-        parts.sort(key=lambda part: part[0])
-        device = targets.device
-        slots, origins = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts]).to(device)
-        assert len(slots) == len(targets), "a relocated row has no source"
         mapping = self.allocator.full_to_swa_index_mapping
-        self._pool.relocations.add(move_rows(slots, targets, origins, moved.to(device), local.to(device), mapping))
-        dead = [part for span in stretch.moved for part in gaps(local_spans, *span)]
-        req.redknot_dead = [*req.redknot_dead, *dead]
+        self._pool.relocations.add(move_rows(torch.cat(kept)[at], targets, origin, position, local, mapping))
+        req.redknot_dead = [*req.redknot_dead, *spans_of(moved[~seen])]
         return targets
 
     def _allocate(self, count: int, local: Tensor) -> Tensor:
@@ -224,5 +224,5 @@ class SegmentAdmission:
             raise RuntimeError(f"admission promised {count} global and {len(local)} local slots that are not there")
         mapping = allocator.full_to_swa_index_mapping
         mapping[slots] = 0
-        mapping[slots[local.to(slots.device)]] = local_slots.to(mapping.dtype)
+        mapping[slots[local]] = local_slots.to(mapping.dtype)
         return slots.to(torch.int64)

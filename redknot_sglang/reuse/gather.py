@@ -12,13 +12,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
-from redknot_sglang.radix.spans import Spans
+from redknot_sglang.radix.spans import Positions, Spans, positions_of
 
 # Rows a run, on average, below which a batch's rows count as scattered.
 _SHORT_RUN = 16
@@ -36,30 +37,40 @@ class Stretch:
     moved: Spans
     runs: Spans
 
+    @cached_property
+    def moved_positions(self) -> Positions:
+        """Relocated positions, ascending: int64 [n]."""
+        return positions_of(self.moved)
+
+    @cached_property
+    def rows(self) -> Positions:
+        """Positions of the computed rows, ascending: int64 [n]."""
+        return positions_of(self.runs)
+
     @property
     def num_moved(self) -> int:
         """Relocated positions."""
-        return sum(end - start for start, end in self.moved)
+        return len(self.moved_positions)
 
     @property
     def num_rows(self) -> int:
         """Computed rows."""
-        return sum(end - start for start, end in self.runs)
+        return len(self.rows)
 
-    @property
-    def order(self) -> list[int]:
+    @cached_property
+    def order(self) -> Positions:
         """Positions in the order in which SGLang is given them."""
-        return list(chain.from_iterable(range(*span) for span in (*self.moved, *self.runs)))
+        return np.concatenate([self.moved_positions, self.rows])
 
     def permuted(self, tokens: array[int]) -> array[int]:
         """The sequence with this stretch in the order that SGLang is given."""
-        out = array("q", tokens)
-        out[self.start : self.stop] = array("q", (tokens[at] for at in self.order))
-        return out
+        ids = np.array(tokens, dtype=np.int64)
+        ids[self.start : self.stop] = ids[self.order]
+        return array("q", ids.tobytes())
 
     def restore(self, row: Tensor) -> None:
         """Put a request's slots, written in SGLang's order, at their positions; row: int32 [context]."""
-        order = torch.tensor(self.order, dtype=torch.int64).to(row.device, non_blocking=True)
+        order = torch.from_numpy(self.order).to(row.device, non_blocking=True)
         row[order] = row[self.start : self.stop].clone()
 
 
@@ -121,4 +132,4 @@ class Runs:
 
     def positions(self) -> Tensor:
         """True position of every row of the batch: int64 [rows], on the host."""
-        return torch.cat([torch.arange(a, b) for a, b in zip(self.starts, self.stops, strict=True)])
+        return torch.from_numpy(positions_of(list(zip(self.starts, self.stops, strict=True))))

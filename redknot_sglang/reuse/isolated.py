@@ -3,39 +3,29 @@
 
 An isolated prefill is an ordinary request whose prompt is the segment (after the lead if so configured) and whose
 answer nobody reads. It is batched, chunked and cached like any other, and however many requests want a segment, one
-isolated prefill computes it. Scout passes (`reuse/scout.py`) are such requests, too.
+isolated prefill computes it. Where rows have to be chosen (`reuse/probe.py`), text between segments is computed so, too.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from redknot_sglang.radix.spans import Span
+from redknot_sglang.reuse.plan import Path
 
 _PREFIX = "redknot-segment-"
+# Namespace, beside the request's own, of segments of which local heads keep all rows.
+WHOLE = "\0redknot whole"
 Identity = tuple[str | None, bytes]
 
 
-@dataclass(frozen=True)
-class IsolatedPath:
-    """What an isolated prefill computes: a segment (None: a scout pass), its key, the namespace that it goes to, and
-    whether local heads keep all of its rows.
-    """
-
-    segment: Span | None
-    key: array[int]
-    extra_key: str | None
-    whole: bool
-
-    @property
-    def identity(self) -> Identity:
-        """The same for the same path of another request."""
-        return self.extra_key, self.key.tobytes()
+def namespace_of(req: Any, path: Path) -> str | None:
+    """Namespace of the tree that the path of a request belongs to."""
+    return (req.extra_key or "") + WHOLE if path.whole else req.extra_key
 
 
 class IsolatedPrefills:
@@ -46,23 +36,22 @@ class IsolatedPrefills:
         self._count = 0
         self.scheduler: Any = None
 
-    def request(self, req: Any, missing: Iterable[IsolatedPath]) -> set[Span]:
+    def request(self, req: Any, missing: Iterable[Path]) -> set[Span]:
         """Put an isolated prefill for each missing path into the queue right behind `req`.
 
-        Returns the segments for which there is one now and was none before.
+        Returns the spans for which there is one now and was none before.
         """
         fresh, behind = set(), []
         for path in missing:
-            if path.identity in self._under_way:
+            identity = namespace_of(req, path), path.key.tobytes()
+            if identity in self._under_way:
                 continue
             prefill = self._make(req, path.key)
-            prefill.extra_key = path.extra_key
-            prefill.redknot_identity = path.identity
-            prefill.redknot_scout, prefill.redknot_whole = path.segment is None, path.whole
-            self._under_way[path.identity] = prefill
+            prefill.extra_key = identity[0]
+            prefill.redknot_identity, prefill.redknot_whole = identity, path.whole
+            self._under_way[identity] = prefill
             behind.append(prefill)
-            if path.segment is not None:
-                fresh.add(path.segment)
+            fresh.add(path.span)
         if behind:
             # The scheduler is walking the queue: it comes to them in this very pass.
             queue = self.scheduler.waiting_queue
@@ -109,11 +98,6 @@ class IsolatedPrefills:
         scheduler.init_req_max_new_tokens(prefill)
         prefill.time_stats.set_wait_queue_entry_time()
         return prefill
-
-
-def is_scout(req: Any) -> bool:
-    """Whether the request is a scout pass."""
-    return bool(req.__dict__.get("redknot_scout"))
 
 
 def is_isolated(req: Any) -> bool:

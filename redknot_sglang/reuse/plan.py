@@ -25,11 +25,24 @@ CONTEXT_START = 1 << 41
 
 
 @dataclass(frozen=True)
+class Path:
+    """A span of a prompt as it is kept in the tree: computed in isolation.
+
+    key: token ids, int64; the span's own begin at `origin`. whole: local heads keep all of its rows.
+    """
+
+    span: Span
+    origin: int
+    key: array[int]
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """A prompt's division into lead, segments and tail.
 
     segments: disjoint, ascending, none empty. after_lead: segments are computed after the lead, not from position 0.
-    choices: repaired rows of segments for which a policy that scouts has found them.
+    choices: repaired rows of segments for which a policy that probes has found them.
     """
 
     segments: tuple[Span, ...]
@@ -67,6 +80,10 @@ class Plan:
         """Positions that are relocated and not computed; runs of adjacent segments are kept apart."""
         return [span for segment in self.segments for span in self._kept(segment)]
 
+    @cached_property
+    def _joined(self) -> Spans:
+        return union(self.reused)
+
     def sources(self, start: int) -> list[Span]:
         """Segments of which some row at or behind `start` is relocated."""
         return [segment for segment in self.segments if any(end > start for _, end in self._kept(segment))]
@@ -79,7 +96,7 @@ class Plan:
 
     def computed(self, start: int, end: int) -> Spans:
         """Computed rows in [start, end), as runs of adjacent rows."""
-        return gaps(union(self.reused), start, end)
+        return gaps(self._joined, start, end)
 
     def stretch(self, start: int, end: int, rows: int) -> int:
         """Where a chunk from `start` ends that computes at most `rows` rows; `end` if those suffice.
@@ -119,6 +136,15 @@ class Plan:
         """Prompt whose ordinary KV is the segment's isolated KV."""
         return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])
 
-    def scout_key(self, tokens: Sequence[int], start: int) -> array[int]:
-        """Prompt up to the end of the last undecided segment behind `start`."""
-        return array("q", tokens[: self.undecided(start)[-1][1]])
+    def paths(self, tokens: Sequence[int], start: int) -> list[Path]:
+        """What a request needs in the tree to go on from `start`, in order of position.
+
+        Segments of which it relocates rows; and, if rows of segments have still to be chosen, everything before the end
+        of the last such segment, text between segments as if it stood alone.
+        """
+        undecided = self.undecided(start)
+        end = undecided[-1][1] if undecided else 0
+        spans = {span for span in self.segments if span[0] < end} | set(self.sources(start))
+        segments = [Path(span, self.origin, self.segment_key(tokens, span), self.repair.probes) for span in spans]
+        between = [Path((a, b), 0, array("q", tokens[a:b]), False) for a, b in gaps(list(self.segments), 0, end)]
+        return sorted(segments + between, key=lambda path: path.span)

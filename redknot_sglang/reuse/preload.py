@@ -17,8 +17,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
+from redknot_sglang.reuse.isolated import WHOLE
 from redknot_sglang.reuse.preload_room import check_room
-from redknot_sglang.reuse.sources import WHOLE
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preloaded:
 
     @property
     def key(self) -> RadixKey:
-        """Its key in the tree, as `Plan.segment_key` and `SegmentSources` make it."""
+        """Its key in the tree, as `Plan.paths` and `isolated.namespace_of` make it."""
         return RadixKey(self.lead + self.tokens, namespace_of(self.extra_key, self.whole))
 
     @property

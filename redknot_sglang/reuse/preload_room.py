@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the pools have room for segments that a client wants computed ahead of time."""
+"""Whether the server can use segments that a client wants computed ahead of time, and has room for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redknot_sglang.config import RedKnotError
+from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
 
 class Sized(Protocol):
-    """A segment with the lead that it is computed after; whole: local heads keep all of its rows."""
+    """A segment with the lead that it is computed after; whole: local heads keep all of its rows, for policy `repair`."""
 
     @property
     def lead(self) -> Sequence[int]: ...
@@ -19,19 +20,25 @@ class Sized(Protocol):
     def tokens(self) -> Sequence[int]: ...
     @property
     def whole(self) -> bool: ...
+    @property
+    def repair(self) -> str: ...
 
 
 def check_room(tree: Any, longest: int, segments: Sequence[Sized]) -> None:
-    """Raises RedKnotError if the pools cannot hold the segments at the same time, or one of them is no prompt.
+    """Raises RedKnotError if no request could use the segments, or the pools cannot hold them at the same time.
 
     tree: the prefix cache. longest: tokens from which on the server refuses a prompt. segments: all after one lead.
     """
     allocator = tree.token_to_kv_pool_allocator
-    rotation = allocator.get_kvcache().rotation
-    if isinstance(rotation, RedKnotError):
-        raise RedKnotError(f"segments need relocation, and {rotation}: send requests in exact mode, without preloading")
+    pool = allocator.get_kvcache()
+    if isinstance(pool.rotation, RedKnotError):
+        raise RedKnotError(
+            f"segments need relocation, and {pool.rotation}: send requests in exact mode, without preloading"
+        )
     if not segments:
         return
+    if segments[0].whole and pool.probes is None:
+        raise RedKnotError(f"repair policy {segments[0].repair} {WHY_NO_PROBES}; or use repair boundary:K or none")
     lead, most = len(segments[0].lead), max(len(segment.tokens) for segment in segments)
     if lead + most >= longest:
         raise RedKnotError(

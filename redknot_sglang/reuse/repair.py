@@ -25,7 +25,7 @@ class Boundary:
     """
 
     rows: int
-    scouts: ClassVar[bool] = False
+    probes: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -40,16 +40,15 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Blend:
-    """Of each segment the share `share` of its rows whose K and V deviate most from those in context.
+    """Of each segment the share `share` of its rows that its context changes most.
 
-    After CacheBlend (arXiv 2405.16444), with two differences. Deviation is looked for in *global* heads, in the first
-    layer that has some behind another such layer: what a global head brings from elsewhere is in K and V only behind its
-    own layer. And each segment has its own share, so that nothing that follows changes a choice. A scout pass finds the
-    rows (`reuse/scout.py`).
+    After CacheBlend (arXiv 2405.16444), which runs the whole prompt through the first layers and compares K and V with the
+    cached ones. Here the change is foretold from the cache alone, by a *probe* of the first global heads
+    (`reuse/probe.py`). And each segment has its own share, so that nothing that follows changes a choice.
     """
 
     share: float
-    scouts: ClassVar[bool] = True
+    probes: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -3,32 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
-from redknot_sglang.reuse.isolated import Identity, IsolatedPath, IsolatedPrefills
-from redknot_sglang.reuse.plan import Plan
-
-# Namespaces beside the request's own: of scout passes, whose KV is that of the first layers only, and of segments of
-# which local heads keep all rows.
-SCOUT, WHOLE = "\0redknot scout", "\0redknot whole"
+from redknot_sglang.reuse.isolated import IsolatedPrefills, namespace_of
+from redknot_sglang.reuse.plan import Path, Plan
 
 
 @dataclass
 class Source:
-    """A segment or a scout pass in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
+    """A path in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
 
+    path: Path
     slots: Tensor
     node: Any
     lock: Any
 
 
-# Segments, and under None the scout pass.
-Sources = dict[Span | None, Source]
+# By the span of the prompt that they are for.
+Sources = dict[Span, Source]
 
 
 class SegmentSources:
@@ -45,27 +42,24 @@ class SegmentSources:
         self.isolated = IsolatedPrefills()
 
     def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> bool:
-        """Lock all segments of which the request relocates rows, and the scout pass if it needs one.
-
-        False if some have to be computed first.
-        """
+        """Lock all paths that the request needs to go on from `start`; False if some have to be computed first."""
         first = self._pinned is None or self._pinned[0] is req
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
-        missing: dict[Identity, IsolatedPath] = {}
-        for path in _needed(req, plan, start):
-            if path.segment in sources:
+        missing = []
+        for path in plan.paths(req.full_untruncated_fill_ids, start):
+            if path.span in sources:
                 continue
-            locked = self._tree.lock_path(path.key, path.extra_key, path.whole)
+            locked = self._tree.lock_path(path.key, namespace_of(req, path), path.whole)
             if locked is None:
-                missing.setdefault(path.identity, path)
+                missing.append(path)
             else:
-                sources[path.segment] = Source(*locked)
+                sources[path.span] = Source(path, *locked)
         if not missing:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
             return True
         self._wait(adder, req, sources)
-        fresh = self.isolated.request(req, missing.values())
+        fresh = self.isolated.request(req, missing)
         req.redknot_fresh = req.__dict__.get("redknot_fresh", set()) | fresh
         return False
 
@@ -82,14 +76,10 @@ class SegmentSources:
         for source in (sources or {}).values():
             self._unlock(source)
 
-    def release_scout(self, req: Any) -> None:
-        """Drop the lock of a request on its scout pass."""
-        self._unlock(req.redknot_sources.pop(None))
-
-    def release_behind(self, req: Any, stop: int) -> None:
-        """Drop the locks of a request on segments that end at or before position `stop`."""
-        for segment in [segment for segment in req.redknot_sources if segment[1] <= stop]:
-            self._unlock(req.redknot_sources.pop(segment))
+    def keep(self, req: Any, spans: Collection[Span]) -> None:
+        """Drop the locks of a request on all paths but those for `spans`."""
+        for span in [span for span in req.redknot_sources if span not in spans]:
+            self._unlock(req.redknot_sources.pop(span))
 
     def release_waiting(self, but: Any = None) -> None:
         """Have the request that waits with locks give them up, unless it is `but`; it looks its segments up again."""
@@ -114,13 +104,3 @@ class SegmentSources:
 
     def _unlock(self, source: Source) -> None:
         self._tree.dec_lock_ref(source.node, source.lock.to_dec_params())
-
-
-def _needed(req: Any, plan: Plan, start: int) -> Iterator[IsolatedPath]:
-    """Paths that a request needs in the tree to go on from `start`."""
-    tokens, whole = req.full_untruncated_fill_ids, plan.repair.scouts
-    extra_key = (req.extra_key or "") + WHOLE if whole else req.extra_key
-    for segment in plan.sources(start):
-        yield IsolatedPath(segment, plan.segment_key(tokens, segment), extra_key, whole)
-    if plan.undecided(start):
-        yield IsolatedPath(None, plan.scout_key(tokens, start), (req.extra_key or "") + SCOUT, False)

@@ -10,11 +10,12 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
+from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import class_bytes, least_slots, segment_length_for, split_budget
 from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam, SeamError, active, registries
 from redknot_sglang.seams.model_config import head_map_of
-from redknot_sglang.seams.refusals import refuse_unsupported, why_not_scout
+from redknot_sglang.seams.refusals import refuse_unsupported, why_not_probe
 
 _CARRIED = "_redknot_options"
 
@@ -96,15 +97,17 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
 
     if config.kv_budget is not None:
         _check_budget(server_args, model_config, config, config.kv_budget)
-    reason = why_not_scout(server_args)
-    if config.mode == "segmented" and parse_repair(config.repair).scouts and reason is not None:
+    reason = why_not_probe(server_args)
+    if config.mode == "segmented" and parse_repair(config.repair).probes and reason is not None:
         raise RedKnotError(f"--redknot-repair {config.repair} {reason}; use --redknot-repair boundary:K or none")
 
 
 def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, budget: int) -> None:
     """Refuse a budget that holds no request here, where it is one line, and not in the scheduler process."""
     head_map = head_map_of(model_config).shard(0, server_args.tp_size)
-    cost = class_bytes(head_map, model_config.head_dim, model_config.dtype.itemsize)
+    group = model_config.num_attention_heads // head_map_of(model_config).num_kv_heads
+    width = probe_width(config, head_map_of(model_config), group, server_args.tp_size)
+    cost = class_bytes(head_map, model_config.head_dim, model_config.dtype.itemsize, width)
     context_length = config.context_length or model_config.context_len
     chunk = server_args.chunked_prefill_size
     chunk = chunk if chunk and chunk > 0 else context_length

@@ -23,18 +23,23 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     from sglang.srt.runtime_context import get_parallel
 
     from redknot_sglang.pool.head_class_pool import HeadClassPool
+    from redknot_sglang.pool.probe import probe_width
     from redknot_sglang.seams.model_config import head_map_of
 
     # Our backend is built right after the pool, in this process.
     registries.register_attention()
-    parallel = get_parallel()
+    parallel, whole = get_parallel(), head_map_of(self.model_config)
+    config = active.config_of(self.server_args)
+    assert config is not None
+    group = self.model_config.num_attention_heads // whole.num_kv_heads
     return HeadClassPool(
         size_global=kwargs["full_max_total_num_tokens"],
         size_local=kwargs["swa_max_total_num_tokens"],
-        head_map=head_map_of(self.model_config).shard(parallel.attn_tp_rank, parallel.attn_tp_size),
+        head_map=whole.shard(parallel.attn_tp_rank, parallel.attn_tp_size),
         head_dim=self.model_config.head_dim,
         dtype=self.kv_cache_dtype,
         device=self.device,
+        probe_width=probe_width(config, whole, group, parallel.attn_tp_size),
     )
 
 

@@ -49,10 +49,8 @@ def refuse_unsupported(server_args: Any, model_config: Any) -> None:
             raise RedKnotError(f"--redknot cannot serve {architecture}: {reason}")
 
 
-def why_not_scout(server_args: Any) -> str | None:
-    """Why repair policies that scout cannot be served, or None; a clause."""
-    if server_args.enable_mixed_chunk:
-        return "does not work with --enable-mixed-chunk: a scout pass ends before the layers that decode"
+def why_not_probe(server_args: Any) -> str | None:
+    """Why repair policies that probe cannot be served, or None; a clause."""
     if server_args.tp_size > 1:
         return "works on one GPU only so far: ranks would choose rows by their own heads"
     return None

@@ -59,11 +59,11 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     """
     if active.config_of(runner.server_args) is None:
         return
-    from redknot_sglang.reuse.isolated import is_scout
+    from redknot_sglang.radix.local_heads import is_whole
 
     stretches = getattr(batch, _STRETCHES, None) if batch.forward_mode.is_extend() else None
     runner.attn_backend.runs = None
-    runner.attn_backend.scouting = batch.forward_mode.is_extend() and any(is_scout(req) for req in batch.reqs)
+    runner.attn_backend.probed = batch.forward_mode.is_extend() and any(is_whole(req) for req in batch.reqs)
     if not stretches:
         return
     from redknot_sglang.reuse.gather import Runs

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
 from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams.refusals import why_not_scout
+from redknot_sglang.seams.refusals import why_not_probe
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
@@ -45,8 +45,8 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
-        reason = why_not_scout(manager.server_args)
-        if reason is not None and parse_repair(resolved[REPAIR]).scouts:
+        reason = why_not_probe(manager.server_args)
+        if reason is not None and parse_repair(resolved[REPAIR]).probes:
             raise RedKnotError(f"{REPAIR} {resolved[REPAIR]} {reason}; use {REPAIR} boundary:K or none")
     if offsets is not None:
         input_ids[:] = tokens

@@ -20,7 +20,7 @@ def status_of(tree: Any, allocator: Any) -> dict[str, Any]:
             "global": _class_state(
                 allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot
             ),
-            "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local_slot),
+            "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local),
         },
         "tree": tree_sizes(tree),
     }

@@ -44,17 +44,18 @@ def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServe
     A GET of another path is answered with what `answer` says to {"GET": path}.
     """
     lock, state = threading.Lock(), {"open": 0}
+    server = FakeServer("")
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             if self.path != "/v1/models":
                 reply = answer({"GET": self.path})
-                self._send(reply.status, "application/json", json.dumps(reply.json))
+                self.send_text(reply.status, "application/json", json.dumps(reply.json))
                 return
-            self._send(200, "application/json", json.dumps({"object": "list", "data": [{"id": "fake"}]}))
+            self.send_text(200, "application/json", json.dumps({"object": "list", "data": [{"id": "fake"}]}))
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             with lock:
                 server.bodies.append(body)
                 state["open"] += 1
@@ -64,32 +65,47 @@ def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServe
             with lock:
                 state["open"] -= 1
             if reply.json is not None:
-                self._send(reply.status, "application/json", json.dumps(reply.json))
+                self.send_text(reply.status, "application/json", json.dumps(reply.json))
                 return
             if reply.status != 200:
-                self._send(reply.status, "application/json", json.dumps({"message": "refused by the test"}))
+                self.send_text(reply.status, "application/json", json.dumps({"message": "refused by the test"}))
                 return
             chat = self.path.endswith("chat/completions")
             chunks = [_chunk(chat, piece) for piece in reply.pieces] + [_usage(reply)]
             lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
-            self._send(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]))
+            self.send_text(200, "text/event-stream", "".join([*lines, "data: [DONE]\n\n"]))
 
-        def _send(self, status: int, kind: str, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+    with serving(Handler) as server.url:
+        yield server
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the test's output clean."""
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server = FakeServer(f"http://127.0.0.1:{httpd.server_port}")
+class QuietHandler(BaseHTTPRequestHandler):
+    """Base of a fake server's handler."""
+
+    def body(self) -> Any:
+        """JSON of the request's body."""
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def send_text(self, status: int, kind: str, text: str) -> None:
+        """A whole answer."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test's output clean."""
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve with `handler` in another thread; yields the address."""
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield server
+        yield f"http://127.0.0.1:{httpd.server_port}"
     finally:
         httpd.shutdown()
         thread.join()

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eval import bench_repair, segmented
 from eval.bench_repair import make_prompt
-from eval.segmented import UNCHANGED, SegmentedModel
+from eval.repair_rows import UNCHANGED
+from eval.segmented import SegmentedModel
 from eval.tasks import TASKS, make_example
 from eval.tasks.vocabulary import END, decode, token_id
 from tests.serving.oracle import OracleModel, _rotate
@@ -39,7 +40,7 @@ class BruteForce(OracleModel):
         """Log-probabilities after the prompt and each answer token, when `rows` of the segments are repaired."""
         ids = PROMPT + ANSWER
         before = SEGMENTS[0][0] if lead else 0
-        kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        kept: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         for a, b in SEGMENTS:
             alone = ids[:before] + ids[a:b]
             _, made = self.run(alone, list(range(len(alone))), {})
@@ -52,10 +53,13 @@ class BruteForce(OracleModel):
         return x.log_softmax(-1)[-len(ANSWER) - 1 :]
 
     def run(self, ids: list[int], at: list[int], cached: dict, heads_only: bool = False) -> tuple[Tensor, dict]:
-        """Last hidden states of the rows `at`, and {(layer, position): (K unrotated, V, attention output)}."""
+        """Last hidden states of the rows `at`, and {(layer, position): (K unrotated, V, attention output, q)}.
+
+        q is not rotated either.
+        """
         w, x = self.weights, self.weights["model.embed_tokens.weight"][torch.tensor(ids)[at]]
         cos, sin = self._rotation(len(ids))
-        made: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        made: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         for layer in range(6):
             name = f"model.layers.{layer}."
             h = self._norm(x, w[name + "input_layernorm.weight"])
@@ -67,7 +71,7 @@ class BruteForce(OracleModel):
                 if (layer, p) in cached:
                     which = local if heads_only else list(range(4))
                     keys[p, which], values[p, which] = (x[which] for x in cached[layer, p][:2])
-            turned, q = _rotate(keys, cos, sin), _rotate(q, cos[at], sin[at])
+            plain, turned, q = q, _rotate(keys, cos, sin), _rotate(q, cos[at], sin[at])
             out = torch.zeros(len(at), 8, 64)
             for row, p in enumerate(at):
                 for head in range(8):
@@ -76,7 +80,7 @@ class BruteForce(OracleModel):
                     out[row, head] = scores.softmax(-1) @ values[seen, head // 2]
                     if heads_only and (layer, p) in cached and head // 2 in local:
                         out[row, head] = cached[layer, p][2][head]
-                made[layer, p] = keys[p], values[p], out[row]
+                made[layer, p] = keys[p], values[p], out[row], plain[row]
             x = x + out.flatten(1) @ w[name + "self_attn.o_proj.weight"].T
             h = self._norm(x, w[name + "post_attention_layernorm.weight"])
             gate = torch.nn.functional.silu(h @ w[name + "mlp.gate_proj.weight"].T)
@@ -84,7 +88,7 @@ class BruteForce(OracleModel):
         return x, made
 
     def most_deviating(self, layers: Sequence[int], share: float, lead: bool) -> list[int]:
-        """Rows that blend and oracle are to repair; rotation keeps lengths, so it does not matter here."""
+        """Rows that cacheblend and oracle are to repair; rotation keeps lengths, so it does not matter here."""
         ids, before, deviation = PROMPT + ANSWER, SEGMENTS[0][0] if lead else 0, {}
         _, true = self.run(ids, list(range(len(ids))), {})
         inside = [p for a, b in SEGMENTS for p in range(a, b)]
@@ -102,8 +106,40 @@ class BruteForce(OracleModel):
                     size = sum(float(true[layer, r][part][wide].square().sum()) for r in own) / len(own)
                     gap = kept[layer, p][part][wide] - true[layer, p][part][wide]
                     deviation[p] += float(gap.square().sum()) / size
-        chosen = [sorted(range(a, b), key=lambda p: -deviation[p])[: ceil(share * (b - a))] for a, b in SEGMENTS]
-        return [p for rows in chosen for p in rows if deviation[p] > UNCHANGED]
+        return most(deviation, share)
+
+    def most_changing(self, share: float, lead: bool) -> list[int]:
+        """Rows that blend is to repair: heads 1 and 3 of layer 1 get something else, which heads 0 and 2 of layer 2 see."""
+        w, before, here = self.weights, SEGMENTS[0][0], {}
+        for a, b, start in [(0, 5, 0), *((a, b, before if lead else 0) for a, b in SEGMENTS), (40, 43, 0)]:
+            alone = PROMPT[:start] + PROMPT[a:b]
+            _, made = self.run(alone, list(range(len(alone))), {})
+            here.update({a + p - start: x for (layer, p), x in made.items() if layer == 1 and p >= start})
+        cos, sin = self._rotation(63)
+        value = w["model.layers.2.self_attn.v_proj.weight"].view(4, 64, 256)[[0, 2]].flatten(0, 1)
+        changed, size = {}, {}
+        for p in range(63):
+            seen = range(p + 1)
+            keys = _rotate(torch.stack([here[s][0] for s in seen]), cos[: p + 1], sin[: p + 1])
+            query, values = (
+                _rotate(here[p][3][None], cos[p : p + 1], sin[p : p + 1])[0],
+                torch.stack([here[s][1] for s in seen]),
+            )
+            change, own = torch.zeros(8, 64), torch.zeros(8, 64)
+            for head in (2, 3, 6, 7):
+                weight = (keys[:, head // 2] @ query[head] / 8).softmax(-1)
+                own[head] = here[p][2][head]
+                change[head] = weight @ values[:, head // 2] - own[head]
+            out, norm = w["model.layers.1.self_attn.o_proj.weight"], w["model.layers.2.input_layernorm.weight"]
+            changed[p], size[p] = (float((value @ (norm * (out @ x.flatten()))).square().sum()) for x in (change, own))
+        mean = {p: sum(size[r] for r in range(a, b)) / (b - a) for a, b in SEGMENTS for p in range(a, b)}
+        return most({p: changed[p] / mean[p] for p in mean}, share)
+
+
+def most(change: dict[int, float], share: float) -> list[int]:
+    """Of each segment the share of its rows that change most."""
+    chosen = [sorted(range(a, b), key=lambda p: -change[p])[: ceil(share * (b - a))] for a, b in SEGMENTS]
+    return [p for rows in chosen for p in rows if change[p] > UNCHANGED]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,14 +174,17 @@ def test_dense_is_the_head_map_oracle(head_map: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("lead", ["none", "lead"])
 @pytest.mark.parametrize(
-    "policy", ["none", "boundary:3", "random:0.3", "blend:0.3", "blend:0.3:3", "oracle:0.3", "heads"]
+    "policy",
+    ["none", "boundary:3", "random:0.3", "blend:0.3", "cacheblend:0.3", "cacheblend:0.3:3", "oracle:0.3", "heads"],
 )
 def test_policies_are_the_brute_force_definition(narrow: SegmentedModel, policy: str, lead: str) -> None:
     brute, inside = BruteForce(MODEL, NARROW), [p for a, b in SEGMENTS for p in range(a, b)]
-    layers = {"blend:0.3": [2], "blend:0.3:3": [3], "oracle:0.3": range(6)}
+    layers = {"cacheblend:0.3": [2], "cacheblend:0.3:3": [3], "oracle:0.3": range(6)}
     rows: list[int] = []
     if policy in layers:
         rows = brute.most_deviating(layers[policy], 0.3, lead == "lead")
+    elif policy == "blend:0.3":
+        rows = brute.most_changing(0.3, lead == "lead")
     elif policy == "boundary:3":
         rows = [p for a, b in SEGMENTS for p in range(a, a + 3)]
     elif policy == "random:0.3":
@@ -158,7 +197,7 @@ def test_policies_are_the_brute_force_definition(narrow: SegmentedModel, policy:
 
 
 @pytest.mark.parametrize("lead", ["none", "lead"])
-@pytest.mark.parametrize("policy", ["boundary:20", "blend:1", "random:1", "oracle:1"])
+@pytest.mark.parametrize("policy", ["boundary:20", "cacheblend:1", "random:1", "oracle:1"])
 def test_repairing_all_rows_is_dense(narrow: SegmentedModel, policy: str, lead: str) -> None:
     assert same(logits(narrow, policy, lead), logits(narrow, "dense"))
 
@@ -206,7 +245,7 @@ def test_greedy_decoding_gives_what_teacher_forcing_says(shipped: SegmentedModel
 
 
 def test_bad_requests_are_refused(shipped: SegmentedModel) -> None:
-    for policy in ("blend", "boundary", "boundary:x", "none:3", "other", "random:2", ""):
+    for policy in ("blend", "blend:0.1:2", "boundary", "boundary:x", "none:3", "other", "random:2", ""):
         with pytest.raises(ValueError):
             shipped.prefill(PROMPT, SEGMENTS, policy)
     for segments in ([(5, 3)], [(0, 71)], [(-1, 4)], [(0, 9), (8, 12)]):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from eval.tasks import TASKS, Example, make_conversation, make_example, messages, render, score
-from eval.tasks.examples import CONVERSATION, EVALUATION, TRAINING
+from eval.tasks.examples import CONVERSATION, EVALUATION, TRAFFIC, TRAINING
 from eval.tasks.vocabulary import SEG, VOCAB_SIZE, decode, encode
 
 MODEL = Path(__file__).parents[2] / "eval" / "model"
@@ -73,7 +73,7 @@ def test_length_counts_tokens_of_the_shipped_tokenizer(tokenizer: Tokenizer, nam
 def test_seeds_and_streams_differ() -> None:
     examples = [make_example("lookup", 512, seed) for seed in range(40)]
     assert len({render(e) for e in examples}) == 40
-    assert len({TRAINING, EVALUATION, CONVERSATION}) == 3
+    assert len({TRAINING, EVALUATION, CONVERSATION, TRAFFIC}) == 4
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,6 +17,7 @@ import torch
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, HeadClass, Path
 from redknot_sglang.kernels.select import available_paths, path_class
 from redknot_sglang.kernels.trial import extend_trial_error_in_child
+from redknot_sglang.kernels.triton_path import TritonPath
 from tests.kernels.cases import SCALE, Case, make_case, make_spec
 
 pytestmark = pytest.mark.gpu
@@ -107,6 +108,17 @@ def test_triton_in_other_dtypes(dtype: torch.dtype, tolerance: float, trials: Tr
 def test_triton_caps_logits(trials: Trials) -> None:
     spec = replace(gpu_spec(128), logit_cap=5.0)
     check_extend_and_decode(trials.build("triton", spec), spec, cap=5.0)
+
+
+@pytest.mark.parametrize(("head_dim", "group"), [(128, 4), (128, 8), (64, 1), (256, 2), (96, 3)])
+def test_triton_splits_the_tail_of_a_long_prompt(head_dim: int, group: int) -> None:
+    spec = gpu_spec(head_dim, group)
+    case = make_case(spec, [16_000, 40], [129, 3])
+    path = TritonPath(spec)
+    path.plan_extend(case.extend)
+    assert path.extend_parts("global", 2) > 8 and path.extend_parts("local", 3) == 0
+    for head_class in CLASSES:
+        assert_near(case.run(path, head_class), case.expected(case.extend, head_class)[0])
 
 
 def test_hopper_has_all_paths_for_head_dim_128(trials: Trials) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["interpreted_triton.py", "interpreted_paths.py", "interpreted_relocate.py"])
+@pytest.mark.parametrize(
+    "name", ["interpreted_triton.py", "interpreted_split.py", "interpreted_paths.py", "interpreted_relocate.py"]
+)
 def test_through_the_interpreter(name: str) -> None:
     cases = Path(__file__).with_name(name)
     root = cases.parents[2]

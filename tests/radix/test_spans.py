@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.radix.spans import Spans, clip, gaps, kept_local, union
+from redknot_sglang.radix.spans import Spans, clip, gaps, inside, kept_local, positions_of, spans_of, union
 
 span_lists = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 
@@ -24,9 +25,9 @@ def test_union_is_sorted_disjoint_and_complete(spans: Spans) -> None:
 
 @given(span_lists, st.integers(0, 40), st.integers(0, 40))
 def test_clip_and_gaps_divide_a_range(spans: Spans, start: int, end: int) -> None:
-    merged, inside = union(spans), set(range(start, end))
-    assert positions(clip(merged, start, end)) == positions(merged) & inside
-    assert positions(gaps(merged, start, end)) == inside - positions(merged)
+    merged, whole = union(spans), set(range(start, end))
+    assert positions(clip(merged, start, end)) == positions(merged) & whole
+    assert positions(gaps(merged, start, end)) == whole - positions(merged)
 
 
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 80))
@@ -36,3 +37,13 @@ def test_kept_local_is_what_the_next_row_reads(length: int, window: int, sink: i
     for boundary in (length, min(branch, length)):
         seen = {p for p in range(boundary) if p > boundary - window or p < sink}
         assert seen <= kept
+
+
+@given(span_lists, st.integers(0, 40))
+def test_positions_and_spans_are_inverse(spans: Spans, offset: int) -> None:
+    spans = [span for span in spans if span[0] < span[1]]
+    merged = union(spans)
+    assert positions_of(spans).tolist() == [p for start, end in spans for p in range(start, end)]
+    assert spans_of(positions_of(merged)) == merged
+    at = np.arange(offset, 45)
+    assert inside(at, merged).tolist() == [p in positions(merged) for p in at.tolist()]

@@ -93,7 +93,7 @@ def test_local_rows_are_live_in_their_segment(drawn: tuple[Plan, int], window: i
         for row in range(a, b):
             start, end = next(span for span in plan.segments if span[0] <= row < span[1])
             tail = plan.origin + row - start < sink or row >= end - window + 1
-            assert tail or plan.repair.scouts, "only whole segments have local KV in their middle"
+            assert tail or plan.repair.probes, "only whole segments have local KV in their middle"
 
 
 @given(plans(), st.integers(0, 60))
@@ -102,10 +102,17 @@ def test_choices_are_asked_for_once_and_only_where_needed(drawn: tuple[Plan, int
     assert plan.undecided(0) == []
     fresh = Plan(plan.segments, plan.repair, plan.after_lead)
     behind = [segment for segment in plan.segments if segment[1] > start]
-    assert fresh.undecided(start) == (behind if plan.repair.scouts else [])
+    assert fresh.undecided(start) == (behind if plan.repair.probes else [])
+    paths, tokens = fresh.paths(range(length), start), list(range(length))
     if fresh.undecided(start):
         assert fresh.sources(start) == behind
-        assert len(fresh.scout_key(range(length), start)) == behind[-1][1]
+        assert [at for path in paths for at in range(*path.span)] == tokens[: behind[-1][1]]
+    else:
+        assert [path.span for path in paths] == fresh.sources(start)
+    for path in paths:
+        assert list(path.key[path.origin :]) == tokens[slice(*path.span)]
+        assert list(path.key[: path.origin]) == tokens[: path.origin]
+        assert path.whole == (path.span in plan.segments and plan.repair.probes)
     assert fresh.identity == plan.identity
 
 
@@ -170,7 +177,7 @@ def test_policies_by_name(text: str, rows: int) -> None:
 @pytest.mark.parametrize(("share", "rows", "count"), [("0.05", 100, 5), ("0.05", 1, 1), ("1", 7, 7), (".5", 7, 4)])
 def test_blend_repairs_a_share_of_each_segment(share: str, rows: int, count: int) -> None:
     policy = parse_repair(f"blend:{share}")
-    assert isinstance(policy, Blend) and policy.scouts
+    assert isinstance(policy, Blend) and policy.probes
     assert policy.count(rows) == count
     assert parse_repair(policy.name) == policy
 

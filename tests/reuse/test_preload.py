@@ -26,7 +26,11 @@ def compute(simulation: Simulation, wanted: Preloaded) -> None:
 
 @pytest.fixture
 def simulation() -> Simulation:
-    return Simulation(1000, 900, window=16, sink=4)
+    made = Simulation(1000, 900, window=16, sink=4)
+    # Whatever it holds, whole segments can be used.
+    pool: Any = made.pool
+    pool.probes = object()
+    return made
 
 
 def test_what_was_computed_is_there(simulation: Simulation) -> None:
@@ -111,3 +115,11 @@ def test_a_model_whose_keys_cannot_be_moved_is_refused(simulation: Simulation) -
     pool.rotation = RedKnotError("mrope positions have several coordinates")
     with pytest.raises(RedKnotError, match="segments need relocation, and mrope"):
         PreloadedSegments(simulation.tree, LONGEST).want([])
+
+
+def test_whole_segments_are_refused_where_nothing_probes_them(simulation: Simulation) -> None:
+    simulation.pool.probes = None
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    assert preloaded.want([segment(range(9))]) == [False]
+    with pytest.raises(RedKnotError, match="blend:0.05 needs one GPU.*use repair boundary:K or none"):
+        preloaded.want([segment(range(9), whole=True)])

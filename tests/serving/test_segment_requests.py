@@ -91,7 +91,6 @@ def test_openai_chat_needs_nothing_but_text(server: harness.Server) -> None:
 
 # What is sent: prompt length, custom_params, further fields; and what the answer must name.
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "scout where rows mix": ({"redknot_segments": [0, 9], "redknot_repair": "blend:0.1"}, {}, "--enable-mixed-chunk"),
     "out of range": ({"redknot_segments": [0, 999]}, {}, "does not lie in the prompt"),
     "negative": ({"redknot_segments": [-1, 5]}, {}, "does not lie in the prompt"),
     "end before start": ({"redknot_segments": [9, 5]}, {}, "does not lie in the prompt"),

@@ -76,9 +76,9 @@ def test_status_of_a_fresh_cache(redknot_server: Server) -> None:
     for name, state in status["classes"].items():
         assert state["used"] == 0 < state["slots"]
         assert status["tree"][name] == {"evictable": 0, "protected": 0}
-    # K and V of 64 values of 4 bytes, 6 global and 18 local heads.
+    # K and V of 64 values of 4 bytes, 6 global and 18 local heads; with a local slot 4 query heads and their output.
     assert status["classes"]["global"]["bytes_per_slot"] == 6 * 2 * 64 * 4
-    assert status["classes"]["local"]["bytes_per_slot"] == 18 * 2 * 64 * 4
+    assert status["classes"]["local"]["bytes_per_slot"] == (18 + 4) * 2 * 64 * 4
 
 
 def test_status_counts_a_finished_request(redknot_server: Server) -> None:

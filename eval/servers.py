@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock SGLang beside SGLang --redknot, started for a benchmark on the same model with the same flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+
+ROOT = Path(__file__).resolve().parent
+TIMEOUT = 500
+STOCK, REDKNOT = "stock", "redknot"
+# Servers of a shape on a GPU: nothing of the host that differs between the sides, and no tokenizer.
+FLAGS = (
+    "--skip-tokenizer-init",
+    "--grammar-backend=none",
+    "--sampling-backend=pytorch",
+    "--skip-server-warmup",
+    "--cuda-graph-backend-prefill=disabled",
+    "--random-seed=1",
+)
+STOCK_FLAGS = ("--attention-backend=fa3",)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What both servers serve.
+
+    shape: a folder of eval/shapes, on a GPU; None for the embedded model on the CPU. checkpoint: its weights, None for
+    dummies. head_map: file beside the shape. threads: OpenMP threads of each server on the CPU.
+    """
+
+    shape: str | None
+    checkpoint: Path | None
+    head_map: str
+    threads: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Served:
+        """From the options of `add_arguments`."""
+        return cls(args.shape, args.checkpoint, args.head_map, args.threads)
+
+    @property
+    def folder(self) -> Path:
+        """Where config.json and the head maps lie."""
+        return ROOT / "shapes" / self.shape if self.shape else ROOT / "model"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json. Raises OSError if there is no such shape."""
+        return dict(json.loads((self.folder / "config.json").read_text()))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of KV that stock SGLang keeps for a token."""
+        config = self.config
+        values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+        return int(values) * (2 if self.shape else 4)
+
+    def flags(self) -> list[str]:
+        """Flags of either server."""
+        if not self.shape:
+            return [f"--model-path={self.folder}", *CPU_FLAGS, "--random-seed=1"]
+        weights = [] if self.checkpoint else ["--load-format=dummy"]
+        return [f"--model-path={self.checkpoint or self.folder}", *weights, *FLAGS, "--mem-fraction-static=0.42"]
+
+    def side_flags(self) -> dict[str, list[str]]:
+        """Flags of one server only."""
+        head_map = self.folder / (self.head_map if self.shape else "head_map.json")
+        redknot = ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"]
+        return {STOCK: list(STOCK_FLAGS if self.shape else ()), REDKNOT: redknot}
+
+    def environment(self) -> dict[str, str]:
+        """Added to the environment of either server."""
+        return {} if self.shape else {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(self.threads)}
+
+
+def add_arguments(parser: argparse._ActionsContainer, threads: int) -> None:
+    """Options of `Served`."""
+    parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
+    parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="weights of eval.make_checkpoint instead of dummies")
+    parser.add_argument("--threads", type=int, default=threads, help="of each server, on the CPU (%(default)s)")
+
+
+@contextmanager
+def pair(
+    served: Served, common: Sequence[str], extra: Mapping[str, Sequence[str]], logs: Path
+) -> Iterator[dict[str, Server]]:
+    """Both servers, started at the same time; they end with the context.
+
+    common: further flags of both. extra: further flags by side. logs: path whose name gets `-stock.log`,
+    `-redknot.log`. Raises ServerError if one does not come up.
+    """
+    sides = {side: [*served.flags(), *common, *own, *extra.get(side, ())] for side, own in served.side_flags().items()}
+    with ExitStack() as stack, ThreadPoolExecutor(len(sides)) as pool:
+
+        def start(side: str) -> Server:
+            log = logs.with_name(f"{logs.name}-{side}.log")
+            return stack.enter_context(launch(sides[side], log, env=served.environment(), timeout=TIMEOUT))
+
+        starting = {side: pool.submit(start, side) for side in sides}
+        yield {side: future.result() for side, future in starting.items()}
+
+
+def flush(url: str) -> None:
+    """Empty a server's prefix cache, so that one part of a workload does not help the next. Raises OSError."""
+    # The server may still be tidying up the last request; it waits up to `timeout` seconds for that.
+    request = urllib.request.Request(url + "/flush_cache?timeout=30", method="POST")
+    with urllib.request.urlopen(request, timeout=60):
+        pass

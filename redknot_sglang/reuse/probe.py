@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probes: which rows of a segment its context changes, found in the prefix cache, without running the model.
+
+Below the first layer with global heads, the *probe layer*, all heads are local: there a row's queries, keys and values
+hardly depend on what stands before its segment. So what the layer's global heads bring from elsewhere can be told from
+what isolated prefills left: queries and keys are turned to their true positions, rows attend once over everything before
+them, and what they get is compared with what they got in isolation. The difference is weighed by what the next layer with
+global heads sees of it in its values, to first order: through the output projection, the norm's weight and the value
+projection. Its cost is one layer's attention of a few heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.causal import causal_attention
+from redknot_sglang.kernels.relocate import turned
+from redknot_sglang.radix.spans import Span, Spans, union
+from redknot_sglang.reuse.repair import Blend
+
+# A row whose squared relative change is below this (1 %) is as good as repaired.
+UNCHANGED = 1e-4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A span of the prompt as it was computed in isolation: from position `origin`, into global slots, int64 [tokens]."""
+
+    span: Span
+    origin: int
+    slots: Tensor
+
+
+def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
+    """What the second layer with global heads makes of the first one's attention output, to first order.
+
+    model: a loaded SGLang model of a class that `reuse/rotary.py` names. Returns float32 [query heads * D of the first
+    layer's global heads, D * global heads of the second]: values for one unit of output each, the norm's division left
+    out, which is the same for all parts of a row.
+    """
+    probe, following = heads.global_layers[:2]
+    first, second = model.model.layers[probe], model.model.layers[following]
+    weight = second.input_layernorm.weight
+    group = first.self_attn.num_heads // heads.num_kv_heads
+    rows = [head * group + member for head in heads.global_heads(probe) for member in range(group)]
+    units = torch.zeros(
+        len(rows), head_dim, first.self_attn.num_heads, head_dim, dtype=weight.dtype, device=weight.device
+    )
+    for i, row in enumerate(rows):
+        units[i, :, row] = torch.eye(head_dim, dtype=weight.dtype, device=weight.device)
+    # Through the modules, not their weights: those may be packed or quantised.
+    with torch.no_grad():
+        inputs = units.flatten(2).flatten(0, 1)
+        made, none = (
+            second.self_attn.qkv_proj(first.self_attn.o_proj(x)[0] * weight)[0].float()
+            for x in (inputs, torch.zeros_like(inputs[:1]))
+        )
+    values = (made - none)[:, -heads.num_kv_heads * head_dim :].unflatten(1, (heads.num_kv_heads, head_dim))
+    return values[:, list(heads.global_heads(following))].flatten(1).contiguous()
+
+
+def choose_rows(
+    pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piece], segments: Sequence[Span]
+) -> dict[Span, Spans]:
+    """The rows that a policy repairs of each of `segments`.
+
+    pool: a HeadClassPool with probes; mapping: local slot of each global slot; pieces: all of the prompt before the last
+    segment's end, in order; segments: among them. Waits for the device.
+    """
+    probes, device = pool.probes, pieces[0].slots.device
+    here = torch.cat([torch.arange(piece.origin, piece.origin + len(piece.slots)) for piece in pieces]).to(device)
+    slots = torch.cat([piece.slots for piece in pieces])
+    there = torch.arange(len(slots), device=device)
+    cos, sin = pool.rotation.turn(here, there)
+    k, v = (buffer[slots] for buffer in pool.global_kv(probes.layer))
+    first = segments[0][0]
+    local = mapping[slots[first:]]
+    asked = turned(probes.asked[local], cos[first:], sin[first:], pool.rotation.is_neox)
+    got = causal_attention(asked, turned(k, cos, sin, pool.rotation.is_neox), v, probes.scale)
+    alone = probes.got[local].float()
+    change, size = ((x.flatten(1) @ probes.readout).square().sum(1) for x in (got.float() - alone, alone))
+    rows, counts = [], [policy.count(end - start) for start, end in segments]
+    for (start, end), count in zip(segments, counts, strict=True):
+        part = slice(start - first, end - first)
+        top, order = (change[part] / size[part].mean()).sort(descending=True, stable=True)
+        rows.append(torch.where(top[:count] > UNCHANGED, order[:count] + start, -1))
+    found = [chosen.tolist() for chosen in torch.cat(rows).cpu().split(counts)]
+    return {
+        segment: union((row, row + 1) for row in chosen if row >= 0)
+        for segment, chosen in zip(segments, found, strict=True)
+    }

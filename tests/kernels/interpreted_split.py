@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extends whose tiles are split over programs, by Triton's interpreter; collected by test_triton_interpreted.py alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from redknot_sglang.kernels.batch import ExtendBatch, HeadClass
+from redknot_sglang.kernels.triton_extend import Tiling
+from redknot_sglang.kernels.triton_path import TritonPath
+from tests.kernels.cases import Case, make_case, make_spec, scatter
+
+CLASSES: tuple[HeadClass, ...] = ("global", "local")
+# Small, so that a few hundred keys are many steps.
+TILING = Tiling(packed=32, keys=16, warps=4, stages=2)
+# The interpreter multiplies the bits of bfloat16 as integers; on a GPU tests/gpu/test_scattered.py has it.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+def check(case: Case, batch: ExtendBatch, processors: int, tiling: Tiling | None = TILING, cap: float = 0.0) -> int:
+    """The global class against the oracle; returns how many parts were merged."""
+    spec, tolerance = case.spec, TOLERANCE[case.spec.dtype]
+    path = TritonPath(spec, processors, tiling)
+    path.plan_extend(batch)
+    want, _ = case.expected(batch, "global", cap)
+    torch.testing.assert_close(case.run(path, "global", cap).float(), want, atol=tolerance, rtol=tolerance)
+    assert path.extend_parts("local", spec.local_widths[0]) == 0
+    return path.extend_parts("global", spec.global_widths[0])
+
+
+@pytest.mark.parametrize(("group", "logit_cap"), [(1, 0.0), (2, 5.0), (3, 0.0), (4, 5.0), (8, 0.0)])
+def test_requests_of_uneven_rows(group: int, logit_cap: float) -> None:
+    """A request with rows at either end of its keys, one with a single row, one with few keys, adjacent rows."""
+    spec = make_spec(group=group, head_dim=24, n_global=2, n_local=1, window=20)
+    case = make_case(spec, [0, 700, 5, 301], [650, 1, 3, 20], seed=group)
+    rows = [[0, 1, 2, 130, 131, *range(300, 650, 61)], [0], [0, 2], list(range(20))]
+    assert check(case, scatter(case, rows), processors=60, cap=logit_cap) >= 8
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 128), (4, 64), (8, 128), (2, 64)])
+def test_shapes_of_models(group: int, head_dim: int, dtype: torch.dtype) -> None:
+    """With the tiling that serves."""
+    spec = make_spec(group=group, head_dim=head_dim, n_global=1, n_local=1, window=64, dtype=dtype)
+    case = make_case(spec, [0, 1100], [1300, 2], seed=1)
+    rng = random.Random(0)
+    batch = scatter(case, [sorted(rng.sample(range(1300), 50)), [0, 1]])
+    assert check(case, batch, processors=20, tiling=None) >= 2
+
+
+def test_adjacent_rows() -> None:
+    """The tail of a long prompt, beside a short request."""
+    case = make_case(make_spec(group=4, window=16), [1000, 3], [21, 5])
+    assert check(case, case.extend, processors=16) >= 8
+
+
+def test_a_part_that_some_rows_do_not_see() -> None:
+    """One tile whose rows lie far apart: the parts at the end are behind all rows but the last."""
+    case = make_case(make_spec(group=1, window=16), [0], [1200])
+    assert check(case, scatter(case, [[0, 1, 600, 1199]]), processors=8) == 8
+
+
+def test_parts_that_end_inside_the_common_keys_and_behind_them() -> None:
+    """The lowest row stands at each place of a step, at its ends in particular."""
+    for low in (511, 512, 513, 527, 528):
+        case = make_case(make_spec(group=2, window=16), [low], [100], seed=low)
+        assert check(case, scatter(case, [[0, 40, 99]]), processors=4) == 4
+
+
+@pytest.mark.parametrize("no", CLASSES)
+def test_one_class_alone(no: HeadClass) -> None:
+    spec = make_spec(group=2, window=16)
+    case = make_case(spec, [600], [30])
+    batch = scatter(case, [[0, 9, 29]])
+    one = replace(spec, local_widths=()) if no == "local" else replace(spec, global_widths=())
+    path = TritonPath(one, 8, TILING)
+    path.plan_extend(batch)
+    head_class: HeadClass = "global" if no == "local" else "local"
+    want, _ = case.expected(batch, head_class)
+    torch.testing.assert_close(case.run(path, head_class), want, atol=1e-5, rtol=1e-5)
+
+
+def test_several_widths_have_work_of_their_own() -> None:
+    """Layers differ in their number of global heads; fewer heads are split further."""
+    parts = []
+    for width in (1, 4):
+        spec = replace(make_spec(group=2, n_global=width, window=16), global_widths=(4, 1))
+        case = make_case(replace(spec, global_widths=(width,)), [2000], [30])
+        batch = scatter(case, [[0, 9, 29]])
+        path = TritonPath(spec, 8, TILING)
+        path.plan_extend(batch)
+        want, _ = case.expected(batch, "global")
+        torch.testing.assert_close(case.run(path, "global"), want, atol=1e-5, rtol=1e-5)
+        parts.append(path.extend_parts("global", width))
+    assert parts[0] > parts[1] > 0
+
+
+def test_a_scale_that_turns_logits_around_is_told() -> None:
+    case = make_case(make_spec(), [0], [4])
+    path = TritonPath(case.spec)
+    path.plan_extend(case.extend)
+    with pytest.raises(ValueError, match="scale is -1.0"):
+        path.run("global", case.q["global"], case.k["global"], case.v["global"], -1.0)
