@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
+from redknot_sglang.radix.paths import free_unheld
 from redknot_sglang.radix.report import report_request
 from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.reuse.isolated import is_isolated
@@ -91,6 +92,12 @@ class HeadClassRadixCache(UnifiedRadixCache):
         with self.local_heads.locking(ALL if whole else self.local_heads.window, own_path=False):
             return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
 
+    def free_path(self, key: RadixKey, held: Set[int]) -> int:
+        """Free what nobody else holds of a path, see `free_unheld`; returns its tokens."""
+        freed = free_unheld(self, key, held)
+        self._update_metrics()
+        return freed
+
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
         """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
         window = self.local_heads.window
@@ -107,7 +114,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         """Hand the request's KV to the tree and release its lock."""
         with self._under(plan_of(req)):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
-        self._drop_transient(req)
+        # A request that ends with its prompt never had its tail locked.
+        self._drop_transient(req, kv_len_to_handle if is_insert else 0)
         self.reuse.sources.release(req)
         self.reuse.sources.isolated.done(req)
         pool = self.token_to_kv_pool_allocator.get_kvcache()
@@ -127,11 +135,11 @@ class HeadClassRadixCache(UnifiedRadixCache):
             self.local_heads.release_sinks(self.tree_core.node_by_id(req.last_node))
         super()._dec_req_lock(req, skip_swa=skip_swa)
 
-    def _drop_transient(self, req: Any) -> None:
+    def _drop_transient(self, req: Any, end: int = 0) -> None:
         if self.disable or req.last_node is None:
             return
         node = self.tree_core.node_by_id(req.last_node)
-        self._free_values(*self.local_heads.drop_transient(node, req.redknot_branch))
+        self._free_values(*self.local_heads.drop_transient(node, req.redknot_branch, end))
 
     def _update_metrics(self) -> None:
         if self._metrics is not None:

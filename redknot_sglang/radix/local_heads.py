@@ -315,10 +315,11 @@ class LocalHeads(SWAComponent):
 
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 
-    def drop_transient(self, node: Any, branch: int) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
+    def drop_transient(self, node: Any, branch: int, end: int = 0) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
         """Tombstone unlocked chunk boundaries on the path to `node`; returns device and host frees for the cache.
 
-        branch: position whose tail is kept (0: none).
+        branch: position whose tail is kept (0: none). end: where a finished path ends, whose tail may reach back into its
+        last chunks and is kept for good (0: it goes on).
         """
         device_frees: dict[Any, list[Any]] = defaultdict(list)
         host_frees: dict[Any, list[Any]] = defaultdict(list)
@@ -326,11 +327,13 @@ class LocalHeads(SWAComponent):
         while node is not self.tree_core.root_node:
             path.append(node)
             node = node.parent
-        end = 0
+        stop = 0
         for current in reversed(path):
-            start, end = end, end + len(current.key)
+            start, stop = stop, stop + len(current.key)
             data = current.component_data[self.component_type]
-            wanted = max(start, branch - self.window) < min(end, branch)
+            if max(start, end - self.window) < min(stop, end):
+                data.metadata.pop(TRANSIENT, None)
+            wanted = max(start, branch - self.window) < min(stop, branch)
             if not data.metadata.get(TRANSIENT) or data.lock_ref > 0 or wanted:
                 continue
             del data.metadata[TRANSIENT]

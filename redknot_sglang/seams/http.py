@@ -13,9 +13,9 @@ def _add_routes(server_args: Any, *args: Any, **kwargs: Any) -> None:
         return
     from sglang.srt.entrypoints.http_server import app
 
-    from redknot_sglang.serve.router import router
+    from redknot_sglang.serve.router import add_routes
 
-    app.include_router(router)
+    add_routes(app)
 
 
 SEAMS = (

@@ -9,6 +9,7 @@ from typing import Any
 from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam, active
 from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
+from redknot_sglang.serve.segment_calls import RESOLVED
 
 
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -38,7 +39,8 @@ def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> No
 
 def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:
     config = active.config_of(manager.server_args)
-    if config is not None and hasattr(obj, "sampling_params") and input_ids is not None:
+    asks = hasattr(obj, "sampling_params") and input_ids is not None and not hasattr(obj, RESOLVED)
+    if config is not None and asks:
         resolve_request(manager, config, obj, input_ids)
     original(manager, obj, input_ids)
 

@@ -3,18 +3,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from sglang.srt.utils.auth import AuthLevel, auth_level
 
-router = APIRouter(prefix="/redknot", tags=["redknot"])
+from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.seams import active
+from redknot_sglang.serve import segments
+
+router = APIRouter(prefix="/redknot")
 
 
 @router.get("/status")
 async def status() -> dict[str, Any]:
     """Versions, head map, and per class slots, used slots and bytes per slot; one entry per data-parallel rank."""
-    from sglang.srt.entrypoints.http_server import get_global_state
-
-    states = await get_global_state().tokenizer_manager.get_internal_state()
+    states = await _manager().get_internal_state()
     ranks = [state["redknot"] for state in states]
     return ranks[0] if len(ranks) == 1 else {**ranks[0], "data_parallel": ranks}
+
+
+@router.post("/segments")
+async def preload_segments(request: Request) -> JSONResponse:
+    """Have segments computed and in the prefix cache: tokens and new of each."""
+
+    async def answer() -> Any:
+        manager = _manager()
+        return await segments.preload(manager, _config(manager), await _json(request), request)
+
+    return await _or_400(answer())
+
+
+# These two show and touch what all tenants preloaded: the admin key, where the server has one.
+@router.get("/segments")
+@auth_level(AuthLevel.ADMIN_OPTIONAL)
+async def list_segments() -> JSONResponse:
+    """Segments that were preloaded, and how much of each is in the prefix cache."""
+    return await _or_400(segments.listed(_manager()))
+
+
+@router.delete("/segments")
+@auth_level(AuthLevel.ADMIN_OPTIONAL)
+async def forget_segments(request: Request) -> JSONResponse:
+    """Forget segments named by `ids` in the body or `id` in the query, or all: freed_tokens of each."""
+
+    async def answer() -> Any:
+        return await segments.forget(_manager(), await _identities(request))
+
+    return await _or_400(answer())
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add all routes to SGLang's application.
+
+    One by one: SGLang looks for the auth level of an endpoint among the application's own routes, and not in routers that
+    it includes.
+    """
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        app.add_api_route(route.path, route.endpoint, methods=sorted(route.methods or ()), tags=["redknot"])
+
+
+async def _identities(request: Request) -> list[str] | None:
+    named = request.query_params.getlist("id")
+    if not await request.body():
+        return named or None
+    body = await _json(request)
+    if named or not isinstance(body, dict) or set(body) != {"ids"}:
+        raise RedKnotError(
+            'name segments by {"ids": [...]} in the body or by ?id=... in the address, or all by neither'
+        )
+    if not isinstance(body["ids"], list) or not all(isinstance(identity, str) for identity in body["ids"]):
+        raise RedKnotError("ids must be a list of ids as GET /redknot/segments shows them")
+    return list(body["ids"])
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json()
+    except ValueError as error:
+        raise RedKnotError(f"the body is not JSON: {error}") from error
+
+
+async def _or_400(answer: Awaitable[Any]) -> JSONResponse:
+    """The answer, or SGLang's form of an error for what cannot be served."""
+    try:
+        return JSONResponse(await answer)
+    except ValueError as error:
+        return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+
+
+def _manager() -> Any:
+    from sglang.srt.entrypoints.http_server import get_global_state
+
+    return get_global_state().tokenizer_manager
+
+
+def _config(manager: Any) -> RedKnotConfig:
+    config = active.config_of(manager.server_args)
+    assert config is not None, "the routes are there only with --redknot"
+    return config

@@ -15,13 +15,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reply:
-    """What to stream: pieces of text, `delay` seconds before the first, and the counts of the usage."""
+    """What to stream: pieces of text, `delay` seconds before the first, and the counts of the usage.
+
+    json: what to answer in their place.
+    """
 
     pieces: tuple[str, ...] = ()
     prompt_tokens: int = 10
     cached_tokens: int | None = None
     delay: float = 0.0
     status: int = 200
+    json: Any = None
 
 
 class FakeServer:
@@ -35,12 +39,19 @@ class FakeServer:
 
 @contextmanager
 def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServer]:
-    """Serve /v1/models, /v1/completions and /v1/chat/completions with what `answer` says to each body."""
+    """Serve /v1/models, /v1/completions and /v1/chat/completions with what `answer` says to each body.
+
+    A GET of another path is answered with what `answer` says to {"GET": path}.
+    """
     lock, state = threading.Lock(), {"open": 0}
     server = FakeServer("")
 
     class Handler(QuietHandler):
         def do_GET(self) -> None:
+            if self.path != "/v1/models":
+                reply = answer({"GET": self.path})
+                self.send_text(reply.status, "application/json", json.dumps(reply.json))
+                return
             self.send_text(200, "application/json", json.dumps({"object": "list", "data": [{"id": "fake"}]}))
 
         def do_POST(self) -> None:
@@ -53,6 +64,9 @@ def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServe
             time.sleep(reply.delay)
             with lock:
                 state["open"] -= 1
+            if reply.json is not None:
+                self.send_text(reply.status, "application/json", json.dumps(reply.json))
+                return
             if reply.status != 200:
                 self.send_text(reply.status, "application/json", json.dumps({"message": "refused by the test"}))
                 return

@@ -9,7 +9,7 @@ from redknot_sglang.cli.main import build_parser, main
 
 
 def test_every_subcommand_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("doctor", "heads", "eval", "demo"):
+    for command in ("doctor", "heads", "preload", "eval", "demo"):
         with pytest.raises(SystemExit) as done:
             main([command, "--help"])
         assert done.value.code == 0

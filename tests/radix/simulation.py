@@ -9,6 +9,7 @@ the sinks. So a wrong mapping, a slot freed too early or a bad match fails at th
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class SimulatedRequest:
     skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
     redknot_branch: int = 0
     redknot_plan: Any = None
+    redknot_whole: bool = False
     extra_key: str | None = None
     priority: int = 0
     session: Any = None
@@ -90,9 +92,9 @@ class Simulation:
 
     # ---- steps of a request ---------------------------------------------------------------------------------------
 
-    def admit(self, prompt: list[int]) -> SimulatedRequest:
-        """Match and lock; nothing is computed yet."""
-        req = SimulatedRequest(array("q", prompt), self._free_rows.pop())
+    def admit(self, prompt: Sequence[int], extra_key: str | None = None, whole: bool = False) -> SimulatedRequest:
+        """Match and lock; nothing is computed yet. whole: all positions of the path stay live."""
+        req = SimulatedRequest(array("q", prompt), self._free_rows.pop(), extra_key=extra_key, redknot_whole=whole)
         self._start(req)
         self.running.append(req)
         return req
@@ -111,10 +113,16 @@ class Simulation:
         req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
         self.rows.write((req.req_pool_idx, slice(0, req.computed)), match.device_indices)
 
-    def prefill(self, req: SimulatedRequest, rows: int) -> None:
-        """Compute up to `rows` more positions and cache them, as a chunk or, at the end of the prompt, for good."""
+    def prefill(self, req: SimulatedRequest, rows: int, finish: bool = False) -> None:
+        """Compute up to `rows` more positions and cache them, as a chunk or, at the end of the prompt, for good.
+
+        finish: the request ends with its prompt, as one for a single token does.
+        """
         end = min(len(req.ids), req.computed + rows)
         self._compute(req, end)
+        if finish and end == len(req.ids):
+            self.finish(req)
+            return
         self.tree.cache_unfinished_req(req, chunked=end < len(req.ids))
 
     def decode(self, req: SimulatedRequest, token: int, maintain: bool) -> None:

@@ -43,7 +43,7 @@ class Traffic:
         simulation, rng = self.simulation, self.rng
         try:
             if req.computed < len(req.ids):
-                simulation.prefill(req, rng.choice((1, 3, 8, 20, 64)))
+                simulation.prefill(req, rng.choice((1, 3, 8, 20, 64)), finish=rng.random() < 0.1)
             elif rng.random() < 0.15:
                 self.texts.append(list(req.ids))
                 simulation.finish(req)
@@ -112,3 +112,18 @@ def test_the_same_prompt_again_misses_only_its_last_token() -> None:
         assert req.cached_tokens == expected
         simulation.prefill(req, 1000)
         simulation.finish(req)
+
+
+@pytest.mark.parametrize("chunk", [16, 40, 64, 99])
+def test_a_request_that_ends_with_its_prompt_leaves_its_tail(chunk: int) -> None:
+    """Its tail reaches back into chunks that were kept only until the next one."""
+    simulation = Simulation(2000, 2000, window=16, sink=4)
+    prompt = list(range(100))
+    for expected in (0, 99):
+        req = simulation.admit(prompt)
+        assert req.cached_tokens == expected
+        while req.computed < len(prompt):
+            simulation.prefill(req, chunk, finish=True)
+        simulation.check_conservation()
+    # Chunks end where they end, so the live tail may begin before its window.
+    assert 20 <= simulation.tree.swa_evictable_size() <= 36

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the server can use segments that a client wants computed ahead of time, and has room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from redknot_sglang.config import RedKnotError
+from redknot_sglang.pool.probe import WHY_NO_PROBES
+from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+
+
+class Sized(Protocol):
+    """A segment with the lead that it is computed after; whole: local heads keep all of its rows, for policy `repair`."""
+
+    @property
+    def lead(self) -> Sequence[int]: ...
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def repair(self) -> str: ...
+
+
+def check_room(tree: Any, longest: int, segments: Sequence[Sized]) -> None:
+    """Raises RedKnotError if no request could use the segments, or the pools cannot hold them at the same time.
+
+    tree: the prefix cache. longest: tokens from which on the server refuses a prompt. segments: all after one lead.
+    """
+    allocator = tree.token_to_kv_pool_allocator
+    pool = allocator.get_kvcache()
+    if isinstance(pool.rotation, RedKnotError):
+        raise RedKnotError(
+            f"segments need relocation, and {pool.rotation}: send requests in exact mode, without preloading"
+        )
+    if not segments:
+        return
+    if segments[0].whole and pool.probes is None:
+        raise RedKnotError(f"repair policy {segments[0].repair} {WHY_NO_PROBES}; or use repair boundary:K or none")
+    lead, most = len(segments[0].lead), max(len(segment.tokens) for segment in segments)
+    if lead + most >= longest:
+        raise RedKnotError(
+            f"a segment has {lead + most} tokens, its lead included, and the server takes prompts below {longest}: "
+            "split it, or raise --context-length, --max-total-tokens or --redknot-kv-budget"
+        )
+    for head_class, alone, together, slots in _needs(tree, allocator, segments):
+        if alone >= slots:
+            raise RedKnotError(
+                f"a segment of {lead + most} tokens, its lead included, needs {alone} {head_class} KV slots and the server "
+                f"has {slots}: split it, preload for a repair policy that keeps a window of it only (boundary:K or none), "
+                "or raise --max-total-tokens or --redknot-kv-budget"
+            )
+        if together >= slots:
+            raise RedKnotError(
+                f"these {len(segments)} segments need {together} {head_class} KV slots and the server has {slots}: send "
+                "fewer at a time"
+            )
+
+
+def _needs(tree: Any, allocator: Any, segments: Sequence[Sized]) -> list[tuple[str, int, int, int]]:
+    """Per class its name, slots that the longest segment needs, slots that all need, and slots there are."""
+    lead, sizes = len(segments[0].lead), [len(segment.tokens) for segment in segments]
+    needs = [("global", lead + max(sizes) + 1, lead + sum(sizes) + 1, allocator.size_full)]
+    if tree.sliding_window_size < UNBOUNDED_WINDOW:
+        heads = tree.local_heads
+        if segments[0].whole:
+            alone, together = lead + max(sizes), lead + sum(sizes)
+        else:
+            kept = [min(lead + size, heads.sink + heads.window) for size in sizes]
+            alone, together = max(kept), sum(kept)
+        # What a running request needs, as `SegmentAdmission` counts it.
+        own = tree.sliding_window_size + 2 * heads.window
+        needs.append(("local", alone + own, together + own, allocator.size_swa))
+    return needs

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's scheduler: questions about preloaded segments, and the requests that compute them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+from redknot_sglang.config import RedKnotError
+from redknot_sglang.seams import Seam, active
+from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, WANT, WHOLE_OPTION
+
+
+def _answer(original: Any, scheduler: Any, request: Any) -> None:
+    """SGLang fans this message out to all schedulers, every rank of which acts on it."""
+    if active.config_of(scheduler.server_args) is None or not request.method.startswith(PREFIX):
+        original(scheduler, request)
+        return
+    from sglang.srt.managers.io_struct import DumperControlReqOutput
+
+    rank = {"rank": scheduler.ps.dp_rank or 0}
+    try:
+        answer = rank | _CALLS[request.method](_segments_of(scheduler), request.body)
+        output = DumperControlReqOutput(success=True, response=[answer])
+    except RedKnotError as error:
+        output = DumperControlReqOutput(success=False, response=[], error=str(error))
+    scheduler.ipc_channels.send_to_tokenizer.send_output(output, request)
+
+
+def _segments_of(scheduler: Any) -> Any:
+    if "redknot_preloaded" not in scheduler.__dict__:
+        from redknot_sglang.reuse.preload import PreloadedSegments
+
+        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, scheduler.max_req_input_len)
+    return scheduler.redknot_preloaded
+
+
+def _want(preloaded: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    from redknot_sglang.reuse.preload import Preloaded
+
+    lead = array("q", body["lead"])
+    shared = {name: body[name] for name in ("extra_key", "whole", "repair")}
+    return {"there": preloaded.want([Preloaded(lead, array("q", tokens), **shared) for tokens in body["segments"]])}
+
+
+def _list(preloaded: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"segments": preloaded.listed()}
+
+
+def _forget(preloaded: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"segments": preloaded.forget(body["ids"])}
+
+
+_CALLS = {WANT: _want, LIST: _list, FORGET: _forget}
+
+
+def _mark_whole(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
+    """Before the request is matched for the first time."""
+    if active.config_of(scheduler.server_args) is not None and (req.sampling_params.custom_params or {}).get(
+        WHOLE_OPTION
+    ):
+        req.redknot_whole = True
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.handle_dumper_control",
+        _answer,
+        "around",
+        "/redknot/segments asks the scheduler what the tree holds",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        _mark_whole,
+        "before",
+        "preloaded segments of which local heads keep all rows",
+    ),
+)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments computed ahead of time: `/redknot/segments`, on the side of SGLang's tokenizer manager.
+
+What is missing in the tree is computed by ordinary requests for one token, whose prompt is the segment, so that the
+scheduler batches, chunks and admits them like all others. A later request finds what they leave behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
+from redknot_sglang.reuse.preload import namespace_of
+from redknot_sglang.reuse.repair import Blend, parse_repair
+from redknot_sglang.serve.requests import resolve_request
+from redknot_sglang.serve.segment_calls import FORGET, LIST, RESOLVED, WANT, WHOLE_OPTION
+from redknot_sglang.serve.segment_text import SegmentText
+
+FIELDS = ("segments", "lead", "extra_key", "repair")
+# Enough for a prefill batch. More would only stand in the queue in front of requests that somebody waits for.
+AT_ONCE = 64
+
+
+async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -> list[dict[str, Any]]:
+    """Have all segments of a POST's JSON body in the tree of every data-parallel rank: tokens and new of each, in order.
+
+    client: the HTTP request; what is under way for one that hung up is aborted. Raises RedKnotError for a bad body, and
+    what SGLang raises for requests that it cannot take.
+    """
+    fields = _checked(body, config)
+    text = SegmentText(manager, config)
+    lead = text.lead(fields["lead"]) if config.segment_lead == "lead" else []
+    parts: list[tuple[int, ...]] = []
+    for index, value in enumerate(fields["segments"]):
+        parts.append(tuple(text.segment(f"segment {index}", value)))
+        # Tokenizing a corpus must not keep the answers of others waiting.
+        await asyncio.sleep(0)
+    repair = _servable(manager, config, fields["repair"])
+    whole = isinstance(parse_repair(repair), Blend)
+    wanted = [list(part) for part in dict.fromkeys(parts) if part]
+    shared = {"lead": lead, "extra_key": fields["extra_key"], "whole": whole, "repair": repair}
+    ranks = await _ask(manager, WANT, {**shared, "segments": wanted})
+    missing = [
+        (rank["rank"] if len(ranks) > 1 else None, lead + tokens)
+        for rank in ranks
+        for tokens, there in zip(wanted, rank["there"], strict=True)
+        if not there
+    ]
+    await _compute(manager, missing, namespace_of(fields["extra_key"], whole), whole, client)
+    new = {tuple(tokens) for rank in ranks for tokens, there in zip(wanted, rank["there"], strict=True) if not there}
+    answer = []
+    for part in parts:
+        answer.append({"tokens": len(part), "new": part in new})
+        # Of equal segments the first is the new one.
+        new.discard(part)
+    return answer
+
+
+async def listed(manager: Any) -> list[dict[str, Any]]:
+    """What was preloaded, the oldest first; resident_tokens are those of the data-parallel rank that has the fewest."""
+    ranks = [{entry["id"]: entry for entry in rank["segments"]} for rank in await _ask(manager, LIST, {})]
+    return [
+        {
+            **entry,
+            "resident_tokens": min(rank[identity]["resident_tokens"] if identity in rank else 0 for rank in ranks),
+        }
+        for identity, entry in ranks[0].items()
+    ]
+
+
+async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Forget segments, None for all: id and freed_tokens of each, those of all data-parallel ranks together."""
+    freed: Counter[str] = Counter()
+    for rank in await _ask(manager, FORGET, {"ids": identities}):
+        freed.update({entry["id"]: entry["freed_tokens"] for entry in rank["segments"]})
+    return [{"id": identity, "freed_tokens": tokens} for identity, tokens in freed.items()]
+
+
+def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
+    """All fields of a POST's body, None for those left out. Raises RedKnotError for what cannot be meant."""
+    if not isinstance(body, Mapping):
+        raise RedKnotError('the body must be a JSON object such as {"segments": ["text of a document"]}')
+    unknown = sorted(name for name in body if name not in FIELDS)
+    if unknown:
+        raise RedKnotError(f"field {unknown[0]} is not known; the body may have {', '.join(FIELDS)}")
+    fields = {name: body.get(name) for name in FIELDS}
+    if not isinstance(fields["segments"], list):
+        raise RedKnotError("segments must be a list, each segment a text or a list of token ids")
+    for name in ("extra_key", "repair"):
+        if fields[name] is not None and not isinstance(fields[name], str):
+            raise RedKnotError(f"{name} must be text, got {type(fields[name]).__name__}")
+    if config.segment_lead == "lead" and fields["lead"] is None:
+        raise RedKnotError(
+            "lead is missing: this server runs with --redknot-segment-lead lead and computes segments after it, so give "
+            "the text in front of the first segment"
+        )
+    if config.segment_lead != "lead" and fields["lead"] is not None:
+        raise RedKnotError(
+            "lead has no effect: this server computes segments on their own, so leave it out or start with "
+            "--redknot-segment-lead lead"
+        )
+    return fields
+
+
+def _servable(manager: Any, config: RedKnotConfig, repair: str | None) -> str:
+    """The repair policy by its name. Raises what a request with segments under this policy would get."""
+    params = {MODE: "segmented", SEGMENTS: [0, 1], **({} if repair is None else {REPAIR: repair})}
+    # No token has the number -1, so none of these is a separator.
+    prompt = [-1, -1]
+    trial = _request(prompt, params, None, None)
+    resolve_request(manager, config, trial, prompt)
+    return str(trial.sampling_params["custom_params"][REPAIR])
+
+
+def _request(tokens: list[int], params: dict[str, Any] | None, extra_key: str | None, rank: int | None) -> Any:
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, "custom_params": params}
+    return GenerateReqInput(input_ids=tokens, sampling_params=sampling, extra_key=extra_key, routed_dp_rank=rank)
+
+
+async def _compute(
+    manager: Any, prompts: Sequence[tuple[int | None, list[int]]], extra_key: str | None, whole: bool, client: Any
+) -> None:
+    """Compute prompts, each on its data-parallel rank. Raises the first error; what had not begun is then left out."""
+    gate, stopped = asyncio.Semaphore(AT_ONCE), False
+
+    async def one(rank: int | None, tokens: list[int]) -> None:
+        nonlocal stopped
+        async with gate:
+            stopped = stopped or await client.is_disconnected()
+            if stopped:
+                return
+            request = _request(tokens, {WHOLE_OPTION: True} if whole else None, extra_key, rank)
+            setattr(request, RESOLVED, True)
+            try:
+                async for _ in manager.generate_request(request, client):
+                    pass
+            except BaseException:
+                stopped = True
+                raise
+
+    # All are waited for, so that none goes on unheard.
+    results = await asyncio.gather(*(one(*prompt) for prompt in prompts), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _ask(manager: Any, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers of all data-parallel ranks. Raises RedKnotError with the text of the first that refuses."""
+    from sglang.srt.managers.io_struct import DumperControlReqInput
+
+    # An answer nobody waits for would be taken for that to the next question.
+    outputs = await asyncio.shield(manager.dumper_control(DumperControlReqInput(method=method, body=body)))
+    for output in outputs:
+        if not output.success:
+            raise RedKnotError(output.error)
+    return sorted((answer for output in outputs for answer in output.response), key=lambda answer: answer["rank"])

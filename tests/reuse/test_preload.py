@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of preloaded segments beside a real tree."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+
+from redknot_sglang.config import RedKnotError
+from redknot_sglang.reuse.preload import Preloaded, PreloadedSegments
+from tests.radix.simulation import Simulation
+
+LONGEST = 900
+
+
+def segment(tokens: range, lead: range = range(0), extra_key: str | None = None, whole: bool = False) -> Preloaded:
+    return Preloaded(array("q", lead), array("q", tokens), extra_key, whole, "blend:0.05" if whole else "none")
+
+
+def compute(simulation: Simulation, wanted: Preloaded) -> None:
+    req = simulation.admit(wanted.key.token_ids, wanted.key.extra_key, wanted.whole)
+    simulation.prefill(req, 1000, finish=True)
+
+
+@pytest.fixture
+def simulation() -> Simulation:
+    made = Simulation(1000, 900, window=16, sink=4)
+    # Whatever it holds, whole segments can be used.
+    pool: Any = made.pool
+    pool.probes = object()
+    return made
+
+
+def test_what_was_computed_is_there(simulation: Simulation) -> None:
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    for whole in (False, True):
+        wanted = [segment(range(100), range(500, 520), "t", whole), segment(range(50, 90), range(500, 520), "t", whole)]
+        assert preloaded.want(wanted) == [False, False]
+        compute(simulation, wanted[0])
+        assert preloaded.want(wanted) == [True, False]
+    simulation.check_conservation()
+    assert [(entry["tokens"], entry["resident_tokens"]) for entry in preloaded.listed()] == [(100, 100), (40, 0)] * 2
+    freed = preloaded.forget(None)
+    assert [entry["freed_tokens"] for entry in freed] == [120, 0, 120, 0]
+    assert simulation.allocator.full_available_size() == simulation.allocator.size_full
+    assert preloaded.listed() == []
+
+
+def test_a_lead_stays_while_a_listed_segment_needs_it(simulation: Simulation) -> None:
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    one, two = (segment(range(at, at + 50), range(500, 520)) for at in (0, 100))
+    preloaded.want([one, two])
+    compute(simulation, one)
+    assert preloaded.forget([one.identity])[0]["freed_tokens"] < 70, "the list says that two begins with the lead, too"
+    simulation.check_conservation()
+
+
+def test_identities_tell_paths_apart() -> None:
+    tokens = range(9)
+    different = [
+        segment(tokens),
+        segment(tokens, extra_key=""),
+        segment(tokens, extra_key="a"),
+        segment(tokens, whole=True),
+        segment(range(8)),
+    ]
+    assert len({entry.identity for entry in different}) == len(different)
+    assert segment(range(3, 9), range(3)).identity == segment(tokens).identity, "it is the same path"
+    assert Preloaded(array("q"), array("q", tokens), None, False, "boundary:9").identity == segment(tokens).identity
+
+
+def test_the_list_names_no_more_tokens_than_there_are_slots(simulation: Simulation) -> None:
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    parts = [segment(range(at, at + 300)) for at in (0, 1000, 2000, 3000)]
+    for part in parts[:3]:
+        preloaded.want([part])
+    preloaded.want([parts[0]])
+    preloaded.want([parts[3]])
+    assert [entry["id"] for entry in preloaded.listed()] == [parts[i].identity for i in (2, 0, 3)]
+
+
+def test_forgetting_what_is_not_listed_forgets_nothing(simulation: Simulation) -> None:
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    part = segment(range(9))
+    preloaded.want([part])
+    with pytest.raises(RedKnotError, match="no segment 'x' is listed"):
+        preloaded.forget([part.identity, "x"])
+    assert len(preloaded.listed()) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "whole", "names"),
+    [
+        ([850], False, "prompts below 900"),
+        ([840], True, "needs 990 local KV slots"),
+        ([500, 490], False, "these 2 segments need 1041 global KV slots"),
+        ([400, 400], True, "these 2 segments need 950 local KV slots"),
+    ],
+)
+def test_segments_that_cannot_be_there_are_refused(
+    simulation: Simulation, sizes: list[int], whole: bool, names: str
+) -> None:
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    parts = [segment(range(at, at + size), range(5000, 5050), whole=whole) for at, size in enumerate(sizes)]
+    with pytest.raises(RedKnotError, match=names) as refusal:
+        preloaded.want(parts)
+    assert "split it" in str(refusal.value) or "fewer at a time" in str(refusal.value)
+    assert preloaded.listed() == []
+
+
+def test_a_model_whose_keys_cannot_be_moved_is_refused(simulation: Simulation) -> None:
+    pool: Any = simulation.pool
+    pool.rotation = RedKnotError("mrope positions have several coordinates")
+    with pytest.raises(RedKnotError, match="segments need relocation, and mrope"):
+        PreloadedSegments(simulation.tree, LONGEST).want([])
+
+
+def test_whole_segments_are_refused_where_nothing_probes_them(simulation: Simulation) -> None:
+    simulation.pool.probes = None
+    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    assert preloaded.want([segment(range(9))]) == [False]
+    with pytest.raises(RedKnotError, match="blend:0.05 needs one GPU.*use repair boundary:K or none"):
+        preloaded.want([segment(range(9), whole=True)])
