@@ -34,8 +34,10 @@ eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eva
 bench-rag: $(STAMP) ## retrieval traffic on both servers, CPU: permuted documents and dialogues; JSON and PNG in out/rag
 	$(PY) -m eval.bench_rag
 
+# Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
+WORKERS ?= 2
 test: $(STAMP) ## all tests that need no GPU
-	$(PY) -m pytest -m "not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --durations=25
 
 test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 conversations, 27 maps (over an hour)
 	$(PY) -m pytest -m "not gpu" --full -rA --durations=15 tests/serving
