@@ -9,6 +9,8 @@ CODE   := redknot_sglang eval examples tests
 # Servers, their clients and tests share few cores: more threads than that only wait for each other.
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
+# A server imports so much that without cached bytecode every start compiles for 20 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # Nothing is fetched from a model hub at run time.
 export HF_HUB_OFFLINE ?= 1
 

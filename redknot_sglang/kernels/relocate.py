@@ -78,10 +78,10 @@ def relocate_torch(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor
 
 def turned(keys: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
     """Keys [n, heads, D] turned by cos and sin, float32 [n, rotary_dim / 2], in the keys' dtype."""
-    half, keys = cos.shape[1], keys.clone()
+    half = cos.shape[1]
     cos, sin = cos[:, None], sin[:, None]
-    x = keys[..., : 2 * half].float()
+    x, rest = keys[..., : 2 * half].float(), keys[..., 2 * half :]
     first, second = (x[..., :half], x[..., half:]) if is_neox else (x[..., ::2], x[..., 1::2])
     parts = first * cos - second * sin, second * cos + first * sin
-    keys[..., : 2 * half] = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(keys.dtype)
-    return keys
+    moved = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(keys.dtype)
+    return torch.cat([moved, rest], -1) if rest.shape[-1] else moved

@@ -6,10 +6,12 @@ from __future__ import annotations
 import torch
 
 from .batch import ClassSpec, HeadClass, ScatteredBatch, window_start
-from .torch_plan import MAX_BLOCK, Block, Request
+from .torch_plan import Block, Request
 
 # Positions that one block of local rows may span: it reads all keys in between, and few of them count for a row.
-LOCAL_SPAN = 512
+LOCAL_SPAN = 256
+# Rows of a block: it reads the keys of its last row, of which those of its first may be few.
+BLOCK_ROWS = 64
 
 
 def scattered_rows(batch: ScatteredBatch, head_class: HeadClass, spec: ClassSpec) -> list[Request]:
@@ -37,10 +39,10 @@ def scattered_rows(batch: ScatteredBatch, head_class: HeadClass, spec: ClassSpec
 
 
 def _cuts(positions: list[int], span: int) -> list[tuple[int, int]]:
-    """Index ranges of at most MAX_BLOCK rows that lie within `span` positions."""
+    """Index ranges of at most BLOCK_ROWS rows that lie within `span` positions."""
     cuts, first = [], 0
     for index, position in enumerate(positions):
-        if index - first == MAX_BLOCK or position - positions[first] >= span:
+        if index - first == BLOCK_ROWS or position - positions[first] >= span:
             cuts.append((first, index))
             first = index
     return [*cuts, (first, len(positions))]

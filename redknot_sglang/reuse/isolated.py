@@ -23,9 +23,9 @@ WHOLE = "\0redknot whole"
 Identity = tuple[str | None, bytes]
 
 
-def namespace_of(req: Any, path: Path) -> str | None:
-    """Namespace of the tree that the path of a request belongs to."""
-    return (req.extra_key or "") + WHOLE if path.whole else req.extra_key
+def namespace_of(extra_key: str | None, whole: bool) -> str | None:
+    """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
+    return (extra_key or "") + WHOLE if whole else extra_key
 
 
 class IsolatedPrefills:
@@ -43,7 +43,7 @@ class IsolatedPrefills:
         """
         fresh, behind = set(), []
         for path in missing:
-            identity = namespace_of(req, path), path.key.tobytes()
+            identity = namespace_of(req.extra_key, path.whole), path.key.tobytes()
             if identity in self._under_way:
                 continue
             prefill = self._make(req, path.key)

@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
-from redknot_sglang.reuse.isolated import WHOLE
+from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.preload_room import check_room
 
 
@@ -36,7 +36,7 @@ class Preloaded:
 
     @property
     def key(self) -> RadixKey:
-        """Its key in the tree, as `Plan.paths` and `isolated.namespace_of` make it."""
+        """Its key in the tree, as `Plan.paths` makes it."""
         return RadixKey(self.lead + self.tokens, namespace_of(self.extra_key, self.whole))
 
     @property
@@ -44,11 +44,6 @@ class Preloaded:
         """The same for the same path: 32 hexadecimal digits."""
         key = self.key
         return hashlib.sha256(repr(key.extra_key).encode() + b"\0" + key.token_ids.tobytes()).hexdigest()[:32]
-
-
-def namespace_of(extra_key: str | None, whole: bool) -> str | None:
-    """Namespace of segments in the tree."""
-    return (extra_key or "") + WHOLE if whole else extra_key
 
 
 class PreloadedSegments:

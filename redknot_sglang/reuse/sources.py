@@ -49,7 +49,7 @@ class SegmentSources:
         for path in plan.paths(req.full_untruncated_fill_ids, start):
             if path.span in sources:
                 continue
-            locked = self._tree.lock_path(path.key, namespace_of(req, path), path.whole)
+            locked = self._tree.lock_path(path.key, namespace_of(req.extra_key, path.whole), path.whole)
             if locked is None:
                 missing.append(path)
             else:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
-from redknot_sglang.reuse.preload import namespace_of
 from redknot_sglang.reuse.repair import Blend, parse_repair
 from redknot_sglang.serve.requests import resolve_request
 from redknot_sglang.serve.segment_calls import FORGET, LIST, RESOLVED, WANT, WHOLE_OPTION

@@ -178,7 +178,8 @@ def test_open_loop_sends_when_requests_arrive_and_waits_for_no_answer() -> None:
         records = run(server, dialogues(turns=1, requests=12), load=load)
     assert server.peak == 12
     for record, due in zip(records, make_arrivals(12, 80.0, 3), strict=True):
-        assert record.error is None and record.late_s >= 0
+        # The event loop may wake up a tick of its clock early.
+        assert record.error is None and record.late_s > -0.01
         assert record.start_s == pytest.approx(due + record.late_s)
 
 

@@ -12,13 +12,30 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from redknot_sglang.cli.launch import launch
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.gpu, pytest.mark.serving]
 
 RANK = 4
+# SGLang has no adapters on a CPU, so this is a server of its own, on the GPU.
+FLAGS = (
+    f"--model-path={harness.MODEL}",
+    "--redknot",
+    f"--redknot-head-map={harness.HEAD_MAP}",
+    "--redknot-segment-length=200",
+    "--dtype=bfloat16",
+    "--max-total-tokens=16384",
+    "--context-length=4096",
+    "--disable-cuda-graph",
+    "--skip-server-warmup",
+    "--grammar-backend=none",
+    "--sampling-backend=pytorch",
+    "--enable-lora",
+    "--max-loras-per-batch=2",
+)
 
 
 def write_adapter(folder: Path, seed: int) -> Path:
@@ -51,11 +68,9 @@ def test_adapters_do_not_share_segments(tmp_path: Path) -> None:
         answer = server.generate([*lead, *document, *tail], 6, sampling_params={"custom_params": params}, **body)
         return answer["output_ids"], answer["meta_info"]["redknot"]
 
-    flags = ["--enable-lora", "--lora-backend=torch_native", "--max-loras-per-batch=2"]
-    flags += ["--lora-paths", *(f"{name}={path}" for name, path in adapters.items())]
-    with harness.launch(
-        ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=200", *flags]
-    ) as server:
+    paths = ["--lora-paths", *(f"{name}={path}" for name, path in adapters.items())]
+    with launch([*FLAGS, *paths], tmp_path / "server.log", timeout=500) as running:
+        server = harness.Server(running.url, running)
         for policy in ("boundary:8", "blend:0.1"):
             answers = []
             for adapter in (None, "a", "b"):
