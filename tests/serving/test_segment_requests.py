@@ -138,7 +138,8 @@ def test_prefill_mixed_with_decoding_answers_the_same(server: harness.Server) ->
     """Gather extends share batches with decoding rows; SGLang mixes them where nobody asks for log-probabilities."""
     rng = random.Random("mixed")
     documents = make_documents(rng, 4, 300)
-    requests_ = [make_request(rng, documents, "boundary:4", 3, 700) for _ in range(12)]
+    policies = ("boundary:4", "blend:0.1")
+    requests_ = [make_request(rng, documents, policies[i % 2], 3, 700) for i in range(12)]
 
     def visit(request: SegmentedRequest) -> list[int]:
         sampling = {"custom_params": request.params}
@@ -162,11 +163,12 @@ def test_several_answers_to_one_request(server: harness.Server) -> None:
     assert [answer["output_ids"] for answer in both.json()] == [one, one]
 
 
-def test_hanging_up_at_any_time_loses_nothing(server: harness.Server) -> None:
+@pytest.mark.parametrize("policy", ["boundary:16", "blend:0.1"])
+def test_hanging_up_at_any_time_loses_nothing(server: harness.Server, policy: str) -> None:
     """Half of the clients leave while segments are computed, queued or relocated; the others want the same segments."""
     rng = random.Random("hang up")
     documents = make_documents(rng, 4, 700)
-    requests_ = [make_request(rng, documents, "boundary:16", 4, 1500) for _ in range(16)]
+    requests_ = [make_request(rng, documents, policy, 4, 1500) for _ in range(16)]
 
     def visit(numbered: tuple[int, SegmentedRequest]) -> list[int] | None:
         number, request = numbered
