@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, Path, ScatteredBatch
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
+from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target, split_heads
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -27,8 +28,7 @@ from redknot_sglang.seams import active
 class RedKnotAttention(AttentionBackend):
     """Attention over a `HeadClassPool`.
 
-    Query heads are gathered class by class (global heads first), attend to their class's buffers, and are put back in
-    the model's order.
+    Query heads are parted by class, attend to their class's buffers, and write to their place in the model's order.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -46,7 +46,7 @@ class RedKnotAttention(AttentionBackend):
         heads = pool.head_map
         query_heads = runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size)
         self.group = query_heads // heads.num_kv_heads
-        self.orders = [_HeadOrder(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
+        self.splits = [_split_of(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
         spec = class_spec(heads, self.group, pool)
         self.path = select_path(config.attention, spec)
         # The path of the batch that is planned: rows at scattered positions have one of their own.
@@ -56,6 +56,7 @@ class RedKnotAttention(AttentionBackend):
         self.runs: Runs | None = None
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
+        self._in_decode_graph = False
         pool.rotation = _rotation(runner.model)
         self.scattered_path = self.path
         if isinstance(pool.rotation, Rotation):
@@ -68,8 +69,9 @@ class RedKnotAttention(AttentionBackend):
     # ---- plans ------------------------------------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Plan an eager forward."""
+        """Plan an eager forward, or the attention of a prefill graph, which is eager."""
         self.local_loc = None
+        self._in_decode_graph = False
         pool = self.token_to_kv_pool
         if pool.rotation is not None and not isinstance(pool.rotation, RedKnotError):
             pool.relocations.run(pool, pool.rotation)
@@ -83,12 +85,14 @@ class RedKnotAttention(AttentionBackend):
             self.extend_path.plan_extend(batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Reserve the buffers that decode graphs read."""
+        """Reserve what decode graphs use."""
+        self._side = torch.cuda.Stream(self.device)
         self.path.init_graph(max_bs, self.max_context)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Plan a decode graph's forward: fixed batch size, persistent buffers."""
         self.local_loc = None
+        self._in_decode_graph = True
         bs = forward_batch.batch_size
         self.path.plan_graph(self._decode_batch(forward_batch, bs), bs, in_capture)
 
@@ -169,48 +173,60 @@ class RedKnotAttention(AttentionBackend):
             raise ValueError(
                 f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}; --redknot cannot serve it"
             )
-        pool, order = self.token_to_kv_pool, self.orders[layer.layer_id]
-        if save_kv_cache and k is not None and v is not None:
-            if self.local_loc is None or layer.layer_id == 0:
-                # Once per forward; inside a graph this gather is recorded with the first layer.
-                self.local_loc = pool.translate_loc_from_full_to_swa(forward_batch.out_cache_loc)
-            loc = KVWriteLoc(forward_batch.out_cache_loc, self.local_loc)
-            shape = (-1, layer.tp_k_head_num, self.head_dim)
-            pool.set_kv_buffer(layer, loc, k.reshape(shape), v.reshape(shape))
+        pool, split = self.token_to_kv_pool, self.splits[layer.layer_id]
+        index = layer.layer_id
+        pools = pool.global_kv(index), pool.local_kv(index)
+        if self.local_loc is None or index == 0:
+            # Once per forward; inside a graph this gather is recorded with the first layer.
+            self.local_loc = pool.translate_loc_from_full_to_swa(forward_batch.out_cache_loc)
+        if not save_kv_cache or k is None or v is None:
+            k = v = None
+        else:
+            k, v = (rows.reshape(-1, layer.tp_k_head_num, self.head_dim) for rows in (k, v))
         q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
-        split = order.num_global * self.group
-        gathered = order.gather(q)
-        parts = []
-        if split:
-            parts.append(path.run("global", gathered[:, :split], *pool.global_kv(layer.layer_id), layer.scaling))
-            if self.probed and pool.probes is not None and layer.layer_id == pool.probes.layer:
-                assert self.local_loc is not None, "rows that probes look at are stored rows"
-                pool.probes.scale = layer.scaling
-                pool.probes.store(self.local_loc, gathered[:, :split], parts[0])
-        if split < gathered.shape[1]:
-            parts.append(path.run("local", gathered[:, split:], *pool.local_kv(layer.layer_id), layer.scaling))
-        return order.restore(parts).view(-1, layer.tp_q_head_num * self.head_dim)
+        queries = split_heads(split, q, k, v, forward_batch.out_cache_loc, self.local_loc, *pools)
+        out = self._output(forward_batch, q)
+
+        def attend(head_class: HeadClass, heads: ClassHeads, q: Tensor, kv: tuple[Tensor, Tensor]) -> None:
+            if heads.numbers:
+                path.run(head_class, q, *kv, layer.scaling, target=Target(out, heads))
+
+        with self._beside(split):
+            attend("local", split.local_heads, queries[1], pools[1])
+        attend("global", split.global_heads, queries[0], pools[0])
+        self._join(split)
+        if self.probed and pool.probes is not None and index == pool.probes.layer:
+            pool.probes.scale = layer.scaling
+            pool.probes.store(self.local_loc, queries[0], out.index_select(1, split.global_heads.query))
+        return out.view(-1, layer.tp_q_head_num * self.head_dim)
+
+    def _output(self, forward_batch: Any, q: Tensor) -> Tensor:
+        """Where to write the layer's output, [N, Hq, D]: a prefill graph's own buffer, if one is being replayed."""
+        given: Tensor | None = forward_batch._attn_output
+        if given is not None and given.is_contiguous() and given.numel() == q.numel() and given.dtype == q.dtype:
+            return given.view(q.shape)
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+    def _beside(self, split: Split) -> AbstractContextManager[Any]:
+        """A context that puts the local class on a stream of its own until `_join`; in a decode graph only.
+
+        Each class alone leaves most of the device idle there, and a graph pays nothing for the second stream.
+        """
+        if not self._two_streams(split):
+            return nullcontext()
+        self._side.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(self._side)
+
+    def _join(self, split: Split) -> None:
+        if self._two_streams(split):
+            torch.cuda.current_stream().wait_stream(self._side)
+
+    def _two_streams(self, split: Split) -> bool:
+        return self._in_decode_graph and bool(split.global_heads.numbers and split.local_heads.numbers)
 
 
-class _HeadOrder:
-    """Query heads of one layer, sorted by class and back."""
-
-    def __init__(self, heads: HeadMap, layer: int, group: int, device: torch.device) -> None:
-        kv_order = (*heads.global_heads(layer), *heads.local_heads(layer))
-        order = [head * group + member for head in kv_order for member in range(group)]
-        self.num_global = heads.num_global(layer)
-        self._sorted = order == list(range(len(order)))
-        self._order = torch.tensor(order, dtype=torch.int64, device=device)
-        self._back = torch.argsort(self._order)
-
-    def gather(self, q: Tensor) -> Tensor:
-        """q [N, Hq, D] with global heads first."""
-        return q if self._sorted else q.index_select(1, self._order)
-
-    def restore(self, parts: list[Tensor]) -> Tensor:
-        """Outputs of the classes, `[N, heads of the class, D]`, in the model's head order."""
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return joined if self._sorted else joined.index_select(1, self._back)
+def _split_of(heads: HeadMap, layer: int, group: int, device: torch.device) -> Split:
+    return Split.of(*(ClassHeads.of(of(layer), group, device) for of in (heads.global_heads, heads.local_heads)))
 
 
 def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:

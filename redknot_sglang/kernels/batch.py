@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .class_heads import Target
 
 HeadClass = Literal["global", "local"]
 
@@ -142,13 +145,20 @@ class Path(Protocol):
         """Prepare the following ``run`` calls for one row per request."""
 
     def run(
-        self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
+        self,
+        head_class: HeadClass,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        logit_cap: float = 0.0,
+        target: Target | None = None,
     ) -> Tensor:
         """Attend in one layer and class, over the latest plan.
 
         q [N, G * n, D], may be strided; query head h reads KV head h // G. k, v [slots, n, D], the layer's
         pool of that class. Logits are ``scale * q.k``, soft-capped at ``logit_cap`` if that is not 0. Returns
-        [N, G * n, D] in q's dtype.
+        [N, G * n, D] in q's dtype; with a target, writes it there and returns the target's ``out``.
         """
 
     def init_graph(self, max_bs: int, max_context: int) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, check_rows
+from .class_heads import Target
 from .flashinfer import FlashInferPath
 from .page_list import ALL_PAGES, PageRule, window_pages, write_pages
 from .sink_fold import FoldPlan, sink_fold
@@ -85,14 +86,23 @@ class Fa3Path:
         self._extending = False
 
     def run(
-        self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
+        self,
+        head_class: HeadClass,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        logit_cap: float = 0.0,
+        target: Target | None = None,
     ) -> Tensor:
         if not self._extending:
-            return self._decode.run(head_class, q, k, v, scale, logit_cap)
+            return self._decode.run(head_class, q, k, v, scale, logit_cap, target)
         check_rows(q, self._rows)
         local = head_class == "local"
         pages = self._pages[head_class]
         fold = self._fold if local else None
+        # The library writes to any stride of rows, so that a slice of the target needs no copy.
+        view = target.view if target is not None and fold is None else None
         result = self._attend(
             q,
             k.unsqueeze(1),
@@ -106,13 +116,16 @@ class Fa3Path:
             window_size=(self._spec.window - 1, 0) if local else (-1, -1),
             softcap=logit_cap,
             return_softmax_lse=fold is not None,
+            out=view,
         )
-        if fold is None:
-            out: Tensor = result
-            return out
-        out, lse = result[:2]
-        sink_fold(out, lse, "heads_rows", "e", q, k, v, fold, self._spec.window, scale, logit_cap)
-        return out
+        if fold is not None:
+            out, lse = result[:2]
+            sink_fold(out, lse, "heads_rows", "e", q, k, v, fold, self._spec.window, scale, logit_cap, target)
+        else:
+            out = result
+            if target is not None and view is None:
+                target.put(out)
+        return out if target is None else target.out
 
     def init_graph(self, max_bs: int, max_context: int) -> None:
         self._decode.init_graph(max_bs, max_context)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, check_rows, offsets
+from .class_heads import Target
 from .flashinfer_wrappers import Decode, Prefill, workspace, workspace_bytes
 from .page_list import ALL_PAGES, PageRule, near_pages, window_pages, write_pages
 from .sink_fold import FoldPlan, sink_fold
@@ -106,7 +107,14 @@ class FlashInferPath:
         self._active, self._rows = self._decode, len(lens)
 
     def run(
-        self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
+        self,
+        head_class: HeadClass,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        logit_cap: float = 0.0,
+        target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
         spec = self._spec
@@ -117,13 +125,17 @@ class FlashInferPath:
             )
         wrapper = self._active[head_class, k.shape[1]].wrapper
         pages = k.unsqueeze(1), v.unsqueeze(1)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        if head_class == "global" or self._fold is None:
+        fold = self._fold if head_class == "local" else None
+        view = target.contiguous_view if target is not None and fold is None else None
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if view is None else view
+        if fold is not None:
+            _, lse = wrapper.run(q, pages, q_scale=scale, out=out, return_lse=True)
+            sink_fold(out, lse, "rows_heads", "2", q, k, v, fold, spec.window, scale, logit_cap, target)
+        else:
             wrapper.run(q, pages, q_scale=scale, out=out)
-            return out
-        _, lse = wrapper.run(q, pages, q_scale=scale, out=out, return_lse=True)
-        sink_fold(out, lse, "rows_heads", "2", q, k, v, self._fold, spec.window, scale, logit_cap)
-        return out
+            if target is not None and view is None:
+                target.put(out)
+        return out if target is None else target.out
 
     def init_graph(self, max_bs: int, max_context: int) -> None:
         spec, device = self._spec, self._spec.device

@@ -29,6 +29,14 @@ class Rotation:
 
     def turn(self, origin: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the angles from `origin` to `position`, int64 [n] each: float32 [n, rotary_dim / 2] each."""
+        if self.table.is_cuda and origin.is_cuda:
+            from redknot_sglang.kernels.triton_relocate import launch_turn
+
+            return launch_turn(self.table.contiguous(), origin, position)
+        return self.turn_torch(origin, position)
+
+    def turn_torch(self, origin: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """`turn` by torch alone, on any device."""
         here, there = (self.table.index_select(0, at.to(self.table.device)).float() for at in (origin, position))
         (cos0, sin0), (cos1, sin1) = here.chunk(2, -1), there.chunk(2, -1)
         cos, sin = cos1 * cos0 + sin1 * sin0, sin1 * cos0 - cos1 * sin0
@@ -50,6 +58,11 @@ class KVLayers:
         """Addresses of K and V and the number of heads of each layer that has any: int64 [3, layers]."""
         used = [(k.data_ptr(), v.data_ptr(), k.shape[1]) for k, v in zip(self.k, self.v, strict=True) if k.shape[1]]
         return torch.tensor(used, dtype=torch.int64).reshape(-1, 3).t().contiguous().to(self.k[0].device)
+
+    @cached_property
+    def most_heads(self) -> int:
+        """Heads of the layer that has most."""
+        return max(k.shape[1] for k in self.k)
 
 
 def relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:

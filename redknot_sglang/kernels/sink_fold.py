@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-defs
-"""Sink fold: turns attention over the window alone into attention over sinks and window, in place.
+"""Sink fold: turns attention over the window alone into attention over sinks and window.
 
 Window kernels know no sinks. But from a row's window output and its log-sum-exp, the sinks ahead of the
 window can be added exactly: one pass over the output, a handful of keys per row. Sinks that a row's window
@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import ClassSpec, ExtendBatch
+from .class_heads import Target
 from .page_list import sink_pages, write_pages
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -72,8 +73,9 @@ def sink_fold(
     window: int,
     scale: float,
     logit_cap: float = 0.0,
+    target: Target | None = None,
 ) -> None:
-    """Fold the sinks of ``plan`` into ``out``.
+    """Fold the sinks of ``plan`` into ``out``, in place or, with a target, on the way there; then ``out`` stays.
 
     out, q [N, G * n, D], rows of any stride; lse float32 in the layout and to the base that the window kernel
     gave; k, v [slots, n, D], the local pool. Sink s is folded into a row at position p if s <= p - window.
@@ -83,6 +85,7 @@ def sink_fold(
     by_head, by_row = (lse.stride(0), lse.stride(1)) if lse_layout == "heads_rows" else lse.stride()[::-1]
     group = n_q // heads
     rows = max(1, (32 if dim <= 128 else 16) // group)
+    to = out if target is None else target.out
     _sink_fold_kernel[(triton.cdiv(n_rows, rows), heads)](
         out,
         lse,
@@ -92,12 +95,16 @@ def sink_fold(
         plan.sink_slots,
         plan.row_requests,
         plan.row_positions,
+        to,
+        plan.sink_slots if target is None else target.heads.kv,
         n_rows,
         window,
         scale,
         logit_cap,
         out.stride(0),
         out.stride(1),
+        to.stride(0),
+        to.stride(1),
         by_row,
         by_head,
         q.stride(0),
@@ -116,6 +123,7 @@ def sink_fold(
         BLOCK_D=triton.next_power_of_2(dim),
         BASE_2=lse_base == "2",
         CAPPED=logit_cap != 0.0,
+        IN_PLACE=target is None,
         num_warps=4,
     )
 
@@ -130,12 +138,16 @@ def _sink_fold_kernel(
     sink_slots,
     row_requests,
     row_positions,
+    to,
+    to_heads,
     n_rows,
     window,
     scale,
     logit_cap,
     out_row,
     out_head,
+    to_row,
+    to_head,
     lse_row,
     lse_head,
     q_row,
@@ -154,6 +166,7 @@ def _sink_fold_kernel(
     BLOCK_D: tl.constexpr,
     BASE_2: tl.constexpr,
     CAPPED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
     head = tl.program_id(1)
     packed = tl.arange(0, PACKED)
@@ -162,14 +175,20 @@ def _sink_fold_kernel(
     q_heads = head * GROUP + packed % GROUP
     # The last sink that lies ahead of the row's window.
     last_sink = tl.load(row_positions + row, mask=live, other=0) - window
-    if tl.max(tl.where(live, last_sink, -1), axis=0) < 0:
-        return
-    live = live & (last_sink >= 0)
+    if IN_PLACE:
+        if tl.max(tl.where(live, last_sink, -1), axis=0) < 0:
+            return
+        live = live & (last_sink >= 0)
     request = tl.load(row_requests + row, mask=live, other=0).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dims < DIM)[None, :]
     row = row.to(tl.int64)
     out_at = out + (row * out_row + q_heads * out_head)[:, None] + dims[None, :]
+    if IN_PLACE:
+        to_at = out_at
+    else:
+        to_q_heads = tl.load(to_heads + head) * GROUP + packed % GROUP
+        to_at = to + (row * to_row + to_q_heads * to_head)[:, None] + dims[None, :]
     query = tl.load(q + (row * q_row + q_heads * q_head)[:, None] + dims[None, :], mask=inside, other=0.0)
     query = query.to(tl.float32) * scale
     # Weights are relative to exp(top); the window's own output enters with the weight of its log-sum-exp.
@@ -193,4 +212,4 @@ def _sink_fold_kernel(
         result = result * kept[:, None] + weight[:, None] * value
         total = total * kept + weight
         top = new_top
-    tl.store(out_at, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    tl.store(to_at, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch, check_rows
+from .class_heads import Target
 from .torch_plan import Block, CausalBand, Group, Request, decode_groups, extend_global, extend_local
 from .torch_scattered import scattered_rows
 
@@ -50,7 +51,14 @@ class TorchPath:
             self._plans["local"] = decode_groups(batch, lens, "local", self._spec)
 
     def run(
-        self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
+        self,
+        head_class: HeadClass,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        logit_cap: float = 0.0,
+        target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
         rows, n_q, dim = q.shape
@@ -62,7 +70,11 @@ class TorchPath:
                 _run_request(part, queries, k, v, scale, logit_cap, out)
             else:
                 _run_group(part, queries, k, v, scale, logit_cap, out)
-        return out.view(rows, n_q, dim)
+        result = out.view(rows, n_q, dim)
+        if target is None:
+            return result
+        target.put(result)
+        return target.out
 
     def init_graph(self, max_bs: int, max_context: int) -> None:
         raise RuntimeError("the torch path has no CUDA graphs: turn them off, or choose another attention path")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, check_rows
+from .class_heads import Target
 from .extend_work import split_tiles, tiles_of, whole_tiles
 from .page_list import near_pages, write_pages
 from .triton_decode import decode, splits_for
@@ -131,9 +132,23 @@ class TritonPath:
         self._rows, self._plan = bs, plan
 
     def run(
-        self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float = 0.0
+        self,
+        head_class: HeadClass,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        logit_cap: float = 0.0,
+        target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
+        out = self._run(head_class, q, k, v, scale, logit_cap)
+        if target is None:
+            return out
+        target.put(out)
+        return target.out
+
+    def _run(self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float) -> Tensor:
         if scale <= 0.0:
             raise ValueError(f"scale is {scale}: these kernels take the largest logit before they scale it")
         spec, plan = self._spec, self._plan

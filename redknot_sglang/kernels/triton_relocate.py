@@ -11,10 +11,12 @@ from torch import Tensor
 
 from .relocate import KVLayers
 
-_ROWS = 8
+# (row, head) pairs of a program. Enough bytes on their way at a time, also where layers have one head of the class.
+_PAIRS = 32
+_TURN_ROWS = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_layers"])
 def _relocate_kernel(
     addresses,
     like,
@@ -29,48 +31,52 @@ def _relocate_kernel(
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
     NEOX: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
     layer = tl.program_id(1)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live = row < n_rows
     pointer = tl.pointer_type(like.dtype.element_ty)
     k = tl.load(addresses + layer).to(pointer)
     v = tl.load(addresses + n_layers + layer).to(pointer)
-    heads = tl.load(addresses + 2 * n_layers + layer)
-    old = tl.load(source + row, mask=live, other=0) * heads
-    new = tl.load(target + row, mask=live, other=0) * heads
+    heads = tl.load(addresses + 2 * n_layers + layer).to(tl.int32)
+    if tl.program_id(0) * PAIRS >= n_rows * heads:
+        return
+    moved = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    row, head = moved // heads, moved % heads
+    live = row < n_rows
+    here = ((tl.load(source + row, mask=live, other=0) * heads + head) * HEAD_DIM)[:, None]
+    there = ((tl.load(target + row, mask=live, other=0) * heads + head) * HEAD_DIM)[:, None]
 
     pair = tl.arange(0, HALF_BLOCK)
-    first = pair if NEOX else 2 * pair
-    second = pair + HALF if NEOX else 2 * pair + 1
+    first = (pair if NEOX else 2 * pair)[None, :]
+    second = (pair + HALF if NEOX else 2 * pair + 1)[None, :]
     turned = live[:, None] & (pair < HALF)[None, :]
+    dim = tl.arange(0, HEAD_BLOCK)[None, :]
+    whole = live[:, None] & (dim < HEAD_DIM)
+
+    # All loads ahead of the stores: a program has one turn to keep the memory busy.
+    value = tl.load(v + here + dim, mask=whole)
+    x = tl.load(k + here + first, mask=turned).to(tl.float32)
+    y = tl.load(k + here + second, mask=turned).to(tl.float32)
     angle = row[:, None] * HALF + pair[None, :]
     c = tl.load(cos + angle, mask=turned, other=1.0)
     s = tl.load(sin + angle, mask=turned, other=0.0)
-    dim = tl.arange(0, HEAD_BLOCK)
-    whole = live[:, None] & (dim < HEAD_DIM)[None, :]
-    rest = whole & (dim >= 2 * HALF)[None, :]
-
-    for head in range(heads):
-        here = ((old + head) * HEAD_DIM)[:, None]
-        there = ((new + head) * HEAD_DIM)[:, None]
-        tl.store(v + there + dim[None, :], tl.load(v + here + dim[None, :], mask=whole), mask=whole)
-        x = tl.load(k + here + first[None, :], mask=turned).to(tl.float32)
-        y = tl.load(k + here + second[None, :], mask=turned).to(tl.float32)
-        tl.store(k + there + first[None, :], (x * c - y * s).to(like.dtype.element_ty), mask=turned)
-        tl.store(k + there + second[None, :], (y * c + x * s).to(like.dtype.element_ty), mask=turned)
-        if HEAD_DIM > 2 * HALF:
-            tl.store(k + there + dim[None, :], tl.load(k + here + dim[None, :], mask=rest), mask=rest)
+    tl.store(v + there + dim, value, mask=whole)
+    tl.store(k + there + first, (x * c - y * s).to(like.dtype.element_ty), mask=turned)
+    tl.store(k + there + second, (y * c + x * s).to(like.dtype.element_ty), mask=turned)
+    if HEAD_DIM > 2 * HALF:
+        rest = whole & (dim >= 2 * HALF)
+        tl.store(k + there + dim, tl.load(k + here + dim, mask=rest), mask=rest)
 
 
-def launch_relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
+def launch_relocate(
+    layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool, pairs: int = _PAIRS
+) -> None:
     """`relocate.relocate` by one kernel; same arguments, on the device. n must not be 0."""
     addresses, like = layers.addresses, layers.k[0]
     n_layers, half, head_dim = addresses.shape[1], cos.shape[1], like.shape[2]
     if n_layers == 0:
         return
-    _relocate_kernel[(triton.cdiv(len(source), _ROWS), n_layers)](
+    _relocate_kernel[(triton.cdiv(len(source) * layers.most_heads, pairs), n_layers)](
         addresses,
         like,
         source.to(torch.int64),
@@ -84,5 +90,48 @@ def launch_relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tenso
         HALF=half,
         HALF_BLOCK=triton.next_power_of_2(half),
         NEOX=is_neox,
-        ROWS=_ROWS,
+        PAIRS=pairs,
     )
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _turn_kernel(
+    table, origin, position, cos, sin, n_rows, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = row < n_rows
+    here = tl.load(origin + row, mask=live, other=0)
+    there = tl.load(position + row, mask=live, other=0)
+    pair = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = live[:, None] & (pair < HALF)
+    at0 = table + here[:, None] * (2 * HALF) + pair
+    at1 = table + there[:, None] * (2 * HALF) + pair
+    cos0 = tl.load(at0, mask=inside, other=1.0).to(tl.float32)
+    sin0 = tl.load(at0 + HALF, mask=inside, other=0.0).to(tl.float32)
+    cos1 = tl.load(at1, mask=inside, other=1.0).to(tl.float32)
+    sin1 = tl.load(at1 + HALF, mask=inside, other=0.0).to(tl.float32)
+    c, s = cos1 * cos0 + sin1 * sin0, sin1 * cos0 - cos1 * sin0
+    norm = tl.sqrt_rn(c * c + s * s)
+    same = (here == there)[:, None]
+    to = row[:, None] * HALF + pair
+    tl.store(cos + to, tl.where(same, 1.0, c / norm), mask=inside)
+    tl.store(sin + to, tl.where(same, 0.0, s / norm), mask=inside)
+
+
+def launch_turn(table: Tensor, origin: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """`relocate.Rotation.turn` by one kernel; same arguments, on the device; table contiguous."""
+    rows, half = len(origin), table.shape[1] // 2
+    cos, sin = torch.empty((2, rows, half), dtype=torch.float32, device=table.device).unbind()
+    if rows:
+        _turn_kernel[(triton.cdiv(rows, _TURN_ROWS),)](
+            table,
+            origin.to(torch.int64),
+            position.to(torch.int64),
+            cos,
+            sin,
+            rows,
+            HALF=half,
+            HALF_BLOCK=triton.next_power_of_2(half),
+            ROWS=_TURN_ROWS,
+        )
+    return cos, sin

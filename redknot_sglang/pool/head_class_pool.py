@@ -13,7 +13,7 @@ import logging
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import KVCache, unwrap_write_loc
+from sglang.srt.mem_cache.memory_pool import KVCache
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
@@ -100,8 +100,6 @@ class HeadClassPool(SWAKVPool):
         self.probes: ProbeBuffers | None = None
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)
-        self._global_heads = [_selection(head_map.global_heads(layer), device) for layer in layers]
-        self._local_heads = [_selection(head_map.local_heads(layer), device) for layer in layers]
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(
@@ -126,27 +124,9 @@ class HeadClassPool(SWAKVPool):
         """K and V of the layer's local heads, each `[slots_l + 1, n_l, D]`."""
         return self.swa_kv_pool.k[layer], self.swa_kv_pool.v[layer]
 
-    def set_kv_buffer(
-        self,
-        layer: Any,
-        loc_info: Any,
-        cache_k: Tensor,
-        cache_v: Tensor,
-        k_scale: float | None = None,
-        v_scale: float | None = None,
-    ) -> None:
-        """Store one layer's K and V, each `[n, heads, D]`, at `KVWriteLoc(loc [n], swa_loc [n])` (global, local slots)."""
-        slots, local_slots, _ = unwrap_write_loc(loc_info)
-        index = layer.layer_id
-        if local_slots is None:
-            local_slots = self.translate_loc_from_full_to_swa(slots)
-        for heads, at, (k, v) in (
-            (self._global_heads[index], slots, self.global_kv(index)),
-            (self._local_heads[index], local_slots, self.local_kv(index)),
-        ):
-            if heads is not None:
-                k[at] = cache_k[:, heads].to(self.dtype)
-                v[at] = cache_v[:, heads].to(self.dtype)
+    def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: the attention backend stores KV, together with what else it does head by head (`split_heads`)."""
+        raise TypeError("KV of this pool is stored per head class, by the attention backend")
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
         """Copy tokens between slots in both classes."""
@@ -161,12 +141,3 @@ class HeadClassPool(SWAKVPool):
 
     get_value_buffer = get_key_buffer
     get_kv_buffer = get_key_buffer
-
-
-def _selection(heads: tuple[int, ...], device: str) -> slice | Tensor | None:
-    """Index for these heads: None if there are none, a slice if they are adjacent, else an int64 tensor."""
-    if not heads:
-        return None
-    if heads == tuple(range(heads[0], heads[-1] + 1)):
-        return slice(heads[0], heads[-1] + 1)
-    return torch.tensor(heads, dtype=torch.int64, device=device)

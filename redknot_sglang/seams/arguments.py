@@ -65,16 +65,7 @@ def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
         if given is not None and (name, given) != ("attention_backend", _host_backend(kwargs)):
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {given} does not work with --redknot; choose a path with --redknot-attention")
-    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs), **_without_prefill_graphs(kwargs)}
-
-
-def _without_prefill_graphs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # Prefill graphs pad the rows of a batch; our plans are for the rows there are.
-    name = "cuda_graph_backend_prefill"
-    given = kwargs.get(name)
-    if given not in (None, "disabled"):
-        raise RedKnotError(f"--cuda-graph-backend-prefill {given} does not work with --redknot yet; leave it out")
-    return {name: "disabled"}
+    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs)}
 
 
 def _host_backend(kwargs: dict[str, Any]) -> str:

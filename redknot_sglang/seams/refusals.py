@@ -43,6 +43,13 @@ def refuse_unsupported(server_args: Any, model_config: Any) -> None:
         if value not in off:
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
+    graphs = server_args.cuda_graph_config.prefill.backend
+    if graphs not in ("breakable", "disabled"):
+        # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.
+        raise RedKnotError(
+            f"--cuda-graph-backend-prefill {graphs} cannot be used with --redknot; use breakable (SGLang's default) or "
+            "disabled"
+        )
     architecture = model_config.hf_config.architectures[0]
     for bad, reason in _model_reasons(model_config):
         if bad:

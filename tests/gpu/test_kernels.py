@@ -84,12 +84,14 @@ def check_extend_and_decode(path: Path, spec: ClassSpec, tolerance: float = 8e-3
     for head_class in CLASSES:
         want, _ = case.expected(case.extend, head_class, cap)
         assert_near(case.run(path, head_class, cap), want, tolerance)
+        assert_near(case.run_to_targets(path, head_class, cap), want, tolerance)
     case = make_case(spec, [n - 1 for n in LENS], [1] * len(LENS), seed=1)
     for batch in (case.decode, replace(case.decode, seq_lens=case.decode.seq_lens.int(), seq_lens_cpu=None)):
         path.plan_decode(batch)
         for head_class in CLASSES:
             want, _ = case.expected(batch, head_class, cap)
             assert_near(case.run(path, head_class, cap), want, tolerance)
+            assert_near(case.run_to_targets(path, head_class, cap), want, tolerance)
 
 
 @pytest.mark.parametrize(("name", "head_dim", "group"), SHAPES)

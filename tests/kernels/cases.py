@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
+from redknot_sglang.kernels.class_heads import ClassHeads, Target
 from redknot_sglang.kernels.reference import attend_paged
 
 SCALE = 0.3
@@ -29,6 +30,25 @@ class Case:
     def run(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
         """One call over the path's latest plan."""
         return path.run(head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap)
+
+    def run_to_targets(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
+        """As `run`, but to the class's heads of a wider output: the whole of it, neighbours in it, every other head.
+
+        Returns the last; raises AssertionError if they differ or if another head is written to.
+        """
+        q, n = self.q[head_class], self.k[head_class].shape[1]
+        outs = []
+        for numbers in (range(n), range(1, n + 1), range(0, 2 * n, 2)):
+            heads = ClassHeads.of(list(numbers), self.spec.group, q.device)
+            width = n if numbers == range(n) else 2 * n
+            target = Target(torch.full((len(q), width * self.spec.group, q.shape[2]), 7.0).to(q), heads)
+            kv = self.k[head_class], self.v[head_class]
+            assert path.run(head_class, q, *kv, SCALE, logit_cap, target) is target.out
+            outs.append(target.out[:, heads.query].clone())
+            others = [i for i in range(target.out.shape[1]) if i not in set(heads.query.tolist())]
+            assert bool((target.out[:, others] == 7.0).all()), "another class's heads were written"
+            assert torch.equal(outs[-1], outs[0])
+        return outs[-1]
 
     def expected(
         self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, logit_cap: float = 0.0

@@ -22,7 +22,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int, cap: 
     n_rows, n_keys, heads = len(q), len(k), k.shape[1]
     behind = torch.arange(n_keys - n_rows, n_keys)[:, None] - torch.arange(n_keys)[None, :]
     seen = behind >= 0 if window_left < 0 else (behind >= 0) & (behind <= window_left)
-    queries = q.view(n_rows, heads, -1, q.shape[-1]).float()
+    queries = q.reshape(n_rows, heads, -1, q.shape[-1]).float()
     logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float()) * scale
     logits = cap * torch.tanh(logits / cap) if cap else logits
     logits = logits.masked_fill(~seen[:, None, None, :], -torch.inf)
@@ -44,6 +44,7 @@ def flash_attn_with_kvcache(
     window_size: tuple[int, int],
     softcap: float,
     return_softmax_lse: bool,
+    out: Tensor | None,
 ) -> Any:
     """FlashAttention-3 over pages of size 1."""
     assert k_cache.dim() == 4 and k_cache.shape[1] == 1 and causal and window_size[1] in (-1, 0)
@@ -52,13 +53,15 @@ def flash_attn_with_kvcache(
     starts = cu_seqlens_q.tolist()
     assert max_seqlen_q == max(b - a for a, b in zip(starts, starts[1:], strict=False))
     outs, lses = [], []
+    to = torch.empty_like(q) if out is None else out
+    assert to.shape == q.shape and to.stride(-1) == 1
     for pages, n, a, b in zip(page_table, cache_seqlens.tolist(), starts, starts[1:], strict=False):
         keys, values = k_cache[pages[:n].long(), 0], v_cache[pages[:n].long(), 0]
-        out, lse = _rows(q[a:b], keys, values, softmax_scale, window_size[0], softcap)
-        outs.append(out)
+        rows, lse = _rows(q[a:b], keys, values, softmax_scale, window_size[0], softcap)
+        outs.append(rows)
         lses.append(lse)
-    out = torch.cat(outs)
-    return (out, torch.cat(lses).T.contiguous()) if return_softmax_lse else out
+    to.copy_(torch.cat(outs))
+    return (to, torch.cat(lses).T.contiguous()) if return_softmax_lse else to
 
 
 class Event:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from redknot_sglang.kernels.batch import HeadClass
+from redknot_sglang.kernels.class_heads import ClassHeads, Target
 from redknot_sglang.kernels.page_list import (
     ALL_PAGES,
     launch_write_pages,
@@ -135,5 +136,14 @@ def test_sink_fold_completes_a_window(
     plan = FoldPlan.of(batch, spec)
     assert plan is not None
     pools = case.q["local"], case.k["local"], case.v["local"]
+    wanted = case.expected(batch, "local", logit_cap)[0]
+    heads = pools[1].shape[1]
+    target = Target(
+        out.new_full((len(out), 2 * heads * group, 24), 7.0),
+        ClassHeads.of(range(1, 2 * heads, 2), group, torch.device("cpu")),
+    )
+    sink_fold(out, lse, lse_layout, lse_base, *pools, plan, 12, SCALE, logit_cap, target)
+    torch.testing.assert_close(target.out[:, target.heads.query], wanted, atol=1e-5, rtol=1e-5)
+    assert bool((target.out[:, :group] == 7.0).all())
     sink_fold(out, lse, lse_layout, lse_base, *pools, plan, 12, SCALE, logit_cap)
-    torch.testing.assert_close(out, case.expected(batch, "local", logit_cap)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)

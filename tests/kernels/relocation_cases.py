@@ -78,8 +78,9 @@ def check(case: Case, device: str = "cpu") -> None:
 
     wanted = expected(case)
     layers = KVLayers([k.to(device).clone() for k in case.layers.k], [v.to(device).clone() for v in case.layers.v])
-    turn = case.rotation.turn(case.origin, case.position)
-    source, target, cos, sin = (t.to(device) for t in (case.source, case.target, *turn))
+    rotation = Rotation(case.rotation.table.to(device), case.rotation.is_neox)
+    cos, sin = rotation.turn(case.origin.to(device), case.position.to(device))
+    source, target = case.source.to(device), case.target.to(device)
     relocate(layers, source, target, cos, sin, case.rotation.is_neox)
     stays = case.origin == case.position
     others = torch.ones(SLOTS, dtype=torch.bool)

@@ -14,7 +14,14 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["interpreted_triton.py", "interpreted_split.py", "interpreted_paths.py", "interpreted_relocate.py"]
+    "name",
+    [
+        "interpreted_triton.py",
+        "interpreted_split.py",
+        "interpreted_paths.py",
+        "interpreted_relocate.py",
+        "interpreted_heads.py",
+    ],
 )
 def test_through_the_interpreter(name: str) -> None:
     cases = Path(__file__).with_name(name)

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.class_heads import ClassHeads, Split, split_heads
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 
 MAP = HeadMap(3, 4, ((True, False, True, False), (False,) * 4, (True,) * 4), window=8, sink=1)
@@ -24,8 +22,10 @@ def make_pool(head_map: HeadMap) -> HeadClassPool:
 
 def written(pool: HeadClassPool, layer: int, k: torch.Tensor) -> None:
     slots = torch.tensor([2, 3, 5])
-    where = KVWriteLoc(slots, pool.translate_loc_from_full_to_swa(slots))
-    pool.set_kv_buffer(SimpleNamespace(layer_id=layer), where, k, -k)
+    local_slots = pool.translate_loc_from_full_to_swa(slots)
+    classes = pool.head_map.global_heads(layer), pool.head_map.local_heads(layer)
+    split = Split.of(*(ClassHeads.of(heads, 1, torch.device("cpu")) for heads in classes))
+    split_heads(split, k, k, -k, slots, local_slots, pool.global_kv(layer), pool.local_kv(layer))
 
 
 def test_heads_go_to_their_class_and_widths_differ_by_layer() -> None:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of two classes, and what parting their heads and putting them back must give."""
+
+from __future__ import annotations
+
+import torch
+
+from redknot_sglang.kernels import class_heads
+from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
+
+GROUP = 3
+# One letter for each KV head, as in a head map.
+LAYERS = ("GGGG", "LLLL", "GLLL", "LGLL", "LGLG", "GGLL")
+
+
+def make_split(layer: str, device: str) -> Split:
+    """The heads of a layer."""
+    classes = ([head for head, letter in enumerate(layer) if letter == own] for own in "GL")
+    return Split.of(*(ClassHeads.of(heads, GROUP, torch.device(device)) for heads in classes))
+
+
+def check_split(
+    layer: str, rows: int, head_dim: int, pool_dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> None:
+    """KV lands in the slots of its class, the rest of the pools stays, and queries come class by class."""
+    seed = torch.Generator().manual_seed(rows)
+    n, slots = len(layer), 2 * rows
+    # As a projection gives them: views of one wider row.
+    qkv = torch.randn(rows, (GROUP + 2) * n, head_dim, generator=seed).to(device)
+    q, k, v = qkv[:, : GROUP * n], qkv[:, GROUP * n : (GROUP + 1) * n], qkv[:, (GROUP + 1) * n :]
+    at = [(torch.randperm(slots, generator=seed)[:rows] + 1).to(device) for _ in layer[:2]]
+    split = make_split(layer, device)
+    classes = split.global_heads, split.local_heads
+    shapes = [(slots + 1, len(heads.numbers), head_dim) for heads in classes]
+    pools = [tuple(torch.full(shape, 7.0, dtype=pool_dtype, device=device) for _ in "kv") for shape in shapes]
+    for store in (False, True):
+        kv = (k, v) if store else (None, None)
+        parts = class_heads.split_heads(split, q, *kv, *at, *pools)
+        for heads, where, pool, part in zip(classes, at, pools, parts, strict=True):
+            assert torch.equal(part, q[:, heads.query])
+            for rows_of_all, buffer in zip((k, v), pool, strict=True):
+                want = torch.full_like(buffer, 7.0)
+                if store:
+                    want[where] = rows_of_all[:, heads.kv.long()].to(pool_dtype)
+                assert torch.equal(buffer, want)
+
+
+def check_put(rows: int, head_dim: int, device: str = "cpu") -> None:
+    """A class's output lands in its heads, the others stay."""
+    split = make_split("LGLG", device)
+    for heads in (split.global_heads, split.local_heads):
+        out = torch.full((rows, 4 * GROUP, head_dim), 7.0, device=device)
+        part = torch.randn(rows, 2 * GROUP, head_dim, device=device)
+        want = out.clone()
+        want[:, heads.query] = part
+        Target(out, heads).put(part)
+        assert torch.equal(out, want)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels that move heads, on the CPU by Triton's interpreter; collected by test_triton_interpreted.py alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from redknot_sglang.kernels import class_heads
+from redknot_sglang.kernels.triton_heads import launch_put, launch_split
+from tests.kernels.heads_cases import LAYERS, check_put, check_split
+
+
+@pytest.mark.parametrize("pool_dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rows", [1, 37])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_split(layer: str, rows: int, pool_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_heads, "split_heads", launch_split)
+    check_split(layer, rows, head_dim=24, pool_dtype=pool_dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 37])
+def test_put(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_heads.Target, "put", lambda target, part: launch_put(part, target.out, target.heads))
+    check_put(rows, head_dim=24)
