@@ -35,8 +35,9 @@ def _relocate_kernel(
 ):
     layer = tl.program_id(1)
     pointer = tl.pointer_type(like.dtype.element_ty)
-    k = tl.load(addresses + layer).to(pointer)
-    v = tl.load(addresses + n_layers + layer).to(pointer)
+    # Without the hint an address that was loaded is taken for unaligned, and rows move two bytes at a time.
+    k = tl.multiple_of(tl.load(addresses + layer).to(pointer), 16)
+    v = tl.multiple_of(tl.load(addresses + n_layers + layer).to(pointer), 16)
     heads = tl.load(addresses + 2 * n_layers + layer).to(tl.int32)
     if tl.program_id(0) * PAIRS >= n_rows * heads:
         return
