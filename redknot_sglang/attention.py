@@ -11,10 +11,12 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from redknot_sglang.batches import decode_batch, extend_batch
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target, split_heads
+from redknot_sglang.kernels.fa3 import Fa3Path
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -51,12 +53,12 @@ class RedKnotAttention(AttentionBackend):
         self.path = select_path(config.attention, spec)
         # The path of the batch that is planned: rows at scattered positions have one of their own.
         self.extend_path = self.path
-        self.local_loc: Tensor | None = None
         # Runs of the batch to plan next, if it is a gather extend.
         self.runs: Runs | None = None
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
-        self._in_decode_graph = False
+        self.local_loc: Tensor | None = None
+        self._begin()
         pool.rotation = _rotation(runner.model)
         self.scattered_path = self.path
         if isinstance(pool.rotation, Rotation):
@@ -69,12 +71,9 @@ class RedKnotAttention(AttentionBackend):
     # ---- plans ------------------------------------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Plan an eager forward, or the attention of a prefill graph, which is eager."""
-        self.local_loc = None
-        self._in_decode_graph = False
-        pool = self.token_to_kv_pool
-        if pool.rotation is not None and not isinstance(pool.rotation, RedKnotError):
-            pool.relocations.run(pool, pool.rotation)
+        """Plan an eager forward, or the attention of a breakable prefill graph, which is eager."""
+        self._begin(in_decode_graph=False)
+        self._relocate()
         if forward_batch.forward_mode.is_idle():
             return
         if forward_batch.forward_mode.is_decode():
@@ -84,6 +83,28 @@ class RedKnotAttention(AttentionBackend):
             self.extend_path = self.scattered_path if isinstance(batch, ScatteredBatch) else self.path
             self.extend_path.plan_extend(batch)
 
+    def init_whole_graphs(self, max_rows: int) -> bool:
+        """Reserve what prefill graphs use that hold the attention as well, of up to `max_rows` rows; False if the path has
+        none.
+        """
+        if not isinstance(self.path, Fa3Path):
+            return False
+        self.path.init_extend_graphs(max_rows, self.max_context)
+        return True
+
+    def plan_whole_graph(self, forward_batch: Any, rows: int) -> bool:
+        """Plan a forward by the prefill graph of `rows` rows that holds the attention; False, and nothing is done, if this
+        batch needs Python between its layers.
+        """
+        if not isinstance(self.path, Fa3Path) or self.probed or not forward_batch.forward_mode.is_extend():
+            return False
+        if not self.path.plan_extend_graph(self._extend_batch(forward_batch), rows):
+            return False
+        self.extend_path = self.path
+        self._begin(in_whole_graph=True)
+        self._relocate()
+        return True
+
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Reserve what decode graphs use."""
         self._side = torch.cuda.Stream(self.device)
@@ -91,8 +112,7 @@ class RedKnotAttention(AttentionBackend):
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Plan a decode graph's forward: fixed batch size, persistent buffers."""
-        self.local_loc = None
-        self._in_decode_graph = True
+        self._begin(in_decode_graph=True)
         bs = forward_batch.batch_size
         self.path.plan_graph(self._decode_batch(forward_batch, bs), bs, in_capture)
 
@@ -100,31 +120,20 @@ class RedKnotAttention(AttentionBackend):
         """Padded rows of a graph attend to one token, the dummy slot."""
         return 1
 
+    def _begin(self, in_decode_graph: bool = False, in_whole_graph: bool = False) -> None:
+        self.local_loc = None
+        self._in_decode_graph, self._in_whole_graph = in_decode_graph, in_whole_graph
+
+    def _relocate(self) -> None:
+        pool = self.token_to_kv_pool
+        if pool.rotation is not None and not isinstance(pool.rotation, RedKnotError):
+            pool.relocations.run(pool, pool.rotation)
+
     def _decode_batch(self, forward_batch: Any, bs: int) -> DecodeBatch:
-        seq_lens_cpu = forward_batch.seq_lens_cpu
-        return DecodeBatch(
-            req_to_token=self.req_to_token_pool.req_to_token,
-            req_pool_indices=forward_batch.req_pool_indices[:bs],
-            full_to_local=self._full_to_local(),
-            seq_lens=forward_batch.seq_lens[:bs],
-            seq_lens_cpu=None if seq_lens_cpu is None else seq_lens_cpu[:bs].tolist(),
-        )
+        return decode_batch(forward_batch, bs, self.req_to_token_pool.req_to_token, self._full_to_local())
 
     def _extend_batch(self, forward_batch: Any) -> ExtendBatch:
-        if self.runs is not None:
-            pages = self.req_to_token_pool.req_to_token, self._full_to_local()
-            return self.runs.batch(*pages, forward_batch.req_pool_indices, forward_batch.positions)
-        prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)
-        rows_cpu = _host_list(forward_batch.extend_seq_lens_cpu)
-        return ExtendBatch(
-            req_to_token=self.req_to_token_pool.req_to_token,
-            req_pool_indices=forward_batch.req_pool_indices,
-            full_to_local=self._full_to_local(),
-            prefix_lens=forward_batch.extend_prefix_lens.to(torch.int32),
-            seq_lens=forward_batch.seq_lens.to(torch.int32),
-            prefix_lens_cpu=prefix_lens_cpu,
-            seq_lens_cpu=[prefix + rows for prefix, rows in zip(prefix_lens_cpu, rows_cpu, strict=True)],
-        )
+        return extend_batch(forward_batch, self.runs, self.req_to_token_pool.req_to_token, self._full_to_local())
 
     def _full_to_local(self) -> Tensor:
         mapping = self.token_to_kv_pool.full_to_swa_index_mapping
@@ -186,6 +195,9 @@ class RedKnotAttention(AttentionBackend):
         q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
         queries = split_heads(split, q, k, v, forward_batch.out_cache_loc, self.local_loc, *pools)
         out = self._output(forward_batch, q)
+        if self._in_whole_graph:
+            # The batch may have fewer rows than the graph; the rest must be numbers.
+            out.zero_()
 
         def attend(head_class: HeadClass, heads: ClassHeads, q: Tensor, kv: tuple[Tensor, Tensor]) -> None:
             if heads.numbers:
@@ -249,7 +261,3 @@ def _rotation(model: Any) -> Rotation | RedKnotError:
         return rotation_of(model)
     except RotaryError as error:
         return error
-
-
-def _host_list(values: Any) -> list[int]:
-    return values.tolist() if isinstance(values, Tensor) else list(values)

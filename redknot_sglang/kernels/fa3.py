@@ -8,32 +8,22 @@ FlashInfer, or to Triton where FlashInfer does not serve; page lists of one row 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, check_rows
 from .class_heads import Target
+from .fa3_plan import Fa3Plan, RecordedPlans
 from .flashinfer import FlashInferPath
-from .page_list import ALL_PAGES, PageRule, window_pages, write_pages
-from .sink_fold import FoldPlan, sink_fold
+from .sink_fold import sink_fold
 from .trial import extend_trial_error_in_child
 from .triton_path import TritonPath
 
 logger = logging.getLogger(__name__)
 
 HEAD_DIMS = (64, 96, 128, 192, 256)
-
-
-@dataclass(frozen=True)
-class _Pages:
-    """Page table int32 [B, longest] of a class and how many of each row's entries count, int32 [B]."""
-
-    table: Tensor
-    lens: Tensor
 
 
 class Fa3Path:
@@ -47,12 +37,8 @@ class Fa3Path:
 
         self._attend = flash_attn_with_kvcache
         self._spec = spec
-        self._pages: dict[HeadClass, _Pages] = {}
-        self._fold: FoldPlan | None = None
-        self._cu_rows = torch.empty(0)
-        self._max_rows = 0
-        self._rows = 0
-        self._extending = False
+        self._plan: Fa3Plan | None = None
+        self._recorded: RecordedPlans | None = None
 
     @staticmethod
     def why_not(spec: ClassSpec) -> str | None:
@@ -68,22 +54,22 @@ class Fa3Path:
         return extend_trial_error_in_child("fa3", spec)
 
     def plan_extend(self, batch: ExtendBatch) -> None:
-        spec = self._spec
-        self._pages = {}
-        if spec.global_widths:
-            self._pages["global"] = _pages(ALL_PAGES, batch, batch.seq_lens)
-        if spec.local_widths:
-            start = (batch.prefix_lens - (spec.window - 1)).clamp_(min=0)
-            self._pages["local"] = _pages(window_pages(spec), batch, batch.seq_lens - start)
-        rows = (batch.seq_lens - batch.prefix_lens).cumsum(0, dtype=torch.int32)
-        self._cu_rows = F.pad(rows, (1, 0))
-        self._max_rows = max(batch.qo_lens)
-        self._fold = FoldPlan.of(batch, spec)
-        self._rows, self._extending = batch.qo_indptr[-1], True
+        self._plan = Fa3Plan.of(batch, self._spec)
 
     def plan_decode(self, batch: DecodeBatch) -> None:
         self._decode.plan_decode(batch)
-        self._extending = False
+        self._plan = None
+
+    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+        """Reserve the persistent buffers of prefill graphs of up to ``max_rows`` rows."""
+        self._recorded = RecordedPlans(self._spec, max_rows, max_context)
+
+    def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
+        """Plan in the persistent buffers, for a graph of ``rows`` rows; False if no graph can serve the batch."""
+        if self._recorded is None or not self._recorded.fits(batch):
+            return False
+        self._plan = self._recorded.plan(batch, rows)
+        return True
 
     def run(
         self,
@@ -95,28 +81,33 @@ class Fa3Path:
         logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
-        if not self._extending:
+        plan = self._plan
+        if plan is None:
             return self._decode.run(head_class, q, k, v, scale, logit_cap, target)
-        check_rows(q, self._rows)
+        check_rows(q, plan.rows)
         local = head_class == "local"
-        pages = self._pages[head_class]
-        fold = self._fold if local else None
+        pages = plan.pages[head_class]
+        fold = plan.fold if local else None
         # The library writes to any stride of rows, so that a slice of the target needs no copy.
-        view = target.view if target is not None and fold is None else None
+        view = to = target.view if target is not None and fold is None else None
+        if to is None and fold is None and plan.recorded:
+            # Rows behind the batch's are not written, and must be numbers all the same.
+            to = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         result = self._attend(
             q,
             k.unsqueeze(1),
             v.unsqueeze(1),
             cache_seqlens=pages.lens,
             page_table=pages.table,
-            cu_seqlens_q=self._cu_rows,
-            max_seqlen_q=self._max_rows,
+            cu_seqlens_q=plan.cu_rows,
+            max_seqlen_q=plan.max_rows,
             softmax_scale=scale,
             causal=True,
             window_size=(self._spec.window - 1, 0) if local else (-1, -1),
             softcap=logit_cap,
             return_softmax_lse=fold is not None,
-            out=view,
+            out=to,
+            num_splits=plan.num_splits(head_class, k.shape[1]),
         )
         if fold is not None:
             out, lse = result[:2]
@@ -132,31 +123,12 @@ class Fa3Path:
 
     def plan_graph(self, batch: DecodeBatch, bs: int, capture: bool) -> None:
         self._decode.plan_graph(batch, bs, capture)
-        self._extending = False
+        self._plan = None
 
     @cached_property
     def _decode(self) -> Path:
-        reason = FlashInferPath.why_not(self._spec)
+        reason = FlashInferPath.why_not(self._spec, extend=False)
         if reason is None:
             return FlashInferPath(self._spec)
         logger.info("attention path fa3 decodes by triton; flashinfer is left out: %s", reason)
         return TritonPath(self._spec)
-
-
-def _pages(rule: PageRule, batch: ExtendBatch, lens: Tensor) -> _Pages:
-    bs = len(batch.seq_lens_cpu)
-    longest = max(map(rule.count, batch.prefix_lens_cpu, batch.seq_lens_cpu))
-    # Zeros: the library may look at the entries behind a shorter list, and slot 0 is always there.
-    table = torch.zeros((bs, longest), dtype=torch.int32, device=lens.device)
-    starts = torch.arange(bs, device=lens.device) * longest
-    write_pages(
-        rule,
-        table.view(-1),
-        starts,
-        batch.req_to_token,
-        batch.req_pool_indices,
-        batch.full_to_local,
-        batch.prefix_lens,
-        batch.seq_lens,
-    )
-    return _Pages(table, lens)

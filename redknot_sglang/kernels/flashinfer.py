@@ -59,15 +59,15 @@ class FlashInferPath:
         self._max_context = 0
 
     @staticmethod
-    def why_not(spec: ClassSpec) -> str | None:
-        """The reason why this path cannot serve ``spec``, or None. A first call may compile FlashInfer's
-        kernels.
+    def why_not(spec: ClassSpec, extend: bool = True) -> str | None:
+        """The reason why this path cannot serve ``spec``, or None; without ``extend``, why it cannot decode. A first call
+        may compile FlashInfer's kernels, a minute for each phase.
         """
         if spec.head_dim not in HEAD_DIMS:
             return f"it serves head_dim {', '.join(map(str, HEAD_DIMS))}, the model has {spec.head_dim}"
         if spec.dtype not in (torch.float16, torch.bfloat16):
             return f"it serves float16 and bfloat16, not {spec.dtype}"
-        return trial_error(FlashInferPath, spec)
+        return trial_error(FlashInferPath, spec, extend)
 
     def plan_extend(self, batch: ExtendBatch) -> None:
         spec = self._spec

@@ -27,7 +27,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 @dataclass(frozen=True)
 class FoldPlan:
     """What folding needs to know of a batch: ``sink_slots`` int32 [B, S], the local slots of its sinks, and
-    the request and the position of every row, int32 [N].
+    the request and the position of every row, int32 [N]; request -1 for a row that is none.
     """
 
     sink_slots: Tensor
@@ -179,7 +179,8 @@ def _sink_fold_kernel(
         if tl.max(tl.where(live, last_sink, -1), axis=0) < 0:
             return
         live = live & (last_sink >= 0)
-    request = tl.load(row_requests + row, mask=live, other=0).to(tl.int64)
+    request = tl.load(row_requests + row, mask=live, other=-1).to(tl.int64)
+    live = live & (request >= 0)
     dims = tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dims < DIM)[None, :]
     row = row.to(tl.int64)

@@ -28,9 +28,9 @@ _TIMEOUT_S = 300
 _PREFIXES, _SEQS = [4500, 0], [4501, 70]
 
 
-def trial_error(build: Callable[[ClassSpec], Path], spec: ClassSpec) -> str | None:
-    """What went wrong when the path ran extend and decode here, or None; remembered per shape."""
-    return _remembered(build, _small(spec))
+def trial_error(build: Callable[[ClassSpec], Path], spec: ClassSpec, extend: bool = True) -> str | None:
+    """What went wrong when the path ran extend and decode here, or decode alone, or None; remembered per shape."""
+    return _remembered(build, _small(spec), extend)
 
 
 def extend_trial_error_in_child(name: str, spec: ClassSpec) -> str | None:
@@ -38,8 +38,8 @@ def extend_trial_error_in_child(name: str, spec: ClassSpec) -> str | None:
     return _remembered_child(name, _small(spec))
 
 
-def run_trial(path: Path, spec: ClassSpec, decode: bool) -> None:
-    """Run both classes of ``spec`` over a tiny batch; RuntimeError if a result is far from the oracle."""
+def run_trial(path: Path, spec: ClassSpec, extend: bool, decode: bool) -> None:
+    """Run both classes of ``spec`` over tiny batches; RuntimeError if a result is far from the oracle."""
     generator = torch.Generator().manual_seed(0)
     total = sum(_SEQS)
     req_to_token = torch.zeros(2, max(_SEQS), dtype=torch.int32)
@@ -50,9 +50,10 @@ def run_trial(path: Path, spec: ClassSpec, decode: bool) -> None:
     shared = req_to_token.to(device), torch.arange(2, device=device), torch.arange(total + 1, device=device)
     seq_lens = torch.tensor(_SEQS, dtype=torch.int32, device=device)
     prefix_lens = torch.tensor(_PREFIXES, dtype=torch.int32, device=device)
-    extend = ExtendBatch(*shared, prefix_lens, seq_lens, _PREFIXES, _SEQS)
-    path.plan_extend(extend)
-    _compare(path, spec, extend, extend.qo_indptr[-1], total)
+    if extend:
+        rows = ExtendBatch(*shared, prefix_lens, seq_lens, _PREFIXES, _SEQS)
+        path.plan_extend(rows)
+        _compare(path, spec, rows, rows.qo_indptr[-1], total)
     if decode:
         step = DecodeBatch(*shared, seq_lens, _SEQS)
         path.plan_decode(step)
@@ -92,10 +93,10 @@ def _small(spec: ClassSpec) -> ClassSpec:
 
 
 @cache
-def _remembered(build: Callable[[ClassSpec], Path], spec: ClassSpec) -> str | None:
+def _remembered(build: Callable[[ClassSpec], Path], spec: ClassSpec, extend: bool) -> str | None:
     # Any error of a foreign library is a reason not to use it; it is reported, not swallowed.
     try:
-        run_trial(build(spec), spec, decode=True)
+        run_trial(build(spec), spec, extend, decode=True)
         torch.cuda.synchronize(spec.device)
     except Exception as error:
         return f"a trial run failed with {type(error).__name__}: {_first_line(str(error))}"
@@ -151,7 +152,7 @@ def main(name: str, fields: str) -> None:
     spec = ClassSpec(**values)
     if spec.device.index is not None:
         torch.cuda.set_device(spec.device)
-    run_trial(path_class(name)(spec), spec, decode=False)
+    run_trial(path_class(name)(spec), spec, extend=True, decode=False)
     torch.cuda.synchronize(spec.device)
 
 

@@ -32,9 +32,19 @@ class SeamError(RuntimeError):
 
 def all_seams() -> tuple[Seam, ...]:
     """Every seam, in the order in which a start-up reaches them."""
-    from redknot_sglang.seams import arguments, http, kv_cache, model_config, preload, scheduler, segments, tokenizer
+    from redknot_sglang.seams import (
+        arguments,
+        http,
+        kv_cache,
+        model_config,
+        prefill_graphs,
+        preload,
+        scheduler,
+        segments,
+        tokenizer,
+    )
 
-    modules = (arguments, model_config, kv_cache, scheduler, segments, preload, tokenizer, http)
+    modules = (arguments, model_config, kv_cache, prefill_graphs, scheduler, segments, preload, tokenizer, http)
     return tuple(seam for module in modules for seam in module.SEAMS)
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, HeadClass, Path
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
+from redknot_sglang.kernels.fa3 import Fa3Path
 from redknot_sglang.kernels.select import available_paths, path_class
 from redknot_sglang.kernels.trial import extend_trial_error_in_child
 from redknot_sglang.kernels.triton_path import TritonPath
@@ -254,3 +255,51 @@ def check_queued(path: Path, cases: list[Case], decode: bool) -> None:
         for result, want in zip(results, wanted, strict=True):
             for head_class in CLASSES:
                 assert_near(result[head_class], want[head_class])
+
+
+def test_one_prefill_graph_serves_many_batches(trials: Trials) -> None:
+    """Captured over a dummy batch, replayed over batches of other requests, rows and lengths, dead slots beside them."""
+    rows, spec = 256, gpu_spec(128)
+    path = trials.build("fa3", spec)
+    assert isinstance(path, Fa3Path)
+    path.init_extend_graphs(max_rows=512, max_context=10_000)
+    case = make_case(spec, PREFIXES, ROWS, seed=3)
+    whole = case.extend
+    static_q = {
+        c: torch.randn(rows, spec.group * case.k[c].shape[1], 128, device="cuda").to(spec.dtype) for c in CLASSES
+    }
+
+    def batch_of(members: dict[int, int]) -> ExtendBatch:
+        """The last so many rows of these requests."""
+        index = torch.tensor(list(members), device="cuda")
+        seqs = [whole.seq_lens_cpu[i] for i in members]
+        prefixes = [seq - n for seq, n in zip(seqs, members.values(), strict=True)]
+        lens = torch.tensor([prefixes, seqs], dtype=torch.int32, device="cuda")
+        return replace(
+            whole,
+            req_pool_indices=whole.req_pool_indices[index],
+            prefix_lens=lens[0],
+            seq_lens=lens[1],
+            prefix_lens_cpu=prefixes,
+            seq_lens_cpu=seqs,
+        )
+
+    def run() -> dict[HeadClass, torch.Tensor]:
+        return {c: path.run(c, static_q[c], case.k[c], case.v[c], SCALE) for c in CLASSES}
+
+    assert path.plan_extend_graph(batch_of({1: rows}), rows)
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        run()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for members in ({7: 1}, {1: 200, 3: 40, 6: 16}, {6: 256}, {0: 1, 1: 17, 2: 2, 3: 33, 5: 120, 7: 1}, {5: 129}):
+        batch, n = batch_of(members), sum(members.values())
+        assert path.plan_extend_graph(batch, rows)
+        graph.replay()
+        part = replace(case, q={c: q[:n] for c, q in static_q.items()})
+        for head_class in CLASSES:
+            assert_near(out[head_class][:n], part.expected(batch, head_class)[0])

@@ -45,23 +45,27 @@ def flash_attn_with_kvcache(
     softcap: float,
     return_softmax_lse: bool,
     out: Tensor | None,
+    num_splits: int,
 ) -> Any:
     """FlashAttention-3 over pages of size 1."""
     assert k_cache.dim() == 4 and k_cache.shape[1] == 1 and causal and window_size[1] in (-1, 0)
     for lengths in (cache_seqlens, page_table, cu_seqlens_q):
         assert lengths.dtype == torch.int32 and lengths.is_contiguous()
     starts = cu_seqlens_q.tolist()
-    assert max_seqlen_q == max(b - a for a, b in zip(starts, starts[1:], strict=False))
+    assert num_splits >= 0 and max_seqlen_q >= max(b - a for a, b in zip(starts, starts[1:], strict=False))
     outs, lses = [], []
     to = torch.empty_like(q) if out is None else out
     assert to.shape == q.shape and to.stride(-1) == 1
     for pages, n, a, b in zip(page_table, cache_seqlens.tolist(), starts, starts[1:], strict=False):
+        if a == b:
+            continue
         keys, values = k_cache[pages[:n].long(), 0], v_cache[pages[:n].long(), 0]
         rows, lse = _rows(q[a:b], keys, values, softmax_scale, window_size[0], softcap)
         outs.append(rows)
         lses.append(lse)
-    to.copy_(torch.cat(outs))
-    return (to, torch.cat(lses).T.contiguous()) if return_softmax_lse else to
+    lse_of_all = torch.full((q.shape[1], len(q)), torch.nan)
+    to[: starts[-1]], lse_of_all[:, : starts[-1]] = torch.cat(outs), torch.cat(lses).T
+    return (to, lse_of_all) if return_softmax_lse else to
 
 
 class Event:

@@ -16,7 +16,7 @@ from redknot_sglang.kernels.batch import ClassSpec, HeadClass, Path
 from redknot_sglang.kernels.fa3 import Fa3Path
 from redknot_sglang.kernels.flashinfer import FlashInferPath
 from tests.kernels import fake_libraries
-from tests.kernels.cases import make_case, make_spec
+from tests.kernels.cases import make_case, make_spec, scatter
 
 CLASSES: tuple[HeadClass, ...] = ("global", "local")
 
@@ -65,7 +65,7 @@ def test_flashinfer_decode_plans_twice_the_same_way() -> None:
 
 @pytest.mark.parametrize("build", [FlashInferPath, Fa3Path])
 def test_graph_replays_read_the_buffers_of_the_capture(build: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlashInferPath, "why_not", staticmethod(lambda spec: None))
+    monkeypatch.setattr(FlashInferPath, "why_not", staticmethod(lambda spec, extend: None))
     spec = make_spec(window=20, sink=2, dtype=torch.float16)
     path = build(spec)
     path.init_graph(max_bs=4, max_context=300)
@@ -77,6 +77,47 @@ def test_graph_replays_read_the_buffers_of_the_capture(build: type, monkeypatch:
             torch.testing.assert_close(case.run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
     with pytest.raises(ValueError, match="301 tokens"):
         path.plan_graph(make_case(spec, [300], [1]).decode, bs=1, capture=False)
+
+
+@pytest.mark.parametrize("sink", [0, 3])
+def test_one_prefill_graph_serves_batches_of_all_sizes(sink: int) -> None:
+    spec = make_spec(group=3, window=20, sink=sink, dtype=torch.float16)
+    path = Fa3Path(spec)
+    path.init_extend_graphs(max_rows=64, max_context=300)
+    places = set()
+    for seed, (prefixes, rows, graph) in enumerate(
+        [([0], [32], 32), ([250, 0, 40], [5, 9, 12], 32), ([3], [1], 32), ([100, 19], [60, 4], 64)]
+    ):
+        case = make_case(spec, prefixes, rows, seed)
+        assert path.plan_extend_graph(case.extend, graph)
+        plan, n = path._plan, sum(rows)
+        assert plan is not None
+        tensors = *(x for c in CLASSES for x in (plan.pages[c].table, plan.pages[c].lens)), plan.cu_rows
+        places.add(tuple(tensor.data_ptr() for tensor in tensors))
+        for head_class in CLASSES:
+            want, _ = case.expected(case.extend, head_class)
+            q = case.q[head_class]
+            case.q[head_class] = torch.cat([q, q.new_full((graph - n, *q.shape[1:]), torch.nan)])
+            for out in (case.run(path, head_class), case.run_to_targets(path, head_class, rows=n)):
+                torch.testing.assert_close(out[:n].float(), want, atol=2e-3, rtol=2e-3)
+    assert len(places) == 1, "a recorded graph would read stale buffers"
+
+
+def test_what_no_prefill_graph_can_serve_is_left_to_an_eager_plan() -> None:
+    spec = make_spec(window=20, sink=2, dtype=torch.float16)
+    path = Fa3Path(spec)
+    fits = make_case(spec, [30], [4])
+    assert not path.plan_extend_graph(fits.extend, 32), "nothing is reserved yet"
+    path.init_extend_graphs(max_rows=32, max_context=60)
+    assert path.plan_extend_graph(fits.extend, 32)
+    many = make_case(spec, [0] * 65, [1] * 65)
+    for batch in (
+        make_case(spec, [0], [33]).extend,
+        make_case(spec, [60], [4]).extend,
+        many.extend,
+        scatter(make_case(spec, [0], [30]), [[0, 5, 20]]),
+    ):
+        assert not path.plan_extend_graph(batch, 32)
 
 
 def test_flashinfer_refuses_a_cap_it_was_not_planned_for() -> None:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What path "fa3" plans for an extend: in fresh tensors, or in buffers that a prefill graph reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
+from .page_list import ALL_PAGES, PageRule, sink_pages, window_pages, write_pages
+from .sink_fold import FoldPlan
+from .triton_merge import processors_of
+
+# Runs of rows that a recorded plan has room for: as many segments and more than fit into a graph's rows usefully.
+MAX_RUNS = 64
+# Query rows of one tile of the library at head_dim 128, and parts that a tile's keys are split into at most.
+_TILE, _MAX_SPLITS = 128, 32
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Page table int32 [B, longest] of a class and how many of each row's entries count, int32 [B]."""
+
+    table: Tensor
+    lens: Tensor
+
+
+@dataclass(frozen=True)
+class Fa3Plan:
+    """One extend. cu_rows int32 [B + 1]: first row of each request and the number of rows; max_rows: the most of a request;
+    rows: of q; splits: parts of a tile's keys in the global class, by KV heads, where the library must not choose by itself.
+    """
+
+    pages: dict[HeadClass, Pages]
+    cu_rows: Tensor
+    max_rows: int
+    rows: int
+    fold: FoldPlan | None
+    splits: dict[int, int] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a graph reads this plan; q may then have more rows than the batch."""
+        return self.splits is not None
+
+    def num_splits(self, head_class: HeadClass, heads: int) -> int:
+        """The library's argument; 0 leaves the choice to it. Local rows have too few keys to be split."""
+        if self.splits is None:
+            return 0
+        return self.splits[heads] if head_class == "global" else 1
+
+    @classmethod
+    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> Fa3Plan:
+        """In fresh tensors, made on the device; nothing waits."""
+        pages: dict[HeadClass, Pages] = {}
+        if spec.global_widths:
+            pages["global"] = _pages(ALL_PAGES, batch, batch.seq_lens)
+        if spec.local_widths:
+            start = (batch.prefix_lens - (spec.window - 1)).clamp_(min=0)
+            pages["local"] = _pages(window_pages(spec), batch, batch.seq_lens - start)
+        rows = (batch.seq_lens - batch.prefix_lens).cumsum(0, dtype=torch.int32)
+        return cls(pages, F.pad(rows, (1, 0)), max(batch.qo_lens), batch.qo_indptr[-1], FoldPlan.of(batch, spec))
+
+
+class RecordedPlans:
+    """Persistent buffers of prefill graphs: what a graph has recorded reads them, `plan` fills them for a batch.
+
+    max_rows: of the largest graph; max_context: tokens of the longest request. One graph serves any batch of up to MAX_RUNS
+    requests and as many rows as it has.
+    """
+
+    def __init__(self, spec: ClassSpec, max_rows: int, max_context: int) -> None:
+        self._spec, self._max_rows, self._max_context = spec, max_rows, max_context
+        device = spec.device
+        widths: dict[HeadClass, int] = {}
+        if spec.global_widths:
+            widths["global"] = max_context
+        if spec.local_widths:
+            widths["local"] = min(max_context, spec.window - 1 + max_rows)
+        self._rules: dict[HeadClass, PageRule] = {"global": ALL_PAGES, "local": window_pages(spec)}
+        self._tables = {c: torch.zeros((MAX_RUNS, n), dtype=torch.int32, device=device) for c, n in widths.items()}
+        self._starts = {c: torch.arange(MAX_RUNS, device=device) * n for c, n in widths.items()}
+        self._sinks = torch.zeros((MAX_RUNS, max(spec.sink, 1)), dtype=torch.int32, device=device)
+        self._sink_starts = torch.arange(MAX_RUNS, device=device) * spec.sink
+        # Rows before each run, keys of each run by class, request and position of each row: one copy fills them all.
+        self._ints = torch.zeros(MAX_RUNS + 1 + 2 * MAX_RUNS + 2 * max_rows, dtype=torch.int32, device=device)
+
+    def fits(self, batch: ExtendBatch) -> bool:
+        """Whether a graph can serve this batch."""
+        return (
+            not isinstance(batch, ScatteredBatch)
+            and len(batch.seq_lens_cpu) <= MAX_RUNS
+            and batch.qo_indptr[-1] <= self._max_rows
+            and max(batch.seq_lens_cpu) <= self._max_context
+        )
+
+    def plan(self, batch: ExtendBatch, rows: int) -> Fa3Plan:
+        """Fill the buffers for a batch that fits, run by a graph of ``rows`` rows. Rows behind the batch's are computed
+        over nothing.
+        """
+        spec = self._spec
+        self._ints.copy_(self._host_ints(batch), non_blocking=True)
+        cu_rows, lens_global, lens_local, requests, positions = self._ints.split(
+            [MAX_RUNS + 1, MAX_RUNS, MAX_RUNS, self._max_rows, self._max_rows]
+        )
+        lens = {"global": lens_global, "local": lens_local}
+        tensors = batch.req_to_token, batch.req_pool_indices, batch.full_to_local, batch.prefix_lens, batch.seq_lens
+        bs = len(batch.seq_lens_cpu)
+        for head_class, table in self._tables.items():
+            write_pages(self._rules[head_class], table.view(-1), self._starts[head_class][:bs], *tensors)
+        fold = None
+        if spec.local_widths and spec.sink:
+            write_pages(sink_pages(spec), self._sinks.view(-1), self._sink_starts[:bs], *tensors)
+            fold = FoldPlan(self._sinks, requests[:rows], positions[:rows])
+        pages = {head_class: Pages(table, lens[head_class]) for head_class, table in self._tables.items()}
+        splits = {n: splits_for(rows, n, spec) for n in spec.global_widths}
+        return Fa3Plan(pages, cu_rows, rows, rows, fold, splits)
+
+    def _host_ints(self, batch: ExtendBatch) -> Tensor:
+        runs = len(batch.seq_lens_cpu)
+        prefix, seq = np.array(batch.prefix_lens_cpu), np.array(batch.seq_lens_cpu)
+        lens = seq - prefix
+        ends = lens.cumsum()
+        ints = np.zeros(len(self._ints), dtype=np.int32)
+        ints[1 : runs + 1], ints[runs + 1 : MAX_RUNS + 1] = ends, ends[-1]
+        at = MAX_RUNS + 1
+        ints[at : at + runs] = seq
+        ints[at + MAX_RUNS : at + MAX_RUNS + runs] = seq - np.maximum(prefix - (self._spec.window - 1), 0)
+        at += 2 * MAX_RUNS
+        ints[at : at + self._max_rows] = -1
+        ints[at : at + ends[-1]] = np.repeat(np.arange(runs), lens)
+        at += self._max_rows
+        ints[at : at + ends[-1]] = np.arange(ends[-1]) + np.repeat(prefix - (ends - lens), lens)
+        host = torch.from_numpy(ints)
+        # A fresh buffer each time: the copy of the batch before may still be queued.
+        return host.pin_memory() if self._ints.is_cuda else host
+
+
+def splits_for(rows: int, heads: int, spec: ClassSpec) -> int:
+    """Parts of a tile's keys so that a few rows keep the whole device busy, as one wave of two tiles a processor would.
+
+    A graph's call is laid out for all runs there could be, by which the library would judge that nothing needs splitting.
+    """
+    tiles = max(1, rows * spec.group * heads // _TILE)
+    return max(1, min(_MAX_SPLITS, -(-2 * processors_of(spec.device) // tiles)))
+
+
+def _pages(rule: PageRule, batch: ExtendBatch, lens: Tensor) -> Pages:
+    bs = len(batch.seq_lens_cpu)
+    longest = max(map(rule.count, batch.prefix_lens_cpu, batch.seq_lens_cpu))
+    # Zeros: the library may look at the entries behind a shorter list, and slot 0 is always there.
+    table = torch.zeros((bs, longest), dtype=torch.int32, device=lens.device)
+    starts = torch.arange(bs, device=lens.device) * longest
+    write_pages(
+        rule,
+        table.view(-1),
+        starts,
+        batch.req_to_token,
+        batch.req_pool_indices,
+        batch.full_to_local,
+        batch.prefix_lens,
+        batch.seq_lens,
+    )
+    return Pages(table, lens)

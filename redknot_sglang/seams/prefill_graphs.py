@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's breakable prefill graphs: beside each of them one that holds the attention as well.
+
+SGLang's graph breaks at every attention, which then runs eagerly. For a few rows, such as the tail of a cached prompt or the
+repaired rows of segments, launching the attention of all layers takes the host longer than the whole forward takes the
+device. Path fa3 can plan in persistent buffers, so that a second graph of the same rows needs no break; batches that it
+cannot plan so (rows at scattered positions, rows that probes look at, more runs than there is room for) take SGLang's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang.seams import Seam
+
+_WHOLE = "redknot_whole"
+# Set while a whole graph is captured, and by the plan of a batch that one will serve.
+_recording = False
+
+
+def _ours(runner: Any) -> Any:
+    """The attention backend, if it is ours under breakable graphs, else None."""
+    from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+
+    from redknot_sglang.attention import RedKnotAttention
+
+    backend = runner.model_runner.attn_backend
+    breakable = isinstance(runner.backend, BreakableCudaGraphBackend)
+    return backend if breakable and isinstance(backend, RedKnotAttention) else None
+
+
+def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
+    backend = _ours(runner)
+    runner.redknot_whole = backend is not None and backend.init_whole_graphs(runner.max_num_tokens)
+
+
+def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: Any) -> None:
+    """After SGLang's graph of these rows, ours."""
+    global _recording
+    if not runner.redknot_whole:
+        return
+    forward_batch, backend = runner.capture_prepare(size)
+    if not backend.plan_whole_graph(forward_batch, size):
+        return
+    from sglang.srt.model_executor.runner.shape_key import ShapeKey
+
+    _recording = True
+    try:
+        key = ShapeKey(size=size, variant_label=_WHOLE)
+        runner.backend.capture_one(key, lambda: runner._run_forward(forward_batch, size))
+    finally:
+        _recording = False
+
+
+def _attention(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Without a break while a whole graph is captured."""
+    if not _recording:
+        return original(*args, **kwargs)
+    from sglang.srt.layers.radix_attention import unified_attention_with_output
+
+    return unified_attention_with_output(*args, **kwargs)
+
+
+def _plan(original: Any, runner: Any, forward_batch: Any, static_forward_batch: Any, num_tokens: int) -> None:
+    whole = getattr(runner, "redknot_whole", False)
+    runner.redknot_planned = whole and runner.model_runner.attn_backend.plan_whole_graph(forward_batch, num_tokens)
+    if not runner.redknot_planned:
+        original(runner, forward_batch, static_forward_batch, num_tokens)
+
+
+def _key(original: Any, runner: Any, num_tokens: int, forward_batch: Any) -> Any:
+    key = original(runner, num_tokens, forward_batch)
+    if not getattr(runner, "redknot_planned", False):
+        return key
+    whole = type(key)(size=key.size, variant_label=_WHOLE)
+    assert whole in runner.backend._graphs, f"no whole prefill graph of {num_tokens} rows was captured"
+    return whole
+
+
+_RUNNER = "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
+SEAMS = (
+    Seam(f"{_RUNNER}.capture", _reserve, "before", "buffers of prefill graphs that hold the attention"),
+    Seam(f"{_RUNNER}.capture_one_shape", _capture_whole, "after", "prefill graphs that hold the attention"),
+    Seam(f"{_RUNNER}._prepare_forward_metadata_for_replay", _plan, "around", "which batches they can serve"),
+    Seam(f"{_RUNNER}._shape_key", _key, "around", "which graph to replay"),
+    Seam(
+        "sglang.srt.layers.radix_attention.breakable_unified_attention_with_output",
+        _attention,
+        "around",
+        "no break while they are captured",
+    ),
+)
