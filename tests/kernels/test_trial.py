@@ -25,12 +25,12 @@ class WrongForLocalHeads(TorchPath):
 
 
 def test_a_right_path_passes() -> None:
-    trial.run_trial(TorchPath(SPEC), SPEC, decode=True)
+    trial.run_trial(TorchPath(SPEC), SPEC, extend=True, decode=True)
 
 
 def test_a_wrong_path_is_told_with_its_class_and_error() -> None:
     with pytest.raises(RuntimeError, match="local heads are off by 1.0e-01"):
-        trial.run_trial(WrongForLocalHeads(SPEC), SPEC, decode=True)
+        trial.run_trial(WrongForLocalHeads(SPEC), SPEC, extend=True, decode=True)
 
 
 def test_a_path_that_raises_gives_its_first_line_as_reason() -> None:
