@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 
 from eval.gpu import cold, concurrency, decode, kernels, load, prefix, segments
 from eval.gpu.chart import draw
-from eval.gpu.fleet import Plan, Spec, held_servers, latency_servers, running
+from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.maps import describe
 from eval.gpu.options import FIRST_MAP_STEPS, SERVED_STEPS, check, load_plan, make_parser, maps_of, steps_of
 from eval.gpu.results import Cell, Results, anonymous
@@ -43,6 +43,7 @@ from eval.provenance import origin
 from eval.servers import STOCK, Served, alone
 from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.launch import Server, ServerError
+from redknot_sglang.heads.head_map import load_head_map
 
 Measure = Callable[[], "Cell | list[Cell]"]
 
@@ -67,16 +68,16 @@ class Bench:
             # The corpus is made while no server waits for it.
             load_plan(self.args).corpus()
         if set(steps) & {*SERVED_STEPS, "load"}:
-            self.waves(latency_servers(self.args, self.maps), self.latency)
+            self.measured(latency_servers(self.args, self.maps), self.latency)
         if "concurrency" in steps:
             for length in self.args.lengths:
                 self.held(length)
 
-    def waves(self, specs: list[Spec], measure: Callable[[dict[str, Server]], None]) -> None:
-        """Start `--together` servers at a time and measure what came up."""
-        at_once = self.args.together or len(specs)
-        for first in range(0, len(specs), at_once):
-            wave, begin = specs[first : first + at_once], time.monotonic()
+    def measured(self, specs: list[Spec], measure: Callable[[dict[str, Server]], None]) -> None:
+        """Start as many servers as the GPU holds, or `--together`, and measure what came up; then the next ones."""
+        memory = gpu_memory(self.results.run["hardware"], self.args.mem_fraction)
+        for wave in waves(specs, memory, self.args.together):
+            begin = time.monotonic()
             if self.is_late():
                 self.results.fail(", ".join(spec.side for spec in wave), "left out: --seconds are over")
                 continue
@@ -124,7 +125,7 @@ class Bench:
             return [(step, partial(prefix.measure, server.url, side, *common, new))]
         if step == "decode":
             batches = [batch for tokens, batch in args.decode if tokens == length]
-            room, steps = Plan.of(args).base, args.decode_steps
+            room, steps = Plan.of(args, load_head_map(self.maps[self.first])).base, args.decode_steps
             distinct = {batch: decode.distinct_prompts(batch, length, room, steps) for batch in batches}
             measure = partial(decode.measure, server.url, side, *common)
             return [(f"{step} {batch}", partial(measure, batch, distinct[batch], steps)) for batch in batches]
@@ -145,7 +146,7 @@ class Bench:
                 job = partial(concurrency.measure, server, side, *sizes)
                 self.note(f"concurrency, {length} tokens, {side}", job, servers, side)
 
-        self.waves(specs, measure)
+        self.measured(specs, measure)
 
     def is_late(self) -> bool:
         """Whether `--seconds` are over."""

@@ -75,7 +75,8 @@ def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int
     prompts = Traffic(args, vocabulary).prompts()
 
     def params(offsets: list[int]) -> dict[str, Any] | None:
-        return None if side == STOCK else {"redknot_segments": offsets, "redknot_repair": side}
+        named = {"redknot_mode": "segmented", "redknot_segments": offsets, "redknot_repair": side}
+        return None if side == STOCK else named
 
     for _ in range(1 + args.warm_up):
         ids, offsets = next(prompts)

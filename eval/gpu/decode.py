@@ -7,7 +7,7 @@ Everything but the decode steps, admission and prefix hits included, is in both 
 
 from __future__ import annotations
 
-from eval.gpu.ask import Reply, generate, must_be_cached, noise
+from eval.gpu.ask import NotMeasured, Reply, generate, must_be_cached, noise
 from eval.gpu.prefix import cached_prompt
 from eval.gpu.results import Cell
 
@@ -46,5 +46,7 @@ def measure(url: str, side: str, length: int, vocabulary: int, n: int, batch: in
     ask(BEFORE, -1)
     pairs = [(ask(BEFORE, number).seconds, ask(BEFORE + steps, number).seconds) for number in range(n)]
     samples = [(longer - shorter) / steps for shorter, longer in pairs]
+    if min(samples) <= 0:
+        raise NotMeasured(f"{steps} more steps took no longer: {samples}; raise --decode-steps")
     details = {"distinct_prompts": distinct, "steps": steps, "before": BEFORE, "seconds": pairs}
     return Cell("decode", side, f"batch {batch}", length, "s/step", samples, details)

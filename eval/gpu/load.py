@@ -3,7 +3,7 @@
 
 Permuted documents of a shared corpus (eval/rag), all seen before, each side with its cache. A probe sends arrivals of
 one rate for a fixed time, the same on both sides, so that a queue that grows has as long to grow; an answer that has not
-come after three limits counts as too late. Rates go up or down by a factor until one keeps the limit and one does
+come after two limits counts as too late. Rates go up or down by a factor until one keeps the limit and one does
 not, then halve the gap on a logarithmic scale.
 """
 
@@ -27,7 +27,7 @@ from redknot_sglang.cli.statistics import quantile
 
 ANSWER_TOKENS = 16
 # An answer later than this many limits is given up; the probe has failed long before.
-_GIVE_UP = 3
+_GIVE_UP = 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Plan:
     """What a side is asked.
 
     documents, tokens: of the corpus and of each document. per_request: documents of a prompt. limit: seconds that p99
-    must keep. seconds: of arrivals in a probe. least: fewest requests of a probe. factor: between rates while bracketing.
-    refine: probes between the bracketing rates. box: seconds after which no further probe begins.
+    must keep. seconds: of arrivals in a probe. factor: between rates while bracketing. refine: probes between the
+    bracketing rates. box: seconds after which no further probe begins.
     """
 
     documents: int
@@ -44,10 +44,9 @@ class Plan:
     per_request: int
     limit: float = 5.0
     seconds: float = 20.0
-    least: int = 20
-    factor: float = 1.6
-    refine: int = 2
-    box: float = 120.0
+    factor: float = 1.3
+    refine: int = 1
+    box: float = 90.0
 
     @property
     def prompt_tokens(self) -> int:
@@ -131,7 +130,7 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
         probes.append(asyncio.run(_probe(url, corpus, policy, plan, rate, len(probes))))
         return probes[-1].p99 <= plan.limit
 
-    first = start or 0.8 * asyncio.run(_closed_loop(url, corpus, policy, plan))
+    first = start or asyncio.run(_closed_loop(url, corpus, policy, plan))
     found = search(keeps, first, plan.factor, plan.refine, lambda: time.monotonic() - begin < plan.box)
     if not found.kept:
         raise RuntimeError(
@@ -164,14 +163,14 @@ async def _run(url: str, corpus: Corpus, policy: str | None, plan: Plan, load: L
 
 
 async def _closed_loop(url: str, corpus: Corpus, policy: str | None, plan: Plan) -> float:
-    """Requests a second with four under way, from twelve of them."""
-    records = await _run(url, corpus, policy, plan, Load(4, None, ANSWER_TOKENS, False, 1000), 12)
+    """Requests a second with four under way, from eight of them."""
+    records = await _run(url, corpus, policy, plan, Load(4, None, ANSWER_TOKENS, False, 1000), 8)
     _must_answer(records)
     return len(records) / max(record.start_s + record.total_s for record in records)
 
 
 async def _probe(url: str, corpus: Corpus, policy: str | None, plan: Plan, rate: float, number: int) -> Probe:
-    count = max(plan.least, round(rate * plan.seconds))
+    count = max(2, round(rate * plan.seconds))
     records = await _run(url, corpus, policy, plan, Load(None, rate, ANSWER_TOKENS, False, 1 + number), count)
     done = [record for record in records if record.error is None]
     # A server that is too slow lets clients time out; one that refuses must not look like it.

@@ -55,7 +55,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     _add_load(parser.add_argument_group("load, the step"))
     running = parser.add_argument_group("servers")
     servers.add_arguments(running, threads=1, head_map=False)
-    running.add_argument("--together", type=int, help="servers started at a time (all; `concurrency`: both)")
+    running.add_argument("--together", type=int, help="servers started at a time (as many as the GPU holds)")
     running.add_argument("--kv-tokens", type=int, help="KV of stock and the first map, in tokens of stock")
     running.add_argument("--mem-fraction", type=float, default=0.95, help="--mem-fraction-static (%(default)s)")
     running.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
@@ -80,9 +80,8 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--load-policy", default="boundary:16", help="repair policy (%(default)s)")
     group.add_argument("--load-limit", type=float, default=5.0, help="seconds that p99 must keep (%(default)s)")
     group.add_argument("--load-seconds", type=float, default=20.0, help="of arrivals in a probe (%(default)s)")
-    group.add_argument("--load-least", type=int, default=20, help="fewest requests of a probe (%(default)s)")
-    group.add_argument("--load-refine", type=int, default=2, help="probes between the bracketing rates (%(default)s)")
-    group.add_argument("--load-box", type=float, default=100.0, help="seconds of a side (%(default)s)")
+    group.add_argument("--load-refine", type=int, default=1, help="probes between the bracketing rates (%(default)s)")
+    group.add_argument("--load-box", type=float, default=90.0, help="seconds of a side (%(default)s)")
 
 
 def load_plan(args: argparse.Namespace) -> Plan:
@@ -93,7 +92,6 @@ def load_plan(args: argparse.Namespace) -> Plan:
         per_request=args.load_per_request,
         limit=args.load_limit,
         seconds=args.load_seconds,
-        least=args.load_least,
         refine=args.load_refine,
         box=args.load_box,
     )
