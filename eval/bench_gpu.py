@@ -36,7 +36,7 @@ from eval.gpu import cold, concurrency, decode, kernels, load, prefix, segments
 from eval.gpu.chart import draw
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.maps import describe
-from eval.gpu.options import FIRST_MAP_STEPS, SERVED_STEPS, check, load_plan, make_parser, maps_of, steps_of
+from eval.gpu.options import SERVED_STEPS, check, load_plan, make_parser, maps_of, steps_of
 from eval.gpu.results import Cell, Results, anonymous
 from eval.gpu.table import tables
 from eval.provenance import origin
@@ -113,7 +113,8 @@ class Bench:
 
     def sides(self, servers: Mapping[str, Server], step: str) -> list[str]:
         """Servers that a step measures."""
-        return [side for side in servers if step not in FIRST_MAP_STEPS or side in (STOCK, self.first)]
+        further = step in self.args.further_steps.split(",")
+        return [side for side in servers if further or side in (STOCK, self.first)]
 
     def jobs(self, step: str, length: int, side: str, server: Server) -> list[tuple[str, Measure]]:
         """What there is to measure of a step at one length on one server."""

@@ -14,8 +14,8 @@ from redknot_sglang.cli.errors import CliError
 STEPS = ("kernels", "cold", "prefix", "decode", "segments", "load", "concurrency")
 # Steps that servers of `fleet.latency_servers` answer, in the order in which a length is gone through.
 SERVED_STEPS = ("cold", "prefix", "decode", "segments")
-# In these only the first of the maps is measured beside stock.
-FIRST_MAP_STEPS = ("segments", "load", "concurrency")
+# What maps behind the first one are measured in at most.
+FURTHER_STEPS = ("cold", "prefix", "decode")
 
 
 def tokens(text: str) -> int:
@@ -41,6 +41,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--lengths", type=_token_list, default="8K,32K,64K,128K", help="in this order (%(default)s)")
     what.add_argument(
         "--maps", help="head maps: files beside the shape, or rho.25-w1024 and the like (one_of_eight; CPU: head_map)"
+    )
+    what.add_argument(
+        "--further-steps",
+        default=",".join(FURTHER_STEPS),
+        help="that maps behind the first one take part in (%(default)s)",
     )
     what.add_argument("--requests", type=int, default=5, help="samples of each cell (%(default)s)")
     what.add_argument("--new", type=_token_list, help="new tokens of `prefix` (the tail, and the rows of boundary:16)")
@@ -115,6 +120,11 @@ def check(args: argparse.Namespace) -> None:
     unknown = [step for step in steps_of(args) if step not in STEPS]
     if unknown:
         raise CliError(f"--steps {unknown[0]!r} is not known; there are {', '.join(STEPS)}")
+    unfit = [step for step in args.further_steps.split(",") if step not in FURTHER_STEPS]
+    if unfit:
+        raise CliError(
+            f"--further-steps {unfit[0]!r}: maps behind the first one take part in {', '.join(FURTHER_STEPS)}"
+        )
     if not args.shape and "kernels" in steps_of(args):
         raise CliError("--steps kernels needs a GPU; give --shape, or leave the step out")
     if args.shape and not (servers.ROOT / "shapes" / args.shape / "config.json").is_file():

@@ -87,6 +87,13 @@ def test_every_step_on_every_side(tmp_path: Path, fakes: FakeStart, capsys: pyte
     assert "cold prompt of 256 tokens" in capsys.readouterr().out
 
 
+def test_further_maps_can_have_fewer_steps(tmp_path: Path, fakes: FakeStart) -> None:
+    words = ["--maps=head_map,rho.25-w64", "--steps=cold,prefix", "--further-steps=cold", "--new=8"]
+    complete, found = run(tmp_path, *words)
+    assert complete and sides(found, "cold") == {("stock", ""), ("head_map", ""), ("rho.25-w64", "")}
+    assert sides(found, "prefix") == {("stock", "+8"), ("head_map", "+8")}
+
+
 def test_servers_come_one_after_the_other_and_runs_add_up(tmp_path: Path, fakes: FakeStart) -> None:
     run(tmp_path, "--steps=cold", "--together=1")
     complete, found = run(tmp_path, "--steps=prefix", "--append", "--new=8")
@@ -145,10 +152,11 @@ def test_the_steps_on_real_servers(stock_server: harness.Server, redknot_server:
         assert len(cold.measure(server.url, side, 600, 2048, 2).samples) == 2
         hits = prefix.measure(server.url, side, 600, 2048, 2, [16, 40])
         assert [cell.details["cached"] for cell in hits] == [600, 600]
-        steps = decode.measure(server.url, side, 600, 2048, 2, batch=3, distinct=2, steps=6)
+        steps = decode.measure(server.url, side, 600, 2048, 2, batch=3, distinct=2, steps=40)
         assert len(steps.samples) == 2 and steps.details["distinct_prompts"] == 2
     shape = 700, 2048, 2, 4, 16
     stock = segments.measure(stock_server.running, "stock", "stock", *shape)
     ours = segments.measure(redknot_server.running, "m", "boundary:4", *shape)
     assert stock.details["cached_share"] < 0.9
-    assert ours.details["redknot"]["computed_tokens"] == prefix.boundary_rows(4, 4, 16)
+    most = prefix.boundary_rows(4, 4, 16)
+    assert all(most - 2 * 4 <= rows <= most for rows in ours.details["computed_tokens"])

@@ -140,6 +140,7 @@ def test_as_many_servers_are_up_as_the_gpu_holds(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--steps=warm"], "'warm' is not known"),
+        (["--further-steps=segments"], "take part in cold, prefix, decode"),
         (["--steps=kernels"], "needs a GPU"),
         (["--shape=unknown"], "eval/shapes"),
         (["--stock-prefill-graphs=128"], "give --shape"),

@@ -66,7 +66,7 @@ def test_decode_times_the_difference_of_two_answers() -> None:
     bodies = fake.bodies
     assert [len(body["input_ids"]) for body in bodies[:2]] == [100, 100]
     answers = [body["sampling_params"]["max_new_tokens"] for body in bodies[2:]]
-    assert answers == [16, 16, 24, 16, 24]
+    assert answers == [48, 48, 56, 48, 56]
     heads = {tuple(ids[:100]) for body in bodies[2:] for ids in body["input_ids"]}
     assert len(heads) == 2 and all(len(body["input_ids"]) == 4 for body in bodies[2:])
     # No request finds more in the cache than the prompt.
