@@ -28,6 +28,8 @@ from redknot_sglang.cli.statistics import quantile
 ANSWER_TOKENS = 16
 # An answer later than this many limits is given up; the probe has failed long before.
 _GIVE_UP = 2
+# Seconds of a request that is no probe's.
+_PATIENCE = 120
 
 
 @dataclass(frozen=True)
@@ -150,28 +152,31 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
 
 
 async def _show(url: str, corpus: Corpus, policy: str | None, plan: Plan) -> None:
-    async with Client(url, timeout=300) as client:
+    async with Client(url, _PATIENCE) as client:
         runner = Runner(client, corpus, policy, Load(1, None, ANSWER_TOKENS, False, 1))
         await runner.wake()
         await runner.show_documents(plan.per_request)
 
 
-async def _run(url: str, corpus: Corpus, policy: str | None, plan: Plan, load: Load, count: int) -> list[Record]:
+async def _run(
+    url: str, corpus: Corpus, policy: str | None, plan: Plan, load: Load, count: int, timeout: float
+) -> list[Record]:
     dialogues = make_dialogues(corpus, PERMUTED, Shape(turns=1, documents=plan.per_request), count, load.seed)
-    async with Client(url, timeout=_GIVE_UP * plan.limit) as client:
+    async with Client(url, timeout) as client:
         return await Runner(client, corpus, policy, load).run(dialogues)
 
 
 async def _closed_loop(url: str, corpus: Corpus, policy: str | None, plan: Plan) -> float:
     """Requests a second with four under way, from eight of them."""
-    records = await _run(url, corpus, policy, plan, Load(4, None, ANSWER_TOKENS, False, 1000), 8)
+    records = await _run(url, corpus, policy, plan, Load(4, None, ANSWER_TOKENS, False, 1000), 8, _PATIENCE)
     _must_answer(records)
     return len(records) / max(record.start_s + record.total_s for record in records)
 
 
 async def _probe(url: str, corpus: Corpus, policy: str | None, plan: Plan, rate: float, number: int) -> Probe:
     count = max(2, round(rate * plan.seconds))
-    records = await _run(url, corpus, policy, plan, Load(None, rate, ANSWER_TOKENS, False, 1 + number), count)
+    load = Load(None, rate, ANSWER_TOKENS, False, 1 + number)
+    records = await _run(url, corpus, policy, plan, load, count, _GIVE_UP * plan.limit)
     done = [record for record in records if record.error is None]
     # A server that is too slow lets clients time out; one that refuses must not look like it.
     _must_answer([record for record in records if record.error and not record.error.startswith("TimeoutError")])
