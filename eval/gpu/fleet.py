@@ -170,7 +170,8 @@ def _segments_need(head_map: HeadMap, served: Served, length: int, chunk: int) -
 
 def _model(served: Served, args: argparse.Namespace, context: int) -> list[str]:
     """Flags of every server: model, positions, decode graphs, memory."""
-    flags = [*served.flags(), f"--context-length={context}"]
+    # A server that is stopped for minutes must not find, when it goes on, that it was stuck.
+    flags = [*served.flags(), f"--context-length={context}", "--watchdog-timeout=3600"]
     if not served.shape:
         return flags
     if context > served.config["max_position_embeddings"]:

@@ -129,10 +129,16 @@ def title(step: str, length: int, case: str, stock: dict[str, Any]) -> str:
     if step == "segments":
         return f"cached documents in a new order, {size} tokens, `{case}`, time to first token"
     if step == "decode":
-        return f"decode step, {case}, {size} tokens each"
+        batch, distinct = int(case.removeprefix("batch ")), details["distinct_prompts"]
+        shared = f", {distinct} different prompts" if distinct < batch else ""
+        return f"decode step, {case}, {size} tokens each{shared}"
     if step == "concurrency":
         return f"requests of {size} tokens held at once in {case} of KV"
-    return f"requests a second at p99 {details['limit_s']:g} s to the first token, {size} tokens of cached documents, `{case}`"
+    few = min(probe["n"] for probe in details["probes"])
+    limit = f"p99 of {details['limit_s']:g} s to the first token"
+    return (
+        f"requests a second at {limit}, {size} tokens of cached documents, `{case}` (probes of {few} requests or more)"
+    )
 
 
 def tokens(length: int) -> str:

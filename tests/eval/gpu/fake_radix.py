@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from eval.gpu.ask import Reply, generate
 from tests.cli.fake_server import QuietHandler, serving
-
-# Seconds of a token: longer answers must take longer.
-STEP = 0.001
 
 
 class FakeRadix:
@@ -51,6 +48,11 @@ class FakeRadix:
         return {"output_ids": [7] * count, "meta_info": meta}
 
 
+def by_the_token(url: str, prompts: Sequence[Sequence[int]], new_tokens: int) -> Reply:
+    """In place of `generate`: a time that depends on nothing but the answer's length."""
+    return Reply(0.01 * new_tokens, generate(url, prompts, new_tokens).metas)
+
+
 def common(a: list[int], b: list[int]) -> int:
     """Tokens with which both begin; the last token of `a` is never cached."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -76,7 +78,6 @@ def fake_radix(is_redknot: bool = False, keeps: bool = True, kv_tokens: int = 10
             ids, sampling = body["input_ids"], body["sampling_params"]
             many = isinstance(ids[0], list)
             answers = [server.answer(one, sampling) for one in (ids if many else [ids])]
-            time.sleep(STEP * sampling["max_new_tokens"])
             if body.get("return_logprob"):
                 for answer in answers:
                     answer["meta_info"]["output_token_logprobs"] = [[-1.0, 7, None]] * sampling["max_new_tokens"]

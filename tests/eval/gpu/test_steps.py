@@ -11,7 +11,7 @@ import pytest
 from eval.gpu import cold, concurrency, decode, prefix, segments
 from eval.gpu.ask import NotMeasured, Reply, generate, noise
 from redknot_sglang.cli.launch import Server
-from tests.eval.gpu.fake_radix import fake_radix
+from tests.eval.gpu.fake_radix import by_the_token, fake_radix
 
 VOCABULARY = 2048
 
@@ -59,10 +59,11 @@ def test_prefix_hits_compute_the_new_tokens_only() -> None:
         prefix.measure(forgets.url, "stock", 100, VOCABULARY, 1, [8])
 
 
-def test_decode_times_the_difference_of_two_answers() -> None:
+def test_decode_times_the_difference_of_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "generate", by_the_token)
     with fake_radix() as fake:
         cell = decode.measure(fake.url, "stock", 100, VOCABULARY, 2, batch=4, distinct=2, steps=8)
-    assert cell.samples == [(longer - shorter) / 8 for shorter, longer in cell.details["seconds"]]
+    assert cell.samples == pytest.approx([0.01, 0.01]) and len(cell.details["seconds"]) == 2
     bodies = fake.bodies
     assert [len(body["input_ids"]) for body in bodies[:2]] == [100, 100]
     answers = [body["sampling_params"]["max_new_tokens"] for body in bodies[2:]]

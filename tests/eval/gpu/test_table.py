@@ -37,7 +37,7 @@ def held(side: str, count: int) -> Cell:
 
 
 def load(side: str, case: str, rate: float) -> Cell:
-    return Cell("load", side, case, 32768, "requests/s", [rate], {"limit_s": 5.0})
+    return Cell("load", side, case, 32768, "requests/s", [rate], {"limit_s": 5.0, "probes": [{"n": 30}, {"n": 12}]})
 
 
 FIRST = [
@@ -47,8 +47,8 @@ FIRST = [
     cold("rho.25-w1024", 32768, 0.8, 0.8, 0.8),
     Cell("decode", "stock", "batch 64", 8192, "s/step", [0.02] * 5, {"distinct_prompts": 18}),
     Cell("decode", "one_of_eight", "batch 64", 8192, "s/step", [0.01] * 5, {"distinct_prompts": 18}),
-    Cell("decode", "stock", "batch 8", 8192, "s/step", [0.01] * 5, {}),
-    Cell("decode", "one_of_eight", "batch 8", 8192, "s/step", [0.01] * 5, {}),
+    Cell("decode", "stock", "batch 8", 8192, "s/step", [0.01] * 5, {"distinct_prompts": 8}),
+    Cell("decode", "one_of_eight", "batch 8", 8192, "s/step", [0.01] * 5, {"distinct_prompts": 8}),
     Cell("segments", "stock", "", 32768, "s", [1.31] * 5, {}),
     Cell("segments", "one_of_eight", "boundary:16", 32768, "s", [0.0655] * 5, {}),
     Cell("prefix", "one_of_eight", "+128", 32768, "s", [0.03] * 5, {}),
@@ -65,10 +65,10 @@ def test_one_line_for_what_has_stock_beside_it() -> None:
         "| cold prompt of 32K tokens, time to first token | 1.20 s | 600 ms, 2.00x | 1.20 s, 1.00x |",
         "| cached documents in a new order, 32K tokens, `boundary:16`, time to first token | 1.31 s | 66 ms, 20.00x |  |",
         "| decode step, batch 8, 8K tokens each | 10.00 ms | 10.00 ms, 1.00x |  |",
-        "| decode step, batch 64, 8K tokens each | 20.00 ms | 10.00 ms, 2.00x |  |",
+        "| decode step, batch 64, 8K tokens each, 18 different prompts | 20.00 ms | 10.00 ms, 2.00x |  |",
         "| requests of 32K tokens held at once in 24 GiB of KV | 5 | 34, 6.80x |  |",
-        "| requests a second at p99 5 s to the first token, 32K tokens of cached documents, `boundary:16` "
-        "| 0.50 | 4.00, 8.00x |  |",
+        "| requests a second at p99 of 5 s to the first token, 32K tokens of cached documents, `boundary:16` "
+        "(probes of 12 requests or more) | 0.50 | 4.00, 8.00x |  |",
         "",
         "Times are medians of at least 3.",
         "",
