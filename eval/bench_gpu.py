@@ -14,6 +14,7 @@ the run goes on. Steps:
 - prefix: of prompts that are cached but for their last tokens: the tail's, and as many as `boundary:16` computes;
 - decode: seconds of a step of batches whose requests have a cached prompt;
 - segments: time to first token of cached documents in new orders, stock's and each repair policy's (first map only);
+- serving: requests a second of `sglang.benchmark.serving`, everything sent at once (first map only);
 - load: highest rate of Poisson arrivals at which p99 of the time to first token keeps a limit (first map only);
 - concurrency: requests that run at once in the same bytes of KV, on servers of its own (first map only).
 Without `--checkpoint` weights are SGLang's dummies, under which `blend` repairs no rows.
@@ -32,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from eval.gpu import cold, concurrency, decode, kernels, load, prefix, segments
+from eval.gpu import cold, concurrency, decode, kernels, load, prefix, segments, serving
 from eval.gpu.chart import draw
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.maps import describe
@@ -130,6 +131,9 @@ class Bench:
             distinct = {batch: decode.distinct_prompts(batch, length, room, steps) for batch in batches}
             measure = partial(decode.measure, server.url, side, *common)
             return [(f"{step} {batch}", partial(measure, batch, distinct[batch], steps)) for batch in batches]
+        if step == "serving":
+            sizes = args.json.parent, args.serving_prompts, args.serving_answer
+            return [(step, partial(serving.measure, server.url, side, length, *sizes))]
         policies = [STOCK] if side == STOCK else args.policies.split(",")
         return [
             (f"{step} {policy}", partial(segments.measure, server, side, policy, *common, args.segments, args.tail))

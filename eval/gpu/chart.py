@@ -140,9 +140,9 @@ def _bars(
 ) -> None:
     """How many times better than stock: decode, requests held, requests a second."""
     left, right, head, floor = _MARGIN, _WIDTH - _MARGIN, top + 60, top + _HEIGHT - 60
-    pen.text((left, top + 20), "stock's time over the map's: decode; the map's figure over stock's: requests held, load",
+    pen.text((left, top + 20), "stock's time over the map's: decode; the map's figure over stock's: requests held, requests a second",
              font=_font(16), fill=_INK, anchor="lm")  # fmt: skip
-    shown = {key: row for key, row in cells.items() if key[0] in ("decode", "concurrency", "load")}
+    shown = {key: row for key, row in cells.items() if key[0] in ("decode", "concurrency", "serving", "load")}
     if not shown:
         pen.text((left, head + 20), "not measured", font=_font(14), fill=_QUIET, anchor="lm")
         return
@@ -156,7 +156,7 @@ def _bars(
             pen.rectangle((x, y, x + width - 3, floor), fill=colors[side])
             pen.text((x + width / 2, y - 9), f"{ratio(cell):.2f}x", font=_font(12), fill=_INK, anchor="mm")
             pen.text((x + width / 2, floor - 10), value(cell), font=_font(11), fill="white", anchor="mm")
-        label = f"{step}, {case}" if step != "load" else f"load, {case}"
+        label = f"{step}, {case}" if step != "serving" else step
         pen.text((left + (number + 0.5) * slot - 7, floor + 14), label, font=_font(12), fill=_QUIET, anchor="mm")
         pen.text(
             (left + (number + 0.5) * slot - 7, floor + 30), tokens(length), font=_font(12), fill=_QUIET, anchor="mm"

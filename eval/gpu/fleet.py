@@ -63,7 +63,7 @@ class Plan:
         """What the chosen steps need; head_map: the first one."""
         steps, load, served = steps_of(args), load_plan(args), Served.of(args)
         lengths = [0]
-        if {"cold", "prefix"} & set(steps):
+        if {"cold", "prefix", "serving"} & set(steps):
             lengths += args.lengths
         if "decode" in steps:
             lengths += [length for length, _ in args.decode if length in args.lengths]

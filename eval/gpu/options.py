@@ -11,9 +11,9 @@ from eval.gpu.load import Plan
 from eval.gpu.maps import find_map
 from redknot_sglang.cli.errors import CliError
 
-STEPS = ("kernels", "cold", "prefix", "decode", "segments", "load", "concurrency")
+STEPS = ("kernels", "cold", "prefix", "decode", "segments", "serving", "load", "concurrency")
 # Steps that servers of `fleet.latency_servers` answer, in the order in which a length is gone through.
-SERVED_STEPS = ("cold", "prefix", "decode", "segments")
+SERVED_STEPS = ("cold", "prefix", "decode", "segments", "serving")
 # What maps behind the first one are measured in at most.
 FURTHER_STEPS = ("cold", "prefix", "decode")
 
@@ -55,6 +55,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--segments", type=int, default=16, help="documents of a segmented prompt (%(default)s)")
     what.add_argument("--tail", type=int, default=128, help="tokens behind them (%(default)s)")
     what.add_argument("--policies", default="boundary:16,none,blend:0.05", help="repair policies (%(default)s)")
+    what.add_argument("--serving-prompts", type=int, default=64, help="of `serving`, all at once (%(default)s)")
+    what.add_argument("--serving-answer", type=int, default=256, help="tokens of their answers (%(default)s)")
     what.add_argument("--kv-gib", type=float, help="KV of each side in `concurrency` (24 up to 32K tokens, else 60)")
     what.add_argument("--kernels", default="attention,scattered,relocation", help="benchmarks (%(default)s)")
     _add_load(parser.add_argument_group("load, the step"))

@@ -22,10 +22,10 @@ from eval.servers import STOCK
 from redknot_sglang.cli.errors import CliError
 
 BEGIN, END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
-ORDER = ("cold", "prefix", "segments", "decode", "concurrency", "load")
+ORDER = ("cold", "prefix", "segments", "decode", "concurrency", "serving", "load")
 # Stock's cell has no case where the case is RedKnot's repair policy.
 _POLICY_STEPS = ("segments", "load")
-_MORE_IS_BETTER = ("concurrency", "load")
+_MORE_IS_BETTER = ("concurrency", "serving", "load")
 
 Cells = dict[str, dict[str, Any]]
 """Cells of one row by side."""
@@ -134,6 +134,8 @@ def title(step: str, length: int, case: str, stock: dict[str, Any]) -> str:
         return f"decode step, {case}, {size} tokens each{shared}"
     if step == "concurrency":
         return f"requests of {size} tokens held at once in {case} of KV"
+    if step == "serving":
+        return f"requests a second of `sglang.benchmark.serving`, {size} tokens in, out {case}"
     few = min(probe["n"] for probe in details["probes"])
     limit = f"p99 of {details['limit_s']:g} s to the first token"
     return (

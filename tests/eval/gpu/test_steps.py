@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from eval.gpu import cold, concurrency, decode, prefix, segments
+from eval.gpu import cold, concurrency, decode, prefix, segments, serving
 from eval.gpu.ask import NotMeasured, Reply, generate, noise
 from redknot_sglang.cli.launch import Server
 from tests.eval.gpu.fake_radix import by_the_token, fake_radix
@@ -126,3 +127,21 @@ def test_held_requests_are_read_from_the_part_of_the_log_that_is_new(tmp_path: P
         assert list(cell.samples) == [3] and cell.case == "1 GiB" and len(fake.bodies) == 5
         with pytest.raises(RuntimeError, match="never full"):
             concurrency.measure(server(fake.url, log), "stock", 32, VOCABULARY, 3, 2**30)
+
+
+def test_serving_is_sglangs_own_benchmark(tmp_path: Path) -> None:
+    with fake_radix() as fake:
+        cell = serving.measure(fake.url, "stock", 64, tmp_path, prompts=5, answer=3)
+    assert cell.case == "3 tokens, 5 at once" and cell.details["completed"] == 5 and cell.samples[0] > 0
+    counted = fake.bodies[-5:]
+    assert all(len(body["input_ids"]) == 64 and body["sampling_params"]["max_new_tokens"] == 3 for body in counted)
+    assert not any(body["stream"] for body in counted) and len({tuple(body["input_ids"]) for body in counted}) == 5
+    # Before its warm-up and behind it.
+    assert fake.flushes >= 2
+
+
+def test_serving_without_answers_is_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: subprocess.CompletedProcess[bytes] = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(serving, "subprocess", SimpleNamespace(run=lambda *a, **b: ended, STDOUT=subprocess.STDOUT))
+    with fake_radix() as fake, pytest.raises(RuntimeError, match="0 of 2 requests were answered, exit code 1"):
+        serving.measure(fake.url, "stock", 8, tmp_path, prompts=2, answer=1)
