@@ -24,7 +24,8 @@ def prompts_to_send(kv_bytes: float, bytes_per_request: float) -> int:
 def measure(server: Server, side: str, length: int, vocabulary: int, count: int, kv_bytes: int) -> Cell:
     """Most requests in one decode batch while others waited. count: prompts sent, all at once.
 
-    Raises requests.HTTPError, RuntimeError if an answer was not whole or none had to wait, so that the pool was not full.
+    Raises requests.HTTPError, RuntimeError if an answer was not whole, the log says nothing, or no request had to wait, so that
+    the pool was not full.
     """
     before = len(server.log_text())
     prompts = [noise(vocabulary, length, "concurrency", number) for number in range(count)]
@@ -33,6 +34,10 @@ def measure(server: Server, side: str, length: int, vocabulary: int, count: int,
         raise RuntimeError("an answer was not whole, or not finite")
     log = server.log_text()[before:]
     held = most_running(log)
+    if not held:
+        raise RuntimeError(
+            f"the log {server.log.name} shows no decode batch; answers were too short, or it is not SGLang's"
+        )
     if held >= count:
         raise RuntimeError(f"all {count} requests ran at once; the pool was never full")
     details = {

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from eval import bench_gpu
-from eval.gpu import cold, decode, fleet, prefix, segments
+from eval.gpu import cold, concurrency, decode, fleet, prefix, segments
 from eval.gpu.options import make_parser
 from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.launch import Server, ServerError
@@ -87,6 +87,20 @@ def test_every_step_on_every_side(tmp_path: Path, fakes: FakeStart, capsys: pyte
     assert all(cell["n"] == len(cell["samples"]) >= 1 for cell in found["cells"])
     assert Image.open(tmp_path / "new" / "gpu.png").size[0] == 1240
     assert "cold prompt of 256 tokens" in capsys.readouterr().out
+
+
+def test_requests_held_at_once_have_servers_of_their_own(
+    tmp_path: Path, fakes: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "most_running", lambda log: 2)
+    words = ["--maps=head_map,rho.25-w64", "--steps=concurrency", "--lengths=256,512", "--kv-gib=0.02"]
+    complete, found = run(tmp_path, *words)
+    assert complete and fakes.waves == [["stock", "head_map"]] * 2
+    cells = [(cell["side"], cell["case"], cell["length"], cell["samples"]) for cell in found["cells"]]
+    assert cells == [(side, "0.02 GiB", length, [2]) for length in (256, 512) for side in ("stock", "head_map")]
+    monkeypatch.setattr(concurrency, "most_running", lambda log: 0)
+    complete, found = run(tmp_path, *words, "--append")
+    assert not complete and "no decode batch" in found["runs"][1]["errors"][0]["error"]
 
 
 def test_further_maps_can_have_fewer_steps(tmp_path: Path, fakes: FakeStart) -> None:
