@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval bench-rag test test-full test-gpu lint format requirements clean
+.PHONY: help install demo eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eva
 
 bench-rag: $(STAMP) ## retrieval traffic on both servers, CPU: permuted documents and dialogues; JSON and PNG in out/rag
 	$(PY) -m eval.bench_rag
+
+SHAPE ?= qwen3-8b
+BENCH ?= --maps one_of_eight,all_global
+bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="options"): JSON and PNG in eval/results, README's table
+	$(PY) -m eval.bench_gpu --shape $(SHAPE) $(BENCH) --append --json eval/results/gpu_$(SHAPE).json
+	$(PY) -m eval.gpu.table eval/results/gpu_*.json --readme README.md
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2

@@ -19,7 +19,6 @@ import gzip
 import json
 import random
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +26,7 @@ from typing import Any
 
 import requests
 
+from eval.gpu.ask import generate
 from eval.provenance import origin
 from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, pair
 from redknot_sglang.cli.launch import Server
@@ -65,15 +65,9 @@ class Traffic:
 
 def ask(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[str, Any]:
     """Seconds, and what the server says it found. Raises requests.HTTPError."""
-    sampling = {"temperature": 0, "max_new_tokens": 1, "ignore_eos": True, "custom_params": params}
-    begin = time.perf_counter()
-    reply = requests.post(
-        server.url + "/generate", json={"input_ids": ids, "sampling_params": sampling}, timeout=TIMEOUT
-    )
-    seconds = time.perf_counter() - begin
-    reply.raise_for_status()
-    meta = reply.json()["meta_info"]
-    return {"seconds": seconds, "cached_tokens": meta["cached_tokens"], "redknot": meta.get("redknot")}
+    reply = generate(server.url, [ids], 1, params)
+    meta = reply.metas[0]
+    return {"seconds": reply.seconds, "cached_tokens": meta["cached_tokens"], "redknot": meta.get("redknot")}
 
 
 def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
@@ -81,7 +75,8 @@ def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int
     prompts = Traffic(args, vocabulary).prompts()
 
     def params(offsets: list[int]) -> dict[str, Any] | None:
-        return None if side == STOCK else {"redknot_segments": offsets, "redknot_repair": side}
+        named = {"redknot_mode": "segmented", "redknot_segments": offsets, "redknot_repair": side}
+        return None if side == STOCK else named
 
     for _ in range(1 + args.warm_up):
         ids, offsets = next(prompts)

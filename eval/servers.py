@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, ServerError, launch
 
 ROOT = Path(__file__).resolve().parent
 TIMEOUT = 500
 STOCK, REDKNOT = "stock", "redknot"
+DEFAULT_MAP = "one_of_eight.json"
 # Servers of a shape on a GPU: nothing of the host that differs between the sides, and no tokenizer.
 FLAGS = (
     "--skip-tokenizer-init",
@@ -48,7 +49,7 @@ class Served:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Served:
         """From the options of `add_arguments`."""
-        return cls(args.shape, args.checkpoint, args.head_map, args.threads)
+        return cls(args.shape, args.checkpoint, getattr(args, "head_map", DEFAULT_MAP), args.threads)
 
     @property
     def folder(self) -> Path:
@@ -85,12 +86,32 @@ class Served:
         return {} if self.shape else {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(self.threads)}
 
 
-def add_arguments(parser: argparse._ActionsContainer, threads: int) -> None:
-    """Options of `Served`."""
+def add_arguments(parser: argparse._ActionsContainer, threads: int, head_map: bool = True) -> None:
+    """Options of `Served`; without `--head-map` where a command has its own."""
     parser.add_argument("--shape", help="folder of eval/shapes, on a GPU; default: the embedded model on the CPU")
-    parser.add_argument("--head-map", default="one_of_eight.json", help="file beside the shape (%(default)s)")
+    if head_map:
+        parser.add_argument("--head-map", default=DEFAULT_MAP, help="file beside the shape (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="weights of eval.make_checkpoint instead of dummies")
     parser.add_argument("--threads", type=int, default=threads, help="of each server, on the CPU (%(default)s)")
+
+
+def start(
+    stack: ExitStack, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], logs: Path
+) -> dict[str, Server | ServerError]:
+    """Servers started at the same time, by name, or why one did not come up; they end with `stack`.
+
+    commands: flags of each. logs: path whose name gets `-NAME.log`.
+    """
+
+    def one(name: str) -> Server | ServerError:
+        log = logs.with_name(f"{logs.name}-{name}.log")
+        try:
+            return stack.enter_context(launch(commands[name], log, env=environment, timeout=TIMEOUT))
+        except ServerError as error:
+            return error
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return dict(zip(commands, pool.map(one, commands), strict=True))
 
 
 @contextmanager
@@ -103,14 +124,13 @@ def pair(
     `-redknot.log`. Raises ServerError if one does not come up.
     """
     sides = {side: [*served.flags(), *common, *own, *extra.get(side, ())] for side, own in served.side_flags().items()}
-    with ExitStack() as stack, ThreadPoolExecutor(len(sides)) as pool:
-
-        def start(side: str) -> Server:
-            log = logs.with_name(f"{logs.name}-{side}.log")
-            return stack.enter_context(launch(sides[side], log, env=served.environment(), timeout=TIMEOUT))
-
-        starting = {side: pool.submit(start, side) for side in sides}
-        yield {side: future.result() for side, future in starting.items()}
+    with ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for side, started in start(stack, sides, served.environment(), logs).items():
+            if isinstance(started, ServerError):
+                raise started
+            servers[side] = started
+        yield servers
 
 
 @contextmanager

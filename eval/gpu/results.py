@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result file: runs (command, device, versions, flags of the servers) and the cells that they measured.
+
+It is written after every cell, since a run on a lent GPU may be cut at any time; a later run adds its own to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.cli.errors import CliError
+
+BENCHMARK = "bench_gpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured figure. Its value is the median of the samples, in `unit`.
+
+    side: stock, or the name of a head map. case: what tells cells of a step and length apart. length: tokens of the
+    prompt or of the request; 0 where there is none. details: further raw findings.
+    """
+
+    step: str
+    side: str
+    case: str
+    length: int
+    unit: str
+    samples: Sequence[float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        """Of the samples."""
+        return statistics.median(self.samples)
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields, median and n."""
+        return {**asdict(self), "n": len(self.samples), "median": self.median}
+
+
+class Results:
+    """A file that grows. `start_run` comes before the first cell."""
+
+    def __init__(self, path: Path, append: bool) -> None:
+        """append: keep what the file has. Raises CliError if it has something else, or exists and is not to be kept."""
+        self.path = path
+        self.data: dict[str, Any] = {"benchmark": BENCHMARK, "runs": [], "cells": []}
+        if not path.exists():
+            return
+        if not append:
+            raise CliError(f"{path} exists; add to it with --append, or name another file with --json")
+        found = read(path)
+        if found is None:
+            raise CliError(f"{path} is not a result of {BENCHMARK}; name another file with --json")
+        self.data = found
+
+    def start_run(self, head: dict[str, Any]) -> None:
+        """Cells from here on belong to a run with this head."""
+        self.data["runs"].append({**head, "servers": {}, "errors": []})
+        self.write()
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run under way."""
+        return dict(self.data["runs"][-1])
+
+    @property
+    def errors(self) -> list[dict[str, str]]:
+        """What went wrong in the run under way."""
+        found: list[dict[str, str]] = self.data["runs"][-1]["errors"]
+        return found
+
+    def add_server(self, side: str, told: dict[str, Any]) -> None:
+        """What a server of this run was started with."""
+        self.data["runs"][-1]["servers"][side] = told
+        self.write()
+
+    def add(self, cell: Cell) -> None:
+        """Note and write a cell."""
+        self.data["cells"].append({"run": len(self.data["runs"]) - 1, **cell.as_json()})
+        self.write()
+
+    def fail(self, what: str, error: str) -> None:
+        """Note and write what could not be measured."""
+        self.errors.append({"what": what, "error": anonymous(error)})
+        self.write()
+
+    def write(self) -> None:
+        """Cells have a line each, so that a reader and a diff see them side by side."""
+        cells = ",\n".join(json.dumps(cell) for cell in self.data["cells"])
+        top = json.dumps({**self.data, "cells": 0}, indent=1)
+        text = top.replace('"cells": 0', f'"cells": [\n{cells}\n]')
+        # A run that is cut while it writes must not take the earlier cells with it.
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(text + "\n")
+        part.replace(self.path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Content of a result file; None if it is JSON of another kind. Raises CliError if it is not JSON."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CliError(f"{path} cannot be read: {error}") from error
+    is_ours = isinstance(found, dict) and found.get("benchmark") == BENCHMARK
+    return found if is_ours else None
+
+
+def anonymous(text: str) -> str:
+    """`text` with the last part only of every absolute path, so that no result names a machine's folders."""
+    return re.sub(r"(?<![\w.:/])/(?:[\w.+-]+/)+", "", text)
