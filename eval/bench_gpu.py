@@ -6,9 +6,9 @@
     python -m eval.bench_gpu --lengths 256,1024 --json out/gpu/cpu.json           # CPU, embedded model: tries the command
 
 All servers are started at the same time, once; while one is measured the others are stopped (SIGSTOP). Every cell is in
-the file as soon as it is measured, with its raw samples; `--append` adds to the file of an earlier run. Lengths are gone
-through in the order given, and of each length all steps, on stock and then on every map. A cell that fails is noted and
-the run goes on. Steps:
+the file as soon as it is measured, with its raw samples; `--append` adds to the file of an earlier run. Steps are gone
+through in the order given, each at all lengths, on stock and then on every map. A cell that fails is noted and the run
+goes on. Steps:
 - kernels: eval/bench_kernels.py, eval/bench_scattered.py and eval/gpu/relocation.py, before any server starts;
 - cold: time to first token of prompts of which nothing is cached;
 - prefix: of prompts that are cached but for their last tokens: the tail's, and as many as `boundary:16` computes;
@@ -99,10 +99,10 @@ class Bench:
                 measure(up)
 
     def latency(self, servers: dict[str, Server]) -> None:
-        """Steps of prompts, length by length, then `load`."""
+        """Steps of prompts, one after the other, each at all lengths, then `load`."""
         steps = steps_of(self.args)
-        for length in self.args.lengths:
-            for step in (step for step in SERVED_STEPS if step in steps):
+        for step in (step for step in steps if step in SERVED_STEPS):
+            for length in self.args.lengths:
                 for side in self.sides(servers, step):
                     for what, measure in self.jobs(step, length, side, servers[side]):
                         self.note(f"{what}, {length} tokens, {side}", measure, servers, side)

@@ -12,7 +12,7 @@ from eval.gpu.maps import find_map
 from redknot_sglang.cli.errors import CliError
 
 STEPS = ("kernels", "cold", "prefix", "decode", "segments", "serving", "load", "concurrency")
-# Steps that servers of `fleet.latency_servers` answer, in the order in which a length is gone through.
+# Steps that servers of `fleet.latency_servers` answer.
 SERVED_STEPS = ("cold", "prefix", "decode", "segments", "serving")
 # What maps behind the first one are measured in at most.
 FURTHER_STEPS = ("cold", "prefix", "decode")

@@ -13,8 +13,9 @@ from typing import Any
 
 from redknot_sglang.seams import Seam
 
-_WHOLE = "redknot_whole"
-# Set while a whole graph is captured, and by the plan of a batch that one will serve.
+# Tells the graphs apart. SGLang takes any `variant_label` of a prefill graph for one of its own.
+_WHOLE = -1
+# Set while a whole graph is captured.
 _recording = False
 
 
@@ -46,7 +47,7 @@ def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: An
 
     _recording = True
     try:
-        key = ShapeKey(size=size, variant_label=_WHOLE)
+        key = ShapeKey(size=size, stream_idx=_WHOLE)
         runner.backend.capture_one(key, lambda: runner._run_forward(forward_batch, size))
     finally:
         _recording = False
@@ -72,7 +73,7 @@ def _key(original: Any, runner: Any, num_tokens: int, forward_batch: Any) -> Any
     key = original(runner, num_tokens, forward_batch)
     if not getattr(runner, "redknot_planned", False):
         return key
-    whole = type(key)(size=key.size, variant_label=_WHOLE)
+    whole = type(key)(size=key.size, stream_idx=_WHOLE)
     assert whole in runner.backend._graphs, f"no whole prefill graph of {num_tokens} rows was captured"
     return whole
 
