@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,17 @@ def test_graphs_answer_as_eager_forwards(tmp_path: Path) -> None:
     model = tmp_path / "model"
     write("qwen3-8b", LAYERS, model)
     common = [f"--model-path={model}", f"--redknot-head-map={model}/one_of_eight.json", *FLAGS]
-    runs = {}
-    for name, flags in {"eager": ("--cuda-graph-backend-prefill=disabled",), "graphs": GRAPHS}.items():
-        log = tmp_path / f"{name}.log"
-        with launch([*common, *flags], log, timeout=500) as running:
-            runs[name] = answers(harness.Server(running.url, running))
-        used = [line for line in log.read_text().splitlines() if "Prefill batch" in line and "cuda graph: True" in line]
+    sides = {"eager": ("--cuda-graph-backend-prefill=disabled",), "graphs": GRAPHS}
+
+    def run(name: str) -> list[tuple[int, list[float], Any]]:
+        with launch([*common, *sides[name]], tmp_path / f"{name}.log", timeout=500) as running:
+            return answers(harness.Server(running.url, running))
+
+    with ThreadPoolExecutor(len(sides)) as pool:
+        runs = dict(zip(sides, pool.map(run, sides), strict=True))
+    for name in sides:
+        lines = (tmp_path / f"{name}.log").read_text().splitlines()
+        used = [line for line in lines if "Prefill batch" in line and "cuda graph: True" in line]
         assert bool(used) == (name == "graphs"), "the graphs were not used"
     worst = 0.0
     for eager, graph in zip(runs["eager"], runs["graphs"], strict=True):
