@@ -66,7 +66,7 @@ class Fa3Path:
 
     def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
         """Plan in the persistent buffers, for a graph of ``rows`` rows; False if no graph can serve the batch."""
-        if self._recorded is None or not self._recorded.fits(batch):
+        if self._recorded is None or not self._recorded.fits(batch, rows):
             return False
         self._plan = self._recorded.plan(batch, rows)
         return True

@@ -89,12 +89,13 @@ class RecordedPlans:
         # Rows before each run, keys of each run by class, request and position of each row: one copy fills them all.
         self._ints = torch.zeros(MAX_RUNS + 1 + 2 * MAX_RUNS + 2 * max_rows, dtype=torch.int32, device=device)
 
-    def fits(self, batch: ExtendBatch) -> bool:
-        """Whether a graph can serve this batch."""
+    def fits(self, batch: ExtendBatch, rows: int) -> bool:
+        """Whether a graph of ``rows`` rows can serve this batch."""
         return (
-            not isinstance(batch, ScatteredBatch)
+            rows <= self._max_rows
+            and not isinstance(batch, ScatteredBatch)
             and len(batch.seq_lens_cpu) <= MAX_RUNS
-            and batch.qo_indptr[-1] <= self._max_rows
+            and batch.qo_indptr[-1] <= rows
             and max(batch.seq_lens_cpu) <= self._max_context
         )
 

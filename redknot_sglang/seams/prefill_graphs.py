@@ -15,6 +15,8 @@ from redknot_sglang.seams import Seam
 
 # Tells the graphs apart. SGLang takes any `variant_label` of a prefill graph for one of its own.
 _WHOLE = -1
+# Rows beyond which the device takes longer than the host anyway, so that more graphs would only make start-up longer.
+_MOST_ROWS = 2048
 # Set while a whole graph is captured.
 _recording = False
 
@@ -32,7 +34,7 @@ def _ours(runner: Any) -> Any:
 
 def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
     backend = _ours(runner)
-    runner.redknot_whole = backend is not None and backend.init_whole_graphs(runner.max_num_tokens)
+    runner.redknot_whole = backend is not None and backend.init_whole_graphs(min(runner.max_num_tokens, _MOST_ROWS))
 
 
 def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: Any) -> None:

@@ -110,6 +110,8 @@ def test_what_no_prefill_graph_can_serve_is_left_to_an_eager_plan() -> None:
     assert not path.plan_extend_graph(fits.extend, 32), "nothing is reserved yet"
     path.init_extend_graphs(max_rows=32, max_context=60)
     assert path.plan_extend_graph(fits.extend, 32)
+    assert not path.plan_extend_graph(fits.extend, 64), "the graph is larger than what is reserved"
+    assert not path.plan_extend_graph(fits.extend, 3), "the batch is larger than the graph"
     many = make_case(spec, [0] * 65, [1] * 65)
     for batch in (
         make_case(spec, [0], [33]).extend,
