@@ -49,7 +49,9 @@ if __name__ == "__main__":
 def config_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """RedKnot switched on by a YAML file, with metrics."""
     config = tmp_path_factory.mktemp("config") / "server.yaml"
-    config.write_text(f"redknot: true\nredknot-head-map: {harness.HEAD_MAP}\nenable-metrics: true\n")
+    config.write_text(
+        f"redknot: true\nredknot-head-map: {harness.HEAD_MAP}\nenable-metrics: true\nredknot-uncertified: true\n"
+    )
     with harness.launch(["--config", str(config)]) as server:
         yield server
 
