@@ -199,6 +199,7 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
         segment_length=segment_length,
         certificate_key=None if key is None else Path(key),
         uncertified=bool(options.get("redknot_uncertified")),
+        certification=Certification(enforced=False),
         **_segment_options(options),
     )
 

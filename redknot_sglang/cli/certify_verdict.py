@@ -138,9 +138,7 @@ def _pooled(cells: Sequence[Pairs]) -> Pairs:
     return Pairs([d for cell in cells for d in cell.dense], [p for cell in cells for p in cell.policy])
 
 
-def _reasons(
-    pairs: dict[tuple[str, int | None], Pairs], means: dict[int, Pairs], limits: Thresholds
-) -> Iterator[str]:
+def _reasons(pairs: dict[tuple[str, int | None], Pairs], means: dict[int, Pairs], limits: Thresholds) -> Iterator[str]:
     what = "loses" if limits.by == BY[0] else "may lose (upper end of the 95 % interval)"
     for (task, length), found in pairs.items():
         where = task if length is None else f"{task} at {length} tokens"

@@ -41,9 +41,10 @@ def paired_difference_interval(
     (low_1, high_1), (low_2, high_2) = wilson_interval(first, n, z), wilson_interval(second, n, z)
     p1, p2 = first / n, second / n
     spread = math.sqrt(first * (n - first) * second * (n - second))
-    product = both * neither - first_only * second_only
-    # Continuity correction of a positive correlation only, as published.
-    product = max(product - n / 2, 0) if product > 0 else product
+    product: float = both * neither - first_only * second_only
+    if product > 0:
+        # Continuity correction of a positive correlation only, as published.
+        product = max(product - n / 2, 0)
     phi = product / spread if spread else 0.0
 
     def reach(a: float, b: float) -> float:
