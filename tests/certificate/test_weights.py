@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.weights import BLOCK, file_digests, offsets, sampled_digest, weight_files
 
 RNG = np.random.default_rng(0)
-TENSORS = {"a": RNG.random((64, 33), np.float32), "b": RNG.random((3, 4), np.float32), "big": RNG.random(300_000)}
+TENSORS: dict[str, Any] = {
+    "a": RNG.random((64, 33), np.float32),
+    "b": RNG.random((3, 4), np.float32),
+    "big": RNG.random(300_000),
+}
 
 
-def save(folder: Path, tensors: dict[str, np.ndarray], name: str = "model.safetensors") -> Path:
+def save(folder: Path, tensors: dict[str, Any], name: str = "model.safetensors") -> Path:
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / name)
     return folder
@@ -54,7 +59,7 @@ def test_order_and_cut_into_files_do_not_matter(tmp_path: Path) -> None:
     ],
     ids=["a small tensor", "another type", "another shape", "a large tensor scaled", "one more tensor"],
 )
-def test_other_weights_are_noticed(changed: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_other_weights_are_noticed(changed: dict[str, Any], tmp_path: Path) -> None:
     assert sampled_digest(save(tmp_path / "x", TENSORS)) != sampled_digest(save(tmp_path / "y", TENSORS | changed))
 
 

@@ -192,7 +192,7 @@ def test_documents_are_the_segments_and_tokens_are_those_of_the_prompt() -> None
     ids, segments = encode(TOKENIZER, tasks.render(example), example.documents)
     assert list(ids) == TOKENIZER.encode(tasks.render(example))
     pairs = zip(segments[::2], segments[1::2], strict=True)
-    assert [TOKENIZER.decode(ids[a:b]) for a, b in pairs] == example.documents
+    assert [TOKENIZER.decode(list(ids[a:b])) for a, b in pairs] == example.documents
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ A program of its own: the browser takes over its process, and ends it where a sy
 import json
 import os
 import sys
+from typing import Any
 
 PAGE, SHOT, MODE = sys.argv[1:4]
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
@@ -43,11 +44,12 @@ JSON.stringify({
 class Requests(QWebEngineUrlRequestInterceptor):
     """Notes every address that the page asks for."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.urls = []
+        self.urls: list[str] = []
 
-    def interceptRequest(self, info):
+    def interceptRequest(self, info: Any) -> None:
+        """Called by the browser before each request."""
         self.urls.append(info.requestUrl().toString())
 
 
@@ -57,20 +59,23 @@ view.page().profile().setUrlRequestInterceptor(requests)
 view.resize(1100, 900)
 
 
-def look(loaded):
+def look(loaded: bool) -> None:
+    """The page has loaded."""
     if not loaded:
         sys.exit("the page did not load")
     view.page().runJavaScript(WORDS, grow)
 
 
-def grow(answer):
+def grow(answer: str) -> None:
+    """Make the window as high as the page, for the screenshot."""
     found = json.loads(answer)
     view.resize(1100, min(found["height"], 8000))
     # The picture is drawn some frames after the window grew.
     QTimer.singleShot(1000, lambda: end(found))
 
 
-def end(found):
+def end(found: dict[str, Any]) -> None:
+    """Write the screenshot and print what was found."""
     if not view.grab().save(SHOT):
         sys.exit("the screenshot could not be written")
     print(json.dumps(found | {"requests": requests.urls}))

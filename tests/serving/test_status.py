@@ -105,6 +105,8 @@ def test_answers_report_what_they_cost(redknot_server: Server) -> None:
         "computed_tokens": len(PROMPT),
         "kv_bytes": length * 6 * 512 + (128 + 4) * (18 + 4) * 512,
         "stock_kv_bytes": length * 24 * 512,
+        "certified": True,
+        "certificate": redknot_server.get("/redknot/status")["certificate"]["digest"],
     }
     assert warm == cold | {"cached_tokens": len(PROMPT) - 1, "computed_tokens": 1}
 
