@@ -117,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
     verdict = PASS if all(entry["verdict"] == PASS for entry in policies.values()) else FAIL
     document = {
         **describe_run(plan, head_map, info, args.server_flags),
-        "model": describe_model(folder, info),
+        "model": describe_model(args.model, folder, info),
         "policies": policies,
         "verdict": verdict,
     }

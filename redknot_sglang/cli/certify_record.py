@@ -50,8 +50,11 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], flags: 
     }
 
 
-def describe_model(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Fingerprint of the model as it was served, and the SHA-256 of every weight file, read whole with progress."""
+def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Fingerprint of the model as it was served, and the SHA-256 of every weight file, read whole with progress.
+
+    name: the model's, as the user gave it; of a path the last part is kept.
+    """
     from tqdm import tqdm
 
     found = fingerprint_served(info)
@@ -61,7 +64,12 @@ def describe_model(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         with tqdm(total=size, unit="B", unit_scale=True, desc="hash weights", leave=False, disable=None) as bar:
             files = file_digests(folder, bar.update)
     architectures = read_config(folder).get("architectures") or [None]
-    return {"name": folder.resolve().name, "architecture": architectures[0], **asdict(found), "files": files}
+    return {
+        "name": (folder.resolve() if Path(name).is_dir() else Path(name)).name,
+        "architecture": architectures[0],
+        **asdict(found),
+        "files": files,
+    }
 
 
 def print_tables(policies: Mapping[str, Mapping[str, Any]]) -> None:

@@ -28,14 +28,14 @@ def class_figure(head_map: HeadMap) -> str:
     return canvas.svg()
 
 
-def evidence_figure(method: str, window: str, harm: Matrix) -> str:
-    """How much each head needs the whole context: the darker, the more; shares of the largest."""
-    canvas, cell = _grid(f"Evidence of {method}", len(harm), len(harm[0]))
+def evidence_figure(what: str, harm: Matrix) -> str:
+    """A number for each head, e.g. how much it needs the whole context: the stronger the colour, the larger."""
+    canvas, cell = _grid(what, len(harm), len(harm[0]))
     low, high = min(map(min, harm)), max(map(max, harm))
     for layer, row in enumerate(harm):
         for head, value in enumerate(row):
             share = (value - low) / (high - low) if high > low else 0.0
-            tip = f"layer {layer}, KV head {head}: {method} {value:.4g} at window {window}"
+            tip = f"layer {layer}, KV head {head}: {what}, {value:.4g}"
             x, y = LEFT + layer * cell, TOP + head * cell
             canvas.rect(x, y, cell - 1.5, cell - 1.5, "evidence", tip, opacity=0.06 + 0.94 * share)
     return canvas.svg()

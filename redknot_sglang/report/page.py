@@ -95,7 +95,7 @@ def _title(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
 
 def _verdicts(certificate: Mapping[str, Any] | None) -> str:
     if certificate is None:
-        return '<p class="soft">Not certified: a server refuses this map without --redknot-uncertified.</p>'
+        return '<p class="soft">Not certified: a server refuses a map with local heads that has no certificate.</p>'
     marks = {"pass": "&#10003; passed", "fail": "&#10007; failed"}
     return (
         "<p>"

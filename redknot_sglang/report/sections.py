@@ -53,7 +53,13 @@ def evidence(profile: Record | None, head_map: HeadMap | None) -> str:
             f"<h3>{text(method)}, window {text(window)}</h3><p>The stronger the colour, the more a head needs the whole context: "
             f"{text(found['unit'])}. Source: {text(found['source'])}</p>"
         )
-        parts.append(figure(evidence_figure(method, window, found["harm"][window])))
+        parts.append(figure(evidence_figure(f"{method} at window {window}", found["harm"][window])))
+    if profile["reuse"] is not None:
+        parts.append(
+            "<h3>Reuse</h3><p>The stronger the colour, the more a head suffers from documents that were computed in "
+            "isolation: relative change of its layer's output.</p>"
+        )
+        parts.append(figure(evidence_figure("reuse sensitivity", profile["reuse"]["output"])))
     return "".join(parts) or lacking("The profile has no evidence.")
 
 

@@ -18,7 +18,7 @@ from redknot_sglang.serve.segment_calls import RESOLVED
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
     config = active.config_of(manager.server_args)
     # Certified is the base model, with its weights as they were when the server started.
-    adapted = bool(args and getattr(args[0], "lora_path", None))
+    adapted = bool(getattr(args[0] if args else kwargs.get("obj"), "lora_path", None))
     async for response in original(manager, *args, **kwargs):
         if config is not None:
             certification = Certification() if adapted else config.certification

@@ -74,7 +74,7 @@ def make_profile(head_map: HeadMap, seed: int = 0) -> dict[str, Any]:
             "mass": {"harm": curve, "unit": "share of the attention mass", "source": "<a paper>"},
             "ablation": {"harm": {"128": matrix(1.0)}, "unit": "rise of the loss, nats", "source": "a pilot"},
         },
-        "reuse": None,
+        "reuse": {"output": matrix(0.5), "loss": None},
         "points": points,
         "pareto": best,
         "chosen": best[2],

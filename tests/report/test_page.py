@@ -58,7 +58,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
 def test_figures_are_those_of_the_files() -> None:
     certificate = seal(make_certificate(MAP))
     page = render(make_profile(MAP), MAP, certificate)
-    assert page.count("<svg xmlns") == 1 + 2 + 1 + 2, "classes, two methods, Pareto curve, two lengths"
+    assert page.count("<svg xmlns") == 1 + 3 + 1 + 2, "classes, two methods and reuse, Pareto curve, two lengths"
     assert f"{sum(map(sum, MAP.is_global))} of 24 KV heads are global" in page
     assert page.count("window 128, sink 4</title>") == 24 - sum(map(sum, MAP.is_global)), "a cell for each local head"
     for cell in certificate["policies"]["none"]["cells"]:
@@ -154,7 +154,7 @@ def test_a_browser_shows_it(page: Path, mode: str, tmp_path: Path) -> None:
     assert found["requests"] == [page.as_uri()], "nothing else is fetched"
     assert all(words in found["text"] for words in (*SECTIONS, *TASKS, "certificate digest"))
     assert found["width"] <= 1100, "nothing makes the page wider than the window"
-    assert len(found["figures"]) == 6
+    assert len(found["figures"]) == 7
     for figure in found["figures"]:
         assert figure["shapes"] >= 8 and figure["words"], figure["title"]
         for word in figure["words"]:
