@@ -24,8 +24,8 @@ from tests.report.made import TASKS, make_certificate, make_map, make_profile
 BROWSER = Path(__file__).with_name("browser.py")
 NO_BROWSER = (
     "no browser on this machine: pip install -r requirements-dev.txt brings one (PySide6-WebEngine); on a bare Debian it "
-    "also needs apt-get install libnss3 libegl1 libgl1 libxkbcommon0 libxcomposite1 libxdamage1 libxrandr2 libxtst6 "
-    "libasound2 libdbus-1-3; it said: "
+    "also needs apt-get install libnss3 libegl1 libgl1 libgbm1 libfontconfig1 libxkbcommon0 libxkbfile1 libxcomposite1 "
+    "libxdamage1 libxrandr2 libxtst6 libasound2 libdbus-1-3; it said: "
 )
 MAP = make_map(6, 4)
 SECTIONS = (
