@@ -105,14 +105,14 @@ def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certi
             yield Server(running.url, running)
 
 
-def refused(args: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 180) -> tuple[int, str]:
-    """Exit code and output of a server that is expected to stop by itself.
+def refused(args: Sequence[str], timeout: float = 180) -> tuple[int, str]:
+    """Exit code and output of a server that is expected to stop by itself, and that wants a certificate.
 
     Raises AssertionError if it still runs after `timeout` seconds.
     """
     with TemporaryDirectory(prefix="redknot-server-") as folder:
         log = Path(folder) / "server.log"
-        process = launching.start(flags(args), log, launching.free_port(), {**ENVIRONMENT, **(env or {})})
+        process = launching.start(flags(args, certified=True), log, launching.free_port(), ENVIRONMENT)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
