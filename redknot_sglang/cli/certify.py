@@ -23,7 +23,7 @@ from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError, load_head_map
 
 DEVICES = ("auto", "cpu", "cuda")
-# Calibration counts its seeds from 0.
+# Far from where calibration starts by default.
 FIRST_SEED = 1_000_000
 
 
