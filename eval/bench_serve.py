@@ -55,7 +55,7 @@ class Bench:
 
     def redknot(self, head_map: str) -> list[str]:
         """Flags that switch RedKnot on with a map of this shape."""
-        return ["--redknot", f"--redknot-head-map={self.model / head_map}"]
+        return ["--redknot", f"--redknot-head-map={self.model / head_map}", "--redknot-uncertified"]
 
     def prompts(self, count: int, low: int, high: int, seed: int) -> list[list[int]]:
         """Random prompts of `low` to `high` tokens; the first token makes them distinct from the start."""

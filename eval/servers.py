@@ -78,7 +78,13 @@ class Served:
     def side_flags(self) -> dict[str, list[str]]:
         """Flags of one server only."""
         head_map = self.folder / (self.head_map if self.shape else "head_map.json")
-        redknot = ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"]
+        # Benchmarks measure policies and shapes that nobody certified.
+        redknot = [
+            "--redknot",
+            f"--redknot-head-map={head_map}",
+            "--redknot-mode=segmented",
+            "--redknot-uncertified",
+        ]
         return {STOCK: list(STOCK_FLAGS if self.shape else ()), REDKNOT: redknot}
 
     def environment(self) -> dict[str, str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redknot_sglang.certificate.check import FLAG, Certification
+
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
 LEADS = ("none", "lead")
@@ -26,6 +28,8 @@ _FIELDS = (
     "redknot_segment_lead",
     "redknot_segment_length",
     "redknot_separator",
+    "redknot_certificate_key",
+    "redknot_uncertified",
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -45,6 +49,8 @@ class RedKnotConfig:
     mode, repair: what requests get that do not say. segment_lead: "lead" computes segments after the prompt's lead.
     separator: text that separates lead, segments and tail in a prompt. segment_length: expected tokens of a segment, or
     None if few are expected; each segment keeps a tail of local slots.
+    certificate_key: public key that the certificate must be signed with. uncertified: whether what has no certificate is
+    served. certification: what the check at start found.
     """
 
     head_map: Path
@@ -56,11 +62,23 @@ class RedKnotConfig:
     segment_lead: str = "none"
     separator: str = DEFAULT_SEPARATOR
     segment_length: int | None = None
+    certificate_key: Path | None = None
+    uncertified: bool = False
+    certification: Certification = Certification(enforced=False)
 
     @property
     def expects_segments(self) -> bool:
         """Whether the server was told that its requests have segments."""
         return self.mode == "segmented" or self.segment_length is not None
+
+    @property
+    def policy(self) -> str:
+        """What requests get that do not say, as certificates name it."""
+        return self.certified_name(self.repair) if self.mode == "segmented" else self.mode
+
+    def certified_name(self, repair: str) -> str:
+        """A repair policy as certificates name it: with the lead policy, which changes the KV of segments, too."""
+        return f"{repair}+lead" if self.segment_lead == "lead" else repair
 
 
 def parse_bytes(text: str | int) -> int:
@@ -140,6 +158,19 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         help="Text, or a special token of the tokenizer, between lead, segments and tail of a prompt. It is removed. "
         f"Default: {DEFAULT_SEPARATOR}.",
     )
+    group.add_argument(
+        "--redknot-certificate-key",
+        metavar="PATH",
+        default=None,
+        help="Accept only certificates signed with this Ed25519 public key (PEM). Default: any certificate that fits.",
+    )
+    group.add_argument(
+        FLAG,
+        action="store_true",
+        # None, not False: a flag that was given without --redknot must be told from one that was not.
+        default=None,
+        help="Serve a head map or a repair policy that has no certificate, and say so in status, answers and metrics.",
+    )
 
 
 def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -159,13 +190,16 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
     attention = options.get("redknot_attention")
     if attention is not None and attention not in ATTENTION_CHOICES:
         raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
-    budget = options.get("redknot_kv_budget")
+    budget, key = options.get("redknot_kv_budget"), options.get("redknot_certificate_key")
     return RedKnotConfig(
         head_map=_find_head_map(options.get("redknot_head_map"), model_path),
         context_length=length,
         attention=attention,
         kv_budget=None if budget is None else parse_bytes(budget),
         segment_length=segment_length,
+        certificate_key=None if key is None else Path(key),
+        uncertified=bool(options.get("redknot_uncertified")),
+        certification=Certification(enforced=False),
         **_segment_options(options),
     )
 
@@ -191,7 +225,7 @@ def _segment_options(options: dict[str, Any]) -> dict[str, str]:
             flag = "--redknot-" + field.replace("_", "-")
             raise RedKnotError(f"{flag} must be one of {', '.join(choices)}, got {given[field]!r}")
     if "repair" in given:
-        parse_repair(given["repair"])
+        given["repair"] = parse_repair(given["repair"]).name
     if not given.get("separator", DEFAULT_SEPARATOR).strip():
         raise RedKnotError("--redknot-separator must not be blank; write a text that no document contains")
     return given

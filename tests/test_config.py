@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from redknot_sglang.config import RedKnotError, add_cli_args, make_config, parse_bytes, take_options
+from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, parse_bytes, take_options
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,15 @@ def test_flags_become_a_config() -> None:
         "4096",
         "--redknot-kv-budget",
         "1G",
+        "--redknot-certificate-key",
+        "k.pem",
+        "--redknot-uncertified",
     ]
     options = vars(parser.parse_args(argv))
     config = make_config(take_options(options), "model")
     assert config is not None
     assert (config.head_map, config.context_length, config.kv_budget) == (Path("m.json"), 4096, 2**30)
+    assert (config.certificate_key, config.uncertified) == (Path("k.pem"), True)
     assert options == {}, "SGLang's arguments must not see ours"
 
 
@@ -48,6 +52,21 @@ def test_off_is_none_and_lone_options_are_refused() -> None:
     assert make_config({}, "model") is None
     with pytest.raises(RedKnotError, match="no effect without --redknot"):
         make_config({"redknot_head_map": "m.json"}, "model")
+    with pytest.raises(RedKnotError, match="--redknot-uncertified has no effect"):
+        make_config({"redknot_uncertified": True}, "model")
+
+
+def test_certificates_name_policies_with_their_lead() -> None:
+    def config(**options: str) -> RedKnotConfig:
+        made = make_config({"redknot": True, "redknot_head_map": "m.json", **options}, None)
+        assert made is not None
+        return made
+
+    assert config(redknot_repair="blend:.05").policy == "exact"
+    segmented = config(redknot_mode="segmented", redknot_repair="blend:.050")
+    assert segmented.policy == "blend:0.05", "as requests name it"
+    led = config(redknot_mode="segmented", redknot_repair="boundary:16", redknot_segment_lead="lead")
+    assert led.policy == "boundary:16+lead" and led.certified_name("none") == "none+lead"
 
 
 def test_the_map_beside_the_model_is_the_default(tmp_path: Path) -> None:
@@ -65,6 +84,7 @@ def test_the_map_beside_the_model_is_the_default(tmp_path: Path) -> None:
         ("redknot_context_length", True, "positive number"),
         ("redknot_attention", "cuda", "one of fa3"),
         ("redknot_kv_budget", "lots", "is not a size"),
+        ("redknot_repair", "magic", "'magic' is not known"),
     ],
 )
 def test_bad_values(option: str, value: object, message: str) -> None:

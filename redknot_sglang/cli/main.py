@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from redknot_sglang import __version__
-from redknot_sglang.cli import demo, doctor, eval, heads, preload
+from redknot_sglang.cli import certify, demo, doctor, eval, heads, preload, report
 from redknot_sglang.cli.errors import CliError
 
 
@@ -17,14 +17,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="redknot", description="Head-aware KV cache for stock SGLang.")
     parser.add_argument("--version", action="version", version=f"redknot-sglang {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (doctor, heads, preload, eval, demo):
+    for module in (doctor, heads, certify, report, preload, eval, demo):
         module.add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code: 0 done, 1 done with failures, 2 cannot be done."""
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = build_parser()
+    args = parser.parse_args(words[:cut])
+    args.server_flags = words[cut + 1 :]
+    if args.server_flags and not getattr(args, "takes_server_flags", False):
+        parser.error(f"{args.command} starts no server to which flags behind -- could go")
     try:
         return int(args.func(args))
     except CliError as error:

@@ -25,6 +25,35 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     return low, high
 
 
+def paired_difference_interval(
+    both: int, first_only: int, second_only: int, neither: int, z: float = Z_95
+) -> tuple[float, float]:
+    """Interval of the difference of two proportions measured on the same trials (Newcombe 1998, method 10).
+
+    first_only: trials in which the first succeeded and the second did not. The difference is first minus second, in
+    [-1, 1]. From Wilson's intervals of both and their correlation, so it has a width where nothing differed, too.
+    Raises ValueError for counts that are negative or all zero.
+    """
+    n = both + first_only + second_only + neither
+    if min(both, first_only, second_only, neither) < 0 or n == 0:
+        raise ValueError(f"{(both, first_only, second_only, neither)} are not the counts of a table")
+    first, second = both + first_only, both + second_only
+    (low_1, high_1), (low_2, high_2) = wilson_interval(first, n, z), wilson_interval(second, n, z)
+    p1, p2 = first / n, second / n
+    spread = math.sqrt(first * (n - first) * second * (n - second))
+    product: float = both * neither - first_only * second_only
+    if product > 0:
+        # Continuity correction of a positive correlation only, as published.
+        product = max(product - n / 2, 0)
+    phi = product / spread if spread else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    difference = p1 - p2
+    return difference - reach(p1 - low_1, high_2 - p2), difference + reach(high_1 - p1, p2 - low_2)
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The `share` quantile, linear between neighbours. Raises ValueError for no values or a bad share."""
     if not values or not 0 <= share <= 1:

@@ -16,7 +16,12 @@ def build_tree(context: Any) -> Any:
 
     from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
+    from redknot_sglang.seams import active
+    from redknot_sglang.serve.metrics import show_certification
 
+    config = active.config_of(context.server_args)
+    if config is not None and context.params.enable_metrics:
+        show_certification(config)
     if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
         envs.SGLANG_SWA_EVICTION_INTERVAL.set(DECODE_FREE_INTERVAL)
     if context.disable_radix_cache:

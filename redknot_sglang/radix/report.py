@@ -45,7 +45,6 @@ def report_request(
         report |= {
             "segments": len(plan.segments),
             "policy": plan.repair.name,
-            "certified": False,
             "reused_tokens": int(req.cached_tokens),
             "relocated_tokens": req.__dict__.get("redknot_relocated", 0),
             "repaired_tokens": req.__dict__.get("redknot_repaired", 0),

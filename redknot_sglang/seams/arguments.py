@@ -5,15 +5,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, take_options
+from redknot_sglang import __version__
+from redknot_sglang.certificate.check import Certification, Served, certify_start
+from redknot_sglang.certificate.document import EXACT
+from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.certificate.fingerprint import fingerprint_served
+from redknot_sglang.config import (
+    DEFAULT_REPAIR,
+    RedKnotConfig,
+    RedKnotError,
+    add_cli_args,
+    make_config,
+    take_options,
+)
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import class_bytes, least_slots, segment_length_for, split_budget
 from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams import Seam, SeamError, active, registries
+from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.refusals import refuse_unsupported, why_not_probe
 
@@ -30,7 +43,7 @@ def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any
     setattr(cls, _CARRIED, options)
     try:
         return original(cls, args)
-    except (RedKnotError, HeadMapError, SeamError) as error:
+    except (RedKnotError, HeadMapError, CertificateError, SeamError) as error:
         sys.exit(f"redknot: error: {error}")
     finally:
         delattr(cls, _CARRIED)
@@ -49,6 +62,8 @@ def _construct(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     active.attach(self, config)
     original(self, *args, **_with_forced(kwargs))
     _check(self, config)
+    # Last, for it reads weights.
+    active.attach(self, replace(config, certification=_certify(self, config)))
 
 
 def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +106,21 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
     reason = why_not_probe(server_args)
     if config.mode == "segmented" and parse_repair(config.repair).probes and reason is not None:
         raise RedKnotError(f"--redknot-repair {config.repair} {reason}; use --redknot-repair boundary:K or none")
+
+
+def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
+    """What the certificate beside the head map covers. Raises CertificateError where it does not cover the flags."""
+    # A repair policy that somebody chose is meant to be used, also by a server that answers in exact mode by default.
+    segmented = config.expects_segments or config.repair != DEFAULT_REPAIR
+    served = Served(
+        head_map=head_map_of(server_args.get_model_config()),
+        map_path=config.head_map,
+        model=lambda: fingerprint_served(vars(server_args)),
+        sglang=sglang_version(),
+        redknot=__version__,
+        policies=(EXACT, config.certified_name(config.repair)) if segmented else (EXACT,),
+    )
+    return certify_start(served, config.certificate_key, config.uncertified)
 
 
 def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, budget: int) -> None:

@@ -10,11 +10,12 @@ from redknot_sglang.seams import Seam, active
 
 
 def _add_status(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    if active.config_of(scheduler.server_args) is None:
+    config = active.config_of(scheduler.server_args)
+    if config is None:
         return
     from redknot_sglang.serve.status import status_of
 
-    result.internal_state["redknot"] = status_of(scheduler.tree_cache, scheduler.token_to_kv_pool_allocator)
+    result.internal_state["redknot"] = status_of(config, scheduler.tree_cache, scheduler.token_to_kv_pool_allocator)
 
 
 def _count_local_slots(result: tuple[int, int], checker: Any, *args: Any, **kwargs: Any) -> tuple[int, int] | None:

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from redknot_sglang.certificate.check import Certification
+from redknot_sglang.certificate.document import EXACT
+from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam, active
 from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
@@ -13,19 +16,25 @@ from redknot_sglang.serve.segment_calls import RESOLVED
 
 
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    config = active.config_of(manager.server_args)
+    # Certified is the base model, with its weights as they were when the server started.
+    adapted = bool(getattr(args[0] if args else kwargs.get("obj"), "lora_path", None))
     async for response in original(manager, *args, **kwargs):
-        if active.config_of(manager.server_args) is not None:
+        if config is not None:
+            certification = Certification() if adapted else config.certification
             for item in response if isinstance(response, list) else [response]:
-                _collapse(item)
+                _collapse(item, config, certification)
         yield response
 
 
-def _collapse(item: Any) -> None:
+def _collapse(item: Any, config: RedKnotConfig, certification: Certification) -> None:
     meta = item.get("meta_info") if isinstance(item, dict) else None
     values = meta.pop(KEY, None) if meta else None
     reports = [value for value in values or () if value is not None]
     if meta is not None and reports:
-        meta[KEY] = reports[-1]
+        report = reports[-1]
+        name = config.certified_name(report["policy"]) if "policy" in report else EXACT
+        meta[KEY] = {**report, **certification.report(name)}
 
 
 def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> None:

@@ -5,14 +5,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.serve.status import tree_sizes
+
+
+def show_certification(config: RedKnotConfig) -> None:
+    """`redknot:certified{policy,certificate}`: 1 for what requests get that do not say, if it is certified, else 0.
+
+    certificate: the digest, empty where none fits.
+    """
+    # Imported here: prometheus_client fixes its multiprocess directory at import, which SGLang sets at start-up.
+    from prometheus_client import Gauge
+
+    gauge = Gauge(
+        "redknot:certified",
+        "Whether the default policy is certified",
+        labelnames=["policy", "certificate"],
+        multiprocess_mode="mostrecent",
+    )
+    found = config.certification
+    gauge.labels(config.policy, found.digest or "").set(found.covers(config.policy))
 
 
 class ClassMetrics:
     """`redknot:slots{head_class}`, `redknot:slots_used{head_class}`, `redknot:tree_tokens{head_class,state}`."""
 
     def __init__(self, allocator: Any) -> None:
-        # Imported here: prometheus_client fixes its multiprocess directory at import, which SGLang sets at start-up.
+        # Imported here for the reason above.
         from prometheus_client import Gauge
 
         def gauge(name: str, text: str, *labels: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from redknot_sglang.certificate.check import refusal
 from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
 from redknot_sglang.reuse.repair import parse_repair
@@ -45,6 +46,9 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
+        name = config.certified_name(resolved[REPAIR])
+        if config.certification.enforced and not config.certification.covers(name):
+            raise RedKnotError(refusal(config.certification, name))
         reason = why_not_probe(manager.server_args)
         if reason is not None and parse_repair(resolved[REPAIR]).probes:
             raise RedKnotError(f"{REPAIR} {resolved[REPAIR]} {reason}; use {REPAIR} boundary:K or none")

@@ -6,16 +6,18 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import __version__
+from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.seams import sglang_version
 
 
-def status_of(tree: Any, allocator: Any) -> dict[str, Any]:
-    """JSON object: versions, head map summary, slots per class, tree size per class in tokens."""
+def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
+    """JSON object: versions, head map summary, certificate, slots per class, tree size per class in tokens."""
     pool = allocator.get_kvcache()
     return {
         "versions": {"redknot": __version__, "sglang": sglang_version()},
         "head_map": head_map_summary(pool.head_map),
+        "certificate": config.certification.status(config.policy),
         "classes": {
             "global": _class_state(
                 allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.cli.statistics import Z_95, peak_overlap, quantile, wilson_interval
+from redknot_sglang.cli.statistics import (
+    Z_95,
+    paired_difference_interval,
+    peak_overlap,
+    quantile,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,36 @@ def test_wilson_bounds_solve_the_score_equation(trials: int, data: st.DataObject
     assert 0 <= bounds[0] <= share <= bounds[1] <= 1
     for bound in bounds:
         assert (share - bound) ** 2 == pytest.approx(Z_95**2 * bound * (1 - bound) / trials, abs=1e-12)
+
+
+def test_paired_differences_have_the_published_interval() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10, for counts 36, 12, 2, 0.
+    assert paired_difference_interval(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+counts = st.tuples(*[st.integers(0, 300)] * 4).filter(any)
+
+
+@given(counts)
+def test_paired_intervals_hold_the_difference_and_turn_with_the_sides(table: tuple[int, int, int, int]) -> None:
+    both, first_only, second_only, neither = table
+    low, high = paired_difference_interval(*table)
+    difference = (first_only - second_only) / sum(table)
+    assert -1 - 1e-9 <= low <= difference + 1e-12 and difference - 1e-12 <= high <= 1 + 1e-9
+    turned = paired_difference_interval(both, second_only, first_only, neither)
+    assert turned == pytest.approx((-high, -low), abs=1e-12)
+
+
+@given(st.integers(1, 5000))
+def test_equal_answers_say_no_more_than_their_number(n: int) -> None:
+    low, high = paired_difference_interval(n, 0, 0, 0)
+    assert high == pytest.approx(Z_95**2 / (n + Z_95**2)) and low == pytest.approx(-high)
+
+
+@pytest.mark.parametrize("table", [(0, 0, 0, 0), (1, -1, 0, 0)])
+def test_what_is_no_table_is_refused(table: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="not the counts"):
+        paired_difference_interval(*table)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 3), (4, 3)])

@@ -26,6 +26,7 @@ FLAGS = (
     "--redknot",
     f"--redknot-head-map={harness.HEAD_MAP}",
     "--redknot-segment-length=200",
+    "--redknot-uncertified",
     "--dtype=bfloat16",
     "--max-total-tokens=16384",
     "--context-length=4096",

@@ -82,32 +82,37 @@ class Server:
         return self.running.log_text()
 
 
-def flags(args: Sequence[str]) -> list[str]:
-    """Flags of every test server, then `args`; where one is given twice the later one counts."""
+def flags(args: Sequence[str], certified: bool = False) -> list[str]:
+    """Flags of every test server, then `args`; where one is given twice the later one counts.
+
+    certified: whether what has no certificate is refused; most tests serve maps of their own.
+    """
+    if "--redknot" in args and not certified:
+        args = [*args, "--redknot-uncertified"]
     model = [] if any(arg.startswith("--model-path") for arg in args) else [f"--model-path={MODEL}"]
     return [*model, *FLAGS, *args]
 
 
 @contextmanager
-def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server with `FLAGS` and `args`, up and healthy; it and all its processes end with the context.
+def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certified: bool = False) -> Iterator[Server]:
+    """A server with `flags(args, certified)`, up and healthy; it and all its processes end with the context.
 
     Raises redknot_sglang.cli.launch.ServerError with its last log lines if it does not come up.
     """
     with TemporaryDirectory(prefix="redknot-server-") as folder:
         log = Path(folder) / "server.log"
-        with launching.launch(flags(args), log, env={**ENVIRONMENT, **(env or {})}) as running:
+        with launching.launch(flags(args, certified), log, env={**ENVIRONMENT, **(env or {})}) as running:
             yield Server(running.url, running)
 
 
-def refused(args: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 180) -> tuple[int, str]:
-    """Exit code and output of a server that is expected to stop by itself.
+def refused(args: Sequence[str], timeout: float = 180) -> tuple[int, str]:
+    """Exit code and output of a server that is expected to stop by itself, and that wants a certificate.
 
     Raises AssertionError if it still runs after `timeout` seconds.
     """
     with TemporaryDirectory(prefix="redknot-server-") as folder:
         log = Path(folder) / "server.log"
-        process = launching.start(flags(args), log, launching.free_port(), {**ENVIRONMENT, **(env or {})})
+        process = launching.start(flags(args, certified=True), log, launching.free_port(), ENVIRONMENT)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.serving import harness
+from tests.serving.maps import make_map, save_map
 
 ERROR = "redknot: error: "
 MAP_ARGUMENT = f"--redknot-head-map={harness.HEAD_MAP}"
@@ -126,6 +127,7 @@ def test_real_servers_stop_with_one_line(tmp_path: Path) -> None:
         "--redknot-kv-budget": ["--redknot", MAP_ARGUMENT, "--redknot-kv-budget=1000"],
         "--pp-size 2": ["--redknot", MAP_ARGUMENT, "--pp-size=2"],
         "without --redknot": ["--redknot-context-length=100"],
+        "there is no certificate": ["--redknot", f"--redknot-head-map={save_map(make_map(40, 4), tmp_path)}"],
     }
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(harness.refused, cases.values()))

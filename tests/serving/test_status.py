@@ -49,7 +49,9 @@ if __name__ == "__main__":
 def config_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """RedKnot switched on by a YAML file, with metrics."""
     config = tmp_path_factory.mktemp("config") / "server.yaml"
-    config.write_text(f"redknot: true\nredknot-head-map: {harness.HEAD_MAP}\nenable-metrics: true\n")
+    config.write_text(
+        f"redknot: true\nredknot-head-map: {harness.HEAD_MAP}\nenable-metrics: true\nredknot-uncertified: true\n"
+    )
     with harness.launch(["--config", str(config)]) as server:
         yield server
 
@@ -103,6 +105,8 @@ def test_answers_report_what_they_cost(redknot_server: Server) -> None:
         "computed_tokens": len(PROMPT),
         "kv_bytes": length * 6 * 512 + (128 + 4) * (18 + 4) * 512,
         "stock_kv_bytes": length * 24 * 512,
+        "certified": True,
+        "certificate": redknot_server.get("/redknot/status")["certificate"]["digest"],
     }
     assert warm == cold | {"cached_tokens": len(PROMPT) - 1, "computed_tokens": 1}
 

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what a server is about to serve is what its certificate says was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.certificate.document import EXACT, Certificate, certificate_path, read_certificate
+from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.certificate.fingerprint import ModelFingerprint
+from redknot_sglang.heads import HeadMap
+
+FLAG = "--redknot-uncertified"
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What a server knows of its certificate.
+
+    digest: of the certificate that fits, or None. policies: those it passed, and `exact` where that is what stock SGLang
+    computes. reason: why the rest is not certified. enforced: whether what is not certified is refused.
+    """
+
+    digest: str | None = None
+    policies: tuple[str, ...] = ()
+    reason: str | None = None
+    enforced: bool = True
+
+    def covers(self, policy: str) -> bool:
+        """Whether answers under `exact` or this repair policy are certified."""
+        return policy in self.policies
+
+    def report(self, policy: str) -> dict[str, Any]:
+        """What an answer under `policy` says: whether it is certified, and by which certificate."""
+        covered = self.covers(policy)
+        return {"certified": covered, "certificate": self.digest if covered else None}
+
+    def status(self, policy: str) -> dict[str, Any]:
+        """JSON for status pages; `policy` is what requests get that do not say."""
+        return {
+            "certified": self.covers(policy),
+            "digest": self.digest,
+            "policies": list(self.policies),
+            "uncertified_allowed": not self.enforced,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server is about to serve.
+
+    model: called only if a certificate is there, since it reads files. policies: `exact` and the repair policies that the
+    server's flags ask for.
+    """
+
+    head_map: HeadMap
+    map_path: Path
+    model: Callable[[], ModelFingerprint]
+    sglang: str | None
+    redknot: str
+    policies: tuple[str, ...]
+
+
+def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> Certification:
+    """Check a server's certificate. Raises CertificateError, which says what to do, unless `uncertified` is allowed."""
+    by_definition = (EXACT,) if served.head_map.all_global else ()
+    needed = [policy for policy in served.policies if policy not in by_definition]
+    found = Certification(policies=by_definition, enforced=not uncertified)
+    if not needed and not certificate_path(served.map_path).exists():
+        return replace(found, reason=_ALL_GLOBAL)
+    try:
+        certificate = _fitting(served, key_path)
+        passed = tuple(name for name, ok in certificate.verdicts.items() if ok and name not in by_definition)
+        found = replace(found, digest=certificate.digest, policies=by_definition + passed)
+        _check_policies(certificate, found, needed)
+    except CertificateError as error:
+        if needed and not uncertified:
+            raise CertificateError(f"{error}; or serve without: {FLAG}") from None
+        return replace(found, reason=str(error))
+    return found
+
+
+_ALL_GLOBAL = (
+    "no certificate: with every head global, exact mode is what stock SGLang computes; segmented mode needs one"
+)
+
+
+def refusal(certification: Certification, policy: str) -> str:
+    """Why a request under `policy` gets no answer from a server that refuses what is not certified."""
+    known = ", ".join(certification.policies)
+    return (
+        f"policy {policy} is not certified on this server (certified: {known}); use one of these, have it certified with "
+        f"`{_command(policy)}`, or start the server with {FLAG}"
+    )
+
+
+def _command(policy: str) -> str:
+    """The options that have a policy certified."""
+    repair, lead, _ = policy.partition("+lead")
+    return "redknot certify" + ("" if repair == EXACT else f" --repair {repair}") + (" --lead lead" if lead else "")
+
+
+def _fitting(served: Served, key_path: Path | None) -> Certificate:
+    """The certificate beside the map, if it is about this map, model and software. Raises CertificateError."""
+    path = certificate_path(served.map_path)
+    key = None
+    if key_path is not None:
+        from redknot_sglang.certificate.signature import read_public_key
+
+        key = read_public_key(key_path)
+    try:
+        certificate = read_certificate(path, key)
+    except CertificateError as error:
+        if path.exists():
+            raise
+        raise CertificateError(f"{error}: make one with `redknot certify MODEL --head-map {served.map_path}`") from None
+    again = f"certify again with `redknot certify MODEL --head-map {served.map_path}`"
+    mine = served.head_map.fingerprint
+    if certificate.head_map != mine:
+        raise CertificateError(
+            f"the head map {served.map_path} is not the one that {path.name} certifies ({mine[:12]}, certified "
+            f"{certificate.head_map[:12]}): put the certified map back, or {again}"
+        )
+    for name, certified, found in (
+        ("SGLang", certificate.sglang, served.sglang),
+        ("redknot-sglang", _release(certificate.redknot), _release(served.redknot)),
+    ):
+        if certified != found:
+            raise CertificateError(f"{path.name} certifies {name} {certified}, and this is {name} {found}: {again}")
+    difference = certificate.model.difference(served.model())
+    if difference is not None:
+        raise CertificateError(f"{path.name} is about another model: {difference}; {again}")
+    return certificate
+
+
+def _release(version: str) -> str:
+    """Major and minor version: releases that differ behind them compute the same, which docs/certify.md promises."""
+    return ".".join(version.split(".")[:2])
+
+
+def _check_policies(certificate: Certificate, found: Certification, wanted: Iterable[str]) -> None:
+    """Raises CertificateError for the first wanted policy that is not certified."""
+    for policy in wanted:
+        if found.covers(policy):
+            continue
+        known = ", ".join(found.policies) or "none"
+        if policy in certificate.verdicts:
+            raise CertificateError(
+                f"policy {policy} failed its certification (certified: {known}): use one that passed, or another head map"
+            )
+        raise CertificateError(
+            f"policy {policy} is not in the certificate (certified: {known}): use one of these, or certify it with "
+            f"`{_command(policy)}`"
+        )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model fingerprint: which configuration and which weights a certificate is about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.certificate.weights import sampled_digest
+
+# Of config.json these say how the file was written or how tokens are chosen, not what the model computes. Everything else
+# counts, fields of the future included. The number format is left out on purpose: a certificate holds for float32 and
+# bfloat16 alike and records which of them was measured.
+IRRELEVANT = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash"})
+REAL, DUMMY = "checkpoint", "dummy"
+# Arguments of SGLang that change weights while they are loaded.
+LOADING = ("quantization", "torchao_config", "modelopt_quant", "rl_quant_profile")
+
+
+@dataclass(frozen=True)
+class ModelFingerprint:
+    """kind: `checkpoint`, or `dummy` for weights that SGLang makes up, which never equal real ones.
+
+    config: SHA-256 of what matters in config.json, overrides applied. weights: `sampled_digest`, or `dummy`.
+    loading: the arguments of `LOADING` that are set, which change weights while they are loaded.
+    """
+
+    kind: str
+    config: str
+    weights: str
+    loading: Mapping[str, str]
+
+    def difference(self, served: ModelFingerprint) -> str | None:
+        """What differs between the certified model (self) and a served one, as a clause; None if nothing does."""
+        if self.kind != served.kind:
+            return f"the certificate is about {_KINDS[self.kind]}, and this server has {_KINDS[served.kind]}"
+        if self.config != served.config:
+            return f"config.json differs from the certified one ({served.config[:12]}, certified {self.config[:12]})"
+        if dict(self.loading) != dict(served.loading):
+            return f"weights are loaded with {_flags(served.loading)}, certified with {_flags(self.loading)}"
+        if self.weights != served.weights:
+            return f"the weights differ from the certified ones ({served.weights[:12]}, certified {self.weights[:12]})"
+        return None
+
+
+_KINDS = {REAL: "the weights of a checkpoint", DUMMY: "dummy weights (--load-format dummy)"}
+
+
+def fingerprint_served(arguments: Mapping[str, Any]) -> ModelFingerprint:
+    """Fingerprint of the model that a server with these SGLang arguments serves (as `/server_info` shows them).
+
+    Raises CertificateError if the model is not on this disk or not complete.
+    """
+    overrides = arguments.get("json_model_override_args") or {}
+    return fingerprint_model(
+        model_folder(str(arguments["model_path"]), arguments.get("revision"), arguments.get("download_dir")),
+        dummy=arguments.get("load_format") == DUMMY,
+        overrides=json.loads(overrides) if isinstance(overrides, str) else overrides,
+        loading={name: str(arguments[name]) for name in LOADING if arguments.get(name)},
+    )
+
+
+def fingerprint_model(
+    folder: Path,
+    *,
+    dummy: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    loading: Mapping[str, str] | None = None,
+) -> ModelFingerprint:
+    """Fingerprint of the model in a folder. Raises CertificateError if something is missing in it."""
+    config = read_config(folder)
+    return ModelFingerprint(
+        kind=DUMMY if dummy else REAL,
+        config=config_digest({**config, **(overrides or {})}),
+        weights=DUMMY if dummy else sampled_digest(folder),
+        loading=dict(loading or {}),
+    )
+
+
+def model_folder(model_path: str, revision: str | None = None, download_dir: str | None = None) -> Path:
+    """Where the files of a model are: its folder, or the one where a name of a model hub was downloaded to.
+
+    Downloads nothing. Raises CertificateError.
+    """
+    folder = Path(model_path)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_path, revision=revision, cache_dir=download_dir, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise CertificateError(
+            f"the model {model_path} is not on this disk, so it cannot be compared with the certified one: "
+            "give its folder, or download it first"
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder. Raises CertificateError."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except OSError:
+        raise CertificateError(f"{folder} has no config.json; give a model's folder") from None
+    except ValueError:
+        raise CertificateError(f"{file} is not JSON; download the model again") from None
+    if not isinstance(config, dict):
+        raise CertificateError(f"{file} is not a JSON object; download the model again")
+    return config
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration in canonical JSON, less the fields that do not matter, nested ones included."""
+    return hashlib.sha256(canonical(_relevant(config))).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value over which digests are taken. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _relevant(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _relevant(item) for name, item in value.items() if name not in IRRELEVANT}
+    return [_relevant(item) for item in value] if isinstance(value, list) else value
+
+
+def _flags(loading: Mapping[str, str]) -> str:
+    named = (f"--{name.replace('_', '-')} {value}" for name, value in sorted(loading.items()))
+    return ", ".join(named) or "no quantization"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers that `redknot certify` starts, and how it asks them."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.certificate.document import EXACT
+from redknot_sglang.cli.certify_questions import Question
+from redknot_sglang.cli.errors import CliError
+from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, ServerError, launch
+from redknot_sglang.config import MODES
+from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
+
+TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A greedy answer: its text, its tokens and their log-probabilities in nats (empty if not asked for)."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Flags of both servers.
+
+    model: its folder. extra: the user's own; those of RedKnot go to its server only. room: tokens for KV on a CPU, where
+    SGLang would otherwise take a good part of the machine's memory. segment_length: None if no segments are asked.
+    """
+
+    model: Path
+    head_map: Path
+    device: str
+    lead: str
+    room: int
+    segment_length: int | None
+    extra: Sequence[str]
+
+    def stock(self) -> list[str]:
+        """Dense attention: SGLang without --redknot."""
+        return [*self._common(), *(flag for flag in self._extra() if not flag.startswith("--redknot"))]
+
+    def redknot(self) -> list[str]:
+        """The map under certification, in both modes: requests choose."""
+        own = ["--redknot", f"--redknot-head-map={self.head_map}", "--redknot-uncertified"]
+        if self.segment_length is not None:
+            own += [f"--redknot-segment-length={self.segment_length}", f"--redknot-segment-lead={self.lead}"]
+        return [*self._common(), *own, *self._extra()]
+
+    def _common(self) -> list[str]:
+        cpu = [*CPU_FLAGS, f"--max-total-tokens={self.room}"] if self.device == "cpu" else []
+        return [f"--model-path={self.model}", "--random-seed=1", *cpu]
+
+    def _extra(self) -> Iterator[str]:
+        """The user's flags, each in one word with its value, so that they can be told apart."""
+        words = list(self.extra)
+        while words:
+            word = words.pop(0)
+            if "=" not in word and words and not words[0].startswith("--"):
+                word = f"{word}={words.pop(0)}"
+            yield word
+
+
+@contextmanager
+def served(args: Sequence[str], device: str, log: Path) -> Iterator[Server]:
+    """A server with these flags. Raises CliError if it does not come up."""
+    environment = CPU_ENVIRONMENT if device == "cpu" else {}
+    try:
+        with launch(args, log, env=environment) as server:
+            yield server
+    except ServerError as error:
+        raise CliError(str(error)) from error
+
+
+def server_info(url: str) -> dict[str, Any]:
+    """SGLang's `/server_info`. Raises CliError."""
+    return _call(url + "/server_info", None)
+
+
+def ask_all(
+    url: str, questions: Sequence[Question], policy: str | None, most: int, at_once: int, on_reply: Callable[[], object]
+) -> list[Reply]:
+    """Greedy answers in the order of `questions`, `at_once` in flight. Raises CliError if one fails.
+
+    policy: `exact`, a repair policy, or None for a server without RedKnot. most: tokens of an answer at most.
+    """
+
+    def one(question: Question) -> Reply:
+        reply = _ask(url, question, policy, most)
+        on_reply()
+        return reply
+
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = [pool.submit(one, question) for question in questions]
+        try:
+            return [future.result() for future in waiting]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _ask(url: str, question: Question, policy: str | None, most: int) -> Reply:
+    sampling = {"temperature": 0, "max_new_tokens": most, "custom_params": _params(question, policy)}
+    # What nobody knows the answer to is compared token by token.
+    body = {"input_ids": question.ids, "sampling_params": sampling, "return_logprob": question.score is None}
+    answer = _call(url + "/generate", body)
+    chosen = answer["meta_info"].get("output_token_logprobs") or ()
+    return Reply(answer["text"], tuple(answer["output_ids"]), tuple(entry[0] for entry in chosen))
+
+
+def _params(question: Question, policy: str | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    exact, segmented = MODES
+    if policy == EXACT or not question.segments:
+        return {MODE: exact}
+    return {MODE: segmented, SEGMENTS: question.segments, REPAIR: policy}
+
+
+def _call(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        text = " ".join(error.read().decode(errors="replace").split())[:500]
+        raise CliError(f"the server refused a request ({error.code}): {text}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise CliError(f"the server did not answer: {error}") from error

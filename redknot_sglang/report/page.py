@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: files are read, sections put together, the page written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang import __version__
+from redknot_sglang.certificate.document import read_certificate
+from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.heads import HeadMap, HeadMapError, load_head_map
+from redknot_sglang.heads.summary import model_title
+from redknot_sglang.report import sections
+from redknot_sglang.report.html import section, text
+from redknot_sglang.report.style import STYLE
+
+PROFILE_FORMAT, PROFILE_VERSION = "redknot-profile", 1
+
+
+class ReportError(ValueError):
+    """A report cannot be made; the message is one line: what, where, what to do."""
+
+
+def write_report(
+    out: Path, *, profile: Path | None = None, head_map: Path | None = None, certificate: Path | None = None
+) -> None:
+    """Write the page of these files to `out`; what is None has a section that says so. Raises ReportError."""
+    if profile is None and head_map is None and certificate is None:
+        raise ReportError("there is nothing to report: give a profile, a head map or a certificate")
+    page = render(
+        None if profile is None else _read_profile(profile),
+        None if head_map is None else _read(load_head_map, head_map),
+        None if certificate is None else dict(_read(read_certificate, certificate).document),
+    )
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def render(profile: Mapping[str, Any] | None, head_map: HeadMap | None, certificate: Mapping[str, Any] | None) -> str:
+    """The page. Raises ReportError for a profile or certificate that lacks something."""
+    try:
+        body = [
+            section("Classes and windows", sections.classes(head_map)),
+            section("Evidence for each head", sections.evidence(profile, head_map)),
+            section("What maps lose, and what they save", sections.pareto(profile)),
+            section("Accuracy through the server", sections.accuracy(certificate, head_map)),
+            section("Where this comes from", sections.origin(profile, head_map, certificate)),
+        ]
+        title = _title(profile, head_map, certificate)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ReportError(f"the profile or the certificate is not complete ({error!r}); make it again") from error
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>RedKnot: {title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<header><h1>{title}</h1>\n{_verdicts(certificate)}</header>\n"
+        + "\n".join(body)
+        + f'\n<p class="soft">Made by redknot-sglang {escape(__version__)}.</p>\n</body>\n</html>\n'
+    )
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    try:
+        profile = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ReportError(f"{path} is not JSON; make the profile again") from None
+    found = (profile.get("format"), profile.get("version")) if isinstance(profile, dict) else None
+    if found != (PROFILE_FORMAT, PROFILE_VERSION):
+        raise ReportError(
+            f"{path} is not a {PROFILE_FORMAT} of version {PROFILE_VERSION}; make it with `redknot profile`"
+        )
+    return dict(profile)
+
+
+def _read(reader: Any, path: Path) -> Any:
+    try:
+        return reader(path)
+    except (HeadMapError, CertificateError) as error:
+        raise ReportError(str(error)) from error
+
+
+def _title(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
+    named = (certificate or profile or {}).get("model", {})
+    name = named.get("architecture") or (model_title(head_map) if head_map is not None else "a model")
+    return f"Head map of {text(name)}"
+
+
+def _verdicts(certificate: Mapping[str, Any] | None) -> str:
+    if certificate is None:
+        return '<p class="soft">Not certified: a server refuses a map with local heads that has no certificate.</p>'
+    marks = {"pass": "&#10003; passed", "fail": "&#10007; failed"}
+    return (
+        "<p>"
+        + "".join(
+            f'<span class="badge {text(entry["verdict"])}">{text(name)} {marks[entry["verdict"]]}</span>'
+            for name, entry in certificate["policies"].items()
+        )
+        + "</p>"
+    )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models are the same to a certificate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.certificate.fingerprint import config_digest, fingerprint_model, fingerprint_served, model_folder
+from tests.serving.harness import MODEL
+
+CONFIG = json.loads((MODEL / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype", "_name_or_path", "transformers_version", "use_cache"])
+def test_what_does_not_change_the_model_does_not_count(name: str) -> None:
+    assert config_digest(CONFIG | {name: "other"}) == config_digest(CONFIG)
+    nested = CONFIG | {"text_config": {"hidden_size": 1, name: "other"}}
+    assert config_digest(nested) == config_digest(CONFIG | {"text_config": {"hidden_size": 1}})
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "num_hidden_layers", "rms_norm_eps", "a_field_of_the_future"])
+def test_everything_else_counts(name: str) -> None:
+    assert config_digest(CONFIG | {name: 12345}) != config_digest(CONFIG)
+
+
+def served(**arguments: Any) -> dict[str, Any]:
+    return {"model_path": str(MODEL), "load_format": "auto", "quantization": None, **arguments}
+
+
+def test_server_arguments_give_the_fingerprint_of_the_folder() -> None:
+    plain = fingerprint_served(served())
+    assert plain == fingerprint_model(MODEL)
+    assert plain.difference(fingerprint_served(served(json_model_override_args="{}", torchao_config=""))) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clause"),
+    [
+        ({"load_format": "dummy"}, "this server has dummy weights"),
+        ({"json_model_override_args": '{"rope_theta": 1}'}, "config.json differs"),
+        ({"quantization": "fp8"}, "loaded with --quantization fp8, certified with no quantization"),
+        ({"torchao_config": "int8wo"}, "--torchao-config int8wo"),
+    ],
+)
+def test_arguments_that_change_the_model_count(arguments: dict[str, Any], clause: str) -> None:
+    difference = fingerprint_model(MODEL).difference(fingerprint_served(served(**arguments)))
+    assert difference is not None and clause in difference
+
+
+def test_dummy_weights_equal_dummy_weights_only() -> None:
+    dummy, real = fingerprint_model(MODEL, dummy=True), fingerprint_model(MODEL)
+    assert dummy.difference(fingerprint_model(MODEL, dummy=True)) is None
+    assert "about dummy weights" in str(dummy.difference(real))
+    assert real.weights not in ("dummy", dummy.weights)
+
+
+def test_a_model_that_is_not_here_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="somebody/model is not on this disk"):
+        model_folder("somebody/model", download_dir=str(tmp_path))
+    with pytest.raises(CertificateError, match="no config.json"):
+        fingerprint_model(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CertificateError, match="not a JSON object"):
+        fingerprint_model(tmp_path)
