@@ -195,7 +195,7 @@ def _redknot(
     own: Sequence[str],
     kv_bytes: int,
 ) -> Spec:
-    on = ["--redknot", f"--redknot-head-map={path}"]
+    on = ["--redknot", "--redknot-uncertified", f"--redknot-head-map={path}"]
     flags = [*common, *on, *own, *_graphs(args.redknot_prefill_graphs), *args.redknot_flag]
     return Spec(name, flags, _weights(served) + kv_bytes + OVERHEAD)
 

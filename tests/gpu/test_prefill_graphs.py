@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.serving]
 LAYERS = 4
 FLAGS = (
     "--redknot",
+    "--redknot-uncertified",
     "--redknot-mode=segmented",
     "--skip-tokenizer-init",
     "--max-total-tokens=40000",
