@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Causal attention of a chunk of rows, with the whole context and with sink + window, and where its mass lies.
+
+Everywhere q is [Q, n, D], the last n rows of a sequence, k and v are [H, T, D], all its rows so far, Q a multiple of
+H: KV head h serves the query heads h * Q / H and on. Row i stands at position T - n + i and sees positions up to its
+own. Nothing of size n x T is held where a fused kernel exists (any GPU), and K and V are never repeated: a KV head is a
+batch entry, and its query heads read it through an expanded view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+# Elements of a float32 matrix of scores that is held at once: 256 MiB.
+MAX_SCORES = 1 << 26
+KEY_BLOCK = 4096
+WINDOW_BLOCK = 256
+
+
+def grouped(q: Tensor, kv_heads: int) -> Tensor:
+    """q [Q, n, D] as [H, Q / H, n, D]."""
+    return q.unflatten(0, (kv_heads, -1))
+
+
+def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Causal attention over the whole context, [Q, n, D]."""
+    queries = grouped(q, len(k))
+    keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    # The end of the rows is the end of the keys. A fused kernel knows this bias and makes no mask of it.
+    bias = causal_lower_right(q.shape[1], k.shape[1])
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale).flatten(0, 1)
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: int) -> Tensor:
+    """Attention of local heads, [Q, n, D]: a row at p sees the positions in (p - window, p] and below `sink`.
+
+    Rows go in blocks, so that a block's keys are not many more than a row's.
+    """
+    n, begin = q.shape[1], k.shape[1] - q.shape[1]
+    block = max(WINDOW_BLOCK, window)
+    queries = grouped(q, len(k))
+    parts = []
+    for first in range(0, n, block):
+        rows = torch.arange(begin + first, begin + min(n, first + block), device=q.device)
+        at = _near(rows, window, sink)
+        keys, values = (x[:, at][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+        # Finite: a kernel that goes over keys in blocks makes NaN of a row whose first block is all -inf.
+        mask = torch.zeros(len(rows), len(at), dtype=q.dtype, device=q.device)
+        mask.masked_fill_(~_visible(rows, at, window, sink), -1e30)
+        own = queries[:, :, first : first + block]
+        parts.append(scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale))
+    return torch.cat(parts, 2).flatten(0, 1)
+
+
+def rows_windowed(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, window: int, sink: int) -> Tensor:
+    """`windowed` for ascending positions `rows` [R] anywhere in k, float32 [Q, R, D]; q is [Q, R, D]."""
+    at = _near(rows, window, sink)
+    queries = grouped(q, len(k))
+    parts = []
+    step = max(1, MAX_SCORES // (len(q) * len(at)))
+    keys, values = (x[:, None, at].float() for x in (k, v))
+    for first in range(0, len(rows), step):
+        some = rows[first : first + step]
+        scores = queries[:, :, first : first + step].float() @ keys.transpose(2, 3) * scale
+        scores.masked_fill_(~_visible(some, at, window, sink), -torch.inf)
+        parts.append(scores.softmax(-1) @ values)
+    return torch.cat(parts, 2).flatten(0, 1)
+
+
+def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequence[int], sink: int) -> Tensor:
+    """Share of each row's attention that goes neither to the sink nor to the window, float64 [windows, Q, R].
+
+    q: [Q, R, D] of the ascending positions `rows` [R], which k reaches. Softmax over keys in blocks, rescaled when a
+    larger score comes up (Milakov and Gimelshein, arXiv 1805.02867).
+    """
+    queries = grouped(q, len(k)).float()
+    shape = queries.shape[:3]
+    total = torch.zeros(shape, dtype=torch.float64, device=q.device)
+    outside = torch.zeros(len(windows), *shape, dtype=torch.float64, device=q.device)
+    peak = torch.full(shape, -torch.inf, device=q.device)
+    ends = rows[None, :] - torch.tensor(windows, device=q.device)[:, None]  # last position outside each window
+    block = max(1, min(KEY_BLOCK, MAX_SCORES // (len(q) * len(rows))))
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    for begin in range(0, stop, block):
+        at = torch.arange(begin, min(stop, begin + block), device=q.device)
+        scores = queries @ k[:, None, begin : begin + len(at)].float().transpose(2, 3) * scale
+        scores.masked_fill_(at > rows[:, None], -torch.inf)
+        highest = torch.maximum(peak, scores.amax(-1))
+        # A row before the block has seen keys, so `highest` is finite.
+        shrink = (peak - highest).exp().double()
+        weights = (scores - highest[..., None]).exp_()
+        peak = highest
+        total = total * shrink + weights.sum(-1, dtype=torch.float64)
+        weights[..., : max(0, sink - begin)] = 0
+        outside *= shrink
+        if first - max(windows) >= begin + len(at) - 1:  # outside all windows of all rows
+            outside += weights.sum(-1, dtype=torch.float64)
+        else:
+            summed = weights.cumsum(-1)
+            last = (ends - begin).clamp(max=len(at) - 1)
+            for number, place in enumerate(last):
+                found = summed.gather(-1, place.clamp(min=0).expand(*shape)[..., None])[..., 0]
+                outside[number] += torch.where(place >= 0, found, 0.0)
+    return (outside / total).flatten(1, 2)
+
+
+def _near(rows: Tensor, window: int, sink: int) -> Tensor:
+    """Positions that any of the ascending `rows` sees through sink or window, ascending."""
+    low = max(0, int(rows[0]) - window + 1)
+    every = torch.arange(int(rows[-1]) + 1, device=rows.device)
+    return torch.cat([every[: min(low, sink)], every[low:]])
+
+
+def _visible(rows: Tensor, at: Tensor, window: int, sink: int) -> Tensor:
+    """bool [R, K]: whether a local head sees position `at` from the row."""
+    row = rows[:, None]
+    return (at <= row) & ((at > row - window) | (at < sink))
