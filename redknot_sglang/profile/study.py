@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,11 +28,12 @@ T = TypeVar("T")
 class Evidence:
     """What a method found: for each window a matrix [layers][KV heads], higher where a head needs the whole context.
 
-    unit, detail: as in `record.py`.
+    unit, source, detail: as in `record.py`.
     """
 
     harm: dict[int, Matrix]
     unit: str
+    source: str
     detail: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +60,10 @@ class Study:
     def heads(self) -> list[Head]:
         """All (layer, KV head), ascending."""
         return [(layer, head) for layer in range(self.model.layers) for head in range(self.model.kv_heads)]
+
+    def with_goal(self, goal: int) -> Study:
+        """The same study, work file included, with another goal."""
+        return replace(self, goal=goal)
 
     def each(self, label: str, measure: Callable[[int, Example], T], what: object) -> list[T]:
         """`measure` of every example (its number and itself), JSON, kept in the work file under `what`."""

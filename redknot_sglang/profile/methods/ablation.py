@@ -19,4 +19,9 @@ def ablation(study: Study) -> Evidence:
         rises = study.rises(f"ablation, window {window}", (), study.heads, window)
         losses[str(window)] = study.matrix([rises[head] for head in study.heads])
         harm[window] = study.matrix([rises[head] - before for head in study.heads])
-    return Evidence(harm, "rise of the loss, nats per token, with the head windowed", {"loss": losses})
+    return Evidence(
+        harm,
+        "rise of the loss, nats per token, with the head windowed",
+        "single-head ablation, arXiv 1905.10650, with a window in place of removal",
+        {"loss": losses},
+    )

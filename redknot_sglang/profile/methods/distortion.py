@@ -25,6 +25,7 @@ def distortion(study: Study) -> Evidence:
     return Evidence(
         dict(zip(study.curve, mean.tolist(), strict=True)),
         "relative change of the layer's attention output (after o_proj) with the head windowed",
+        "own; why values count: arXiv 2406.12335",
     )
 
 

@@ -43,6 +43,7 @@ def gates(study: Study) -> Evidence:
     return Evidence(
         {window: study.matrix(torch.tensor(result["gates"]).flatten()) for window, result in found.items()},
         "gate between the windowed (0) and the full (1) output of the head",
+        "DuoAttention, arXiv 2410.10819",
         {**settings, "examples": len(short), "loss": {str(w): result["loss"] for w, result in found.items()}},
     )
 

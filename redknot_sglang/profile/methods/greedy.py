@@ -30,7 +30,12 @@ def greedy(study: Study) -> Evidence:
         place = {head: float(number) for number, head in enumerate(order)}
         harm[window] = study.matrix([place[head] for head in study.heads])
         paths[str(window)] = [{"layer": layer, "head": head, "loss": loss} for (layer, head), loss in path]
-    return Evidence(harm, "place in the order in which heads turned local, the last highest", {"path": paths})
+    return Evidence(
+        harm,
+        "place in the order in which heads turned local, the last highest",
+        "backward elimination with lazy re-evaluation, Minoux 1978",
+        {"path": paths},
+    )
 
 
 def _path(study: Study, window: int, rises: dict[Head, float]) -> tuple[list[tuple[Head, float]], dict[Head, float]]:

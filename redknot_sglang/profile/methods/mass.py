@@ -30,6 +30,7 @@ def mass(study: Study) -> Evidence:
     return Evidence(
         per_window["largest"],
         "share of the attention mass outside sink + window, of the query head with most of it",
+        "RedKnot, arXiv 2606.06256; sink and window: StreamingLLM, arXiv 2309.17453",
         {
             name: {str(w): m for w, m in per_window[key].items()}
             for name, key in (("query_heads", "query"), ("mean", "mean"))
