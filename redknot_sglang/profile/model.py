@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
@@ -172,7 +173,7 @@ def load_model(
                 model = AutoModelForCausalLM.from_config(config, **options)
         else:
             model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         reason = str(error).split("\n", 1)[0]
         raise ProfileError(f"{folder}: transformers cannot load the model: {reason}") from error
     return ProfiledModel(model.to(device), chunk), shape, hashlib.sha256(raw).hexdigest()
