@@ -219,11 +219,16 @@ def _data(args: argparse.Namespace, lengths: tuple[int, ...], vocabulary: int) -
 
 
 def _device(wanted: str) -> str:
+    """The device to use. Raises CliError for a name that is none, and for a GPU that is not there."""
     import torch
 
-    if wanted != "auto":
-        return wanted
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, _, number = wanted.partition(":")
+    if wanted not in ("auto", "cpu") and (name != "cuda" or (number and not number.isdecimal())):
+        raise CliError(f"--device must be auto, cpu, cuda or cuda:N, got {wanted!r}")
+    count = torch.cuda.device_count()
+    if name == "cuda" and int(number or 0) >= count:
+        raise CliError(f"--device {wanted}: torch sees {count} CUDA devices here")
+    device = wanted if wanted != "auto" else "cuda" if count else "cpu"
     print(f"profiling on {device}", file=sys.stderr)
     return device
 

@@ -17,6 +17,8 @@ from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.record import Matrix
 
 Head = tuple[int, int]
+# A share that a user writes out is met by a map of just that share, whatever float made of both.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def kv_share(num_global: int, num_heads: int, window: int, sink: int, length: in
 
 def most_global(target_kv: float, num_heads: int, window: int, sink: int, length: int) -> int | None:
     """The largest number of global heads within the budget; None if even without any it is exceeded."""
-    within = (k for k in range(num_heads, -1, -1) if kv_share(k, num_heads, window, sink, length) <= target_kv)
+    within = (
+        k for k in range(num_heads, -1, -1) if kv_share(k, num_heads, window, sink, length) <= target_kv + ROUNDING
+    )
     return next(within, None)
 
 
@@ -115,7 +119,7 @@ def choose(points: Sequence[Point], target: Target, dense_loss: float) -> tuple[
     """
     open_to_choice = [(i, p) for i, p in enumerate(points) if not p.is_control]
     if target.kv is not None:
-        fit = [(p.loss, p.kv, i) for i, p in open_to_choice if p.kv <= target.kv]
+        fit = [(p.loss, p.kv, i) for i, p in open_to_choice if p.kv <= target.kv + ROUNDING]
         reason = (
             f"the least loss of the measured maps with at most {target.kv:.3g} of the KV bytes at {target.at} tokens"
         )

@@ -57,7 +57,7 @@ def naive_forward(kind: str, ids: list[int], edit: Edit = lambda *_: None, begin
         wide = [x[0].double() for x in (q, k, v)]
         out = edit(module.layer_idx, *wide)
         if out is None:
-            out = naive_weights(*wide[:2]) @ wide[2]
+            out = naive_weights(wide[0], wide[1]) @ wide[2]
         return out.to(q.dtype).transpose(0, 1)[None], None
 
     AttentionInterface.register(NAIVE, attention)
