@@ -43,6 +43,8 @@ def example_distortion(study: Study, example: Example) -> Tensor:
             far = rows_windowed(q, rows.k, rows.v, inside, rows.scale, rows.k.shape[1], 0)
             size[rows.layer] += model.project(rows.layer, far).square().sum(dtype=torch.float64)
             for number, window in enumerate(study.curve):
+                if window >= rows.k.shape[1]:  # all that is there
+                    continue
                 near = rows_windowed(q, rows.k, rows.v, inside, rows.scale, window, study.sink)
                 change[number, rows.layer] += model.squared_by_head(rows.layer, far - near)
         return dense(rows)
