@@ -5,7 +5,7 @@ python -m eval.bench_profile [--shape qwen3-8b] [--tokens 131072] [--methods mas
 
 Weights and token ids are random: the figures say what a profile costs and nothing about any head. One example goes
 through each method, then through the loss under one map with half of the heads local, which is what ablation and greedy
-repeat; `--reuse` documents of `--document` tokens are set into the prompt for reuse sensitivity. Each is measured on its own:
+repeat, and reuse sensitivity with the prompt cut into documents of `--document` tokens. Each is measured on its own:
 seconds, and the peak of what torch has allocated above what the model took. On a CPU, where torch keeps no such count,
 the peak is not measured. The first pass through a layer, which compiles and tunes, is made beforehand on a short prompt.
 """
@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = []
     for tokens in (min(args.tokens, 2 * args.chunk), args.tokens):
         study = make_study(model, tokens, args)
-        local = study.heads[::2]
-        jobs: dict[str, Callable[[], object]] = {name: lambda s=study, n=name: METHODS[n](s) for name in args.methods}  # type: ignore[misc]
-        jobs["loss under a map"] = lambda s=study, heads=local: s.loss(heads, 256)  # type: ignore[misc]
-        jobs["reuse"] = lambda s=study: reuse_sensitivity(s, "output")  # type: ignore[misc]
+        jobs: dict[str, Callable[[], object]] = {name: partial(METHODS[name], study) for name in args.methods}
+        jobs["loss under a map"] = partial(study.loss, study.heads[::2], 256)
+        jobs["reuse"] = partial(reuse_sensitivity, study, "output")
         found = [measure(f"{name}, {tokens} tokens", job) for name, job in jobs.items()]
     peaks = [row["peak_gib"] for row in found if row["peak_gib"] is not None]
     return {

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 # Elements of a float32 matrix of scores that is held at once: 256 MiB.
 MAX_SCORES = 1 << 26
-KEY_BLOCK = 4096
+KEY_BLOCK = 8192
 WINDOW_BLOCK = 256
 
 
@@ -51,7 +51,7 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: i
         keys, values = (x[:, at][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
         # Finite: a kernel that goes over keys in blocks makes NaN of a row whose first block is all -inf.
         mask = torch.zeros(len(rows), len(at), dtype=q.dtype, device=q.device)
-        mask.masked_fill_(~_visible(rows, at, window, sink), -1e30)
+        mask.masked_fill_(~_visible(rows, at, window, sink), torch.finfo(q.dtype).min / 2)
         own = queries[:, :, first : first + block]
         parts.append(scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale))
     return torch.cat(parts, 2).flatten(0, 1)
@@ -63,12 +63,12 @@ def rows_windowed(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, w
     queries = grouped(q, len(k))
     parts = []
     step = max(1, MAX_SCORES // (len(q) * len(at)))
-    keys, values = (x[:, None, at].float() for x in (k, v))
+    keys, values = (x[:, at].float() for x in (k, v))
     for first in range(0, len(rows), step):
         some = rows[first : first + step]
-        scores = queries[:, :, first : first + step].float() @ keys.transpose(2, 3) * scale
+        scores = _scores(queries[:, :, first : first + step], keys, scale)
         scores.masked_fill_(~_visible(some, at, window, sink), -torch.inf)
-        parts.append(scores.softmax(-1) @ values)
+        parts.append((scores.softmax(-1).flatten(1, 2) @ values).unflatten(1, (-1, len(some))))
     return torch.cat(parts, 2).flatten(0, 1)
 
 
@@ -78,7 +78,7 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
     q: [Q, R, D] of the ascending positions `rows` [R], which k reaches. Softmax over keys in blocks, rescaled when a
     larger score comes up (Milakov and Gimelshein, arXiv 1805.02867).
     """
-    queries = grouped(q, len(k)).float()
+    queries = grouped(q, len(k))
     shape = queries.shape[:3]
     total = torch.zeros(shape, dtype=torch.float64, device=q.device)
     outside = torch.zeros(len(windows), *shape, dtype=torch.float64, device=q.device)
@@ -88,7 +88,7 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
     first, stop = int(rows[0]), int(rows[-1]) + 1
     for begin in range(0, stop, block):
         at = torch.arange(begin, min(stop, begin + block), device=q.device)
-        scores = queries @ k[:, None, begin : begin + len(at)].float().transpose(2, 3) * scale
+        scores = _scores(queries, k[:, begin : begin + len(at)], scale)
         scores.masked_fill_(at > rows[:, None], -torch.inf)
         highest = torch.maximum(peak, scores.amax(-1))
         # A row before the block has seen keys, so `highest` is finite.
@@ -107,6 +107,13 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
                 found = summed.gather(-1, place.clamp(min=0).expand(*shape)[..., None])[..., 0]
                 outside[number] += torch.where(place >= 0, found, 0.0)
     return (outside / total).flatten(1, 2)
+
+
+def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """float32 [H, G, R, K] of queries [H, G, R, D] and keys [H, K, D]."""
+    # One product per KV head over the rows of all its query heads: broadcasting would repeat the keys.
+    flat = queries.float().flatten(1, 2) @ keys.float().transpose(1, 2)
+    return flat.mul_(scale).unflatten(1, queries.shape[1:3])
 
 
 def _near(rows: Tensor, window: int, sink: int) -> Tensor:

@@ -79,7 +79,7 @@ def known_study(examples: int = 6, length: int = 96, work: Work | None = None, w
     data = Data("random", "known", tuple(known_example(seed, length) for seed in range(examples)))
     model = ProfiledModel(known_model(), chunk=40)
     windows = (window,)
-    return Study(model, data, work or Work(None, 0), SINK, windows, (4, *windows, 32), length, goal=4, gate_steps=150)
+    return Study(model, data, work or Work(None, 0), SINK, windows, (4, *windows, 32), length, goal=4, gate_steps=80)
 
 
 def known_example(seed: int, length: int) -> Example:
