@@ -8,16 +8,19 @@ calibration loss; for each of these the reverse-ranked map and `--random` random
 of global heads; all heads global (`dense`); and the map by construction (`shipped`). Maps that are the same are measured once.
 
 Whole answers, teacher forced, which is exact match of greedy decoding (eval/train/evaluate.py); all maps see the same
-prompts. The seeds from `--first` on must not be those of calibration, or the run is refused. Intervals are Wilson's, 95 %;
-that of the mean is over all prompts of a length, every task having the same number.
+prompts. The seeds from `--first` on must not be those of calibration, or the run is refused. Intervals are Wilson's, 95 %,
+of one map over prompts; that of a mean is over all prompts of a length, every task having the same number. Random maps
+differ far more from each other than prompts do: a row `random, all` has their mean, and a normal interval over maps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +35,7 @@ from eval.tasks import TASKS
 from eval.train.checkpoint import load_weights
 from eval.train.evaluate import Encoded, answered, encoded_example
 from eval.train.model import EmbeddedModel, ModelConfig
-from redknot_sglang.cli.statistics import wilson_interval
+from redknot_sglang.cli.statistics import Z_95, wilson_interval
 from redknot_sglang.cli.table import format_table
 from redknot_sglang.heads import HeadMap, load_head_map
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
@@ -122,20 +125,40 @@ def summary(cells: list[dict[str, Any]], maps: Maps, lengths: list[int], tasks: 
     """For each length and map exact match by task, its mean with interval, and points against dense."""
     rows = []
     for length in lengths:
-        dense: dict[str, float] = {}
+        of_length = []
         for name, head_map in maps.items():
             mine = {c["task"]: c for c in cells if (c["length"], c["map"]) == (length, name)}
-            share = {task: mine[task]["right"] / mine[task]["n"] for task in tasks}
             right, n = (sum(mine[task][key] for task in tasks) for key in ("right", "n"))
-            dense = share if name == "dense" else dense
-            losses = [dense[task] - share[task] for task in tasks]
-            rows.append({
+            of_length.append({
                 "length": length, "map": name, "global": sum(map(sum, head_map.is_global)), "window": head_map.window,
-                "kv_at_4096": round(head_map.compression(4096), 4), "share": share, "mean": right / n, "n": n,
-                "interval_95": wilson_interval(right, n), "mean_loss_points": 100 * sum(losses) / len(tasks),
-                "largest_loss_points": 100 * max(losses),
+                "kv_at_4096": round(head_map.compression(4096), 4), "mean": right / n, "n": n,
+                "share": {task: mine[task]["right"] / mine[task]["n"] for task in tasks},
+                "interval_95": wilson_interval(right, n),
             })  # fmt: skip
+        of_length += pooled_randoms(of_length, tasks)
+        dense = of_length[0]["share"]
+        for row in of_length:
+            losses = [100 * (dense[task] - row["share"][task]) for task in tasks]
+            row |= {"mean_loss_points": sum(losses) / len(tasks), "largest_loss_points": max(losses)}
+        rows += of_length
     return rows
+
+
+def pooled_randoms(rows: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]]:
+    """Of the random maps of each size one row: means, and the interval of the mean over maps."""
+    pooled = []
+    randoms = [row for row in rows if row["map"].startswith("random:")]
+    for size in dict.fromkeys((row["global"], row["window"]) for row in randoms):
+        some = [row for row in randoms if (row["global"], row["window"]) == size]
+        means = [row["mean"] for row in some]
+        mean = statistics.fmean(means)
+        half = Z_95 * statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else math.inf
+        pooled.append({
+            **some[0], "map": f"random, all {len(some)}, {size[0]} global, window {size[1]}", "mean": mean,
+            "share": {task: statistics.fmean(row["share"][task] for row in some) for task in tasks},
+            "n": sum(row["n"] for row in some), "interval_95": (max(0.0, mean - half), min(1.0, mean + half)),
+        })  # fmt: skip
+    return pooled
 
 
 def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
@@ -161,7 +184,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first prompt (%(default)s)")
     parser.add_argument("--lengths", default="1024,2048,4096", help="tokens of a prompt (%(default)s)")
     parser.add_argument("--tasks", default=",".join(TASKS), help="task families (%(default)s)")
-    parser.add_argument("--random", type=int, default=5, metavar="N", help="random maps of each size (%(default)s)")
+    parser.add_argument("--random", type=int, default=10, metavar="N", help="random maps of each size (%(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument(
