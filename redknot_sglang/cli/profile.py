@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redknot_sglang import __version__
 from redknot_sglang.cli.errors import CliError
 from redknot_sglang.heads.checks import HeadMapError
 from redknot_sglang.heads.summary import one_line
@@ -163,6 +164,9 @@ def _run(args: argparse.Namespace, sizes: dict[str, tuple[int, ...]], methods: t
 
 
 def _study(args: argparse.Namespace, sizes: dict[str, tuple[int, ...]], model: Any, data: Data, config: str) -> Study:
+    import torch
+    import transformers
+
     from redknot_sglang.profile.study import Study
     from redknot_sglang.profile.work import Work
 
@@ -170,7 +174,8 @@ def _study(args: argparse.Namespace, sizes: dict[str, tuple[int, ...]], model: A
     if args.fresh:
         path.unlink(missing_ok=True)
     # What a measurement depends on beside its own settings. The chunk only rounds differently, but it does that.
-    base = [config, _weights(args), str(model.dtype), str(model.device.type), model.chunk, data.sha256]
+    versions = [__version__, torch.__version__, transformers.__version__]
+    base = [*versions, config, _weights(args), str(model.dtype), str(model.device.type), model.chunk, data.sha256]
     return Study(
         model=model,
         data=data,
