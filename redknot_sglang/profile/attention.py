@@ -10,9 +10,11 @@ batch entry, and its query heads read it through an expanded view.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -20,6 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 MAX_SCORES = 1 << 26
 KEY_BLOCK = 8192
 WINDOW_BLOCK = 256
+# Not cuDNN's: the expanded views below have strides of 0, which the others are known to take.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def grouped(q: Tensor, kv_heads: int) -> Tensor:
@@ -29,11 +33,9 @@ def grouped(q: Tensor, kv_heads: int) -> Tensor:
 
 def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Causal attention over the whole context, [Q, n, D]."""
-    queries = grouped(q, len(k))
-    keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
     # The end of the rows is the end of the keys. A fused kernel knows this bias and makes no mask of it.
     bias = causal_lower_right(q.shape[1], k.shape[1])
-    return scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale).flatten(0, 1)
+    return _attend(grouped(q, len(k)), k, v, bias, scale).flatten(0, 1)
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: int) -> Tensor:
@@ -48,12 +50,10 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: i
     for first in range(0, n, block):
         rows = torch.arange(begin + first, begin + min(n, first + block), device=q.device)
         at = _near(rows, window, sink)
-        keys, values = (x[:, at][:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
         # Finite: a kernel that goes over keys in blocks makes NaN of a row whose first block is all -inf.
         mask = torch.zeros(len(rows), len(at), dtype=q.dtype, device=q.device)
         mask.masked_fill_(~_visible(rows, at, window, sink), torch.finfo(q.dtype).min / 2)
-        own = queries[:, :, first : first + block]
-        parts.append(scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale))
+        parts.append(_attend(queries[:, :, first : first + block], k[:, at], v[:, at], mask, scale))
     return torch.cat(parts, 2).flatten(0, 1)
 
 
@@ -107,6 +107,13 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
                 found = summed.gather(-1, place.clamp(min=0).expand(*shape)[..., None])[..., 0]
                 outside[number] += torch.where(place >= 0, found, 0.0)
     return (outside / total).flatten(1, 2)
+
+
+def _attend(queries: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
+    """[H, G, R, D] of queries of that shape and k, v [H, K, D]."""
+    keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    with sdpa_kernel(KERNELS):
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
 
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.heads import HeadMap, HeadMapError, ModelInfo, load_head_map
+from redknot_sglang.profile import run
 from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.record import KEYS, beside, load_record, save_record
 from redknot_sglang.profile.run import Plan, profile, write
@@ -196,3 +198,13 @@ def test_broken_records(
 def test_what_is_not_a_number_is_not_written(whole: tuple[HeadMap, dict[str, Any], bytes], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_record({**whole[1], "dense": {"loss": float("nan")}}, tmp_path / "f")
+
+
+def test_the_package_imports_no_sglang() -> None:
+    found = set()
+    for file in (Path(run.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names}
+    assert "torch" in found and "sglang" not in found
