@@ -57,19 +57,37 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: i
     return torch.cat(parts, 2).flatten(0, 1)
 
 
-def rows_windowed(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, window: int, sink: int) -> Tensor:
-    """`windowed` for ascending positions `rows` [R] anywhere in k, float32 [Q, R, D]; q is [Q, R, D]."""
-    at = _near(rows, window, sink)
-    queries = grouped(q, len(k))
+def rows_attend(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, windows: Sequence[int], sink: int
+) -> Tensor:
+    """Attention of local heads under each of the ascending `windows` and, last, of global heads, in float32.
+
+    q: [Q, R, D] of the ascending positions `rows` [R], which k reaches. Returns [windows + 1, Q, R, D]. A wider window adds
+    keys to a narrower one, so each key is looked at once: partial softmaxes merge by their largest scores.
+    """
+    queries, v = grouped(q, len(k)), v.float()
+    at = torch.arange(k.shape[1], device=q.device)
+    step = max(1, MAX_SCORES // (len(q) * k.shape[1]))
     parts = []
-    step = max(1, MAX_SCORES // (len(q) * len(at)))
-    keys, values = (x[:, at].float() for x in (k, v))
-    for first in range(0, len(rows), step):
-        some = rows[first : first + step]
-        scores = _scores(queries[:, :, first : first + step], keys, scale)
-        scores.masked_fill_(~_visible(some, at, window, sink), -torch.inf)
-        parts.append((scores.softmax(-1).flatten(1, 2) @ values).unflatten(1, (-1, len(some))))
-    return torch.cat(parts, 2).flatten(0, 1)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        first, stop = int(some[0]), int(some[-1]) + 1
+        scores = _scores(queries[:, :, start : start + step], k[:, :stop], scale)
+        scores.masked_fill_(at[:stop] > some[:, None], -torch.inf)
+        sinks = min(sink, stop)
+        state = _add_keys(None, scores[..., :sinks], v[:, :sinks])
+        found, near = [], 0
+        for far in (*windows, stop):
+            # Distances from `near` to `far` - 1, a band that moves with the row; no key twice, sinks left out.
+            low = max(sinks, first - far + 1)
+            high = max(low, stop - near)
+            distance = some[:, None] - at[low:high]
+            band = scores[..., low:high].masked_fill((distance < near) | (distance >= far), -torch.inf)
+            state = _add_keys(state, band, v[:, low:high])
+            found.append((state[0] / state[1]).flatten(0, 1))
+            near = far
+        parts.append(torch.stack(found))
+    return torch.cat(parts, 2)
 
 
 def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequence[int], sink: int) -> Tensor:
@@ -121,6 +139,25 @@ def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     # One product per KV head over the rows of all its query heads: broadcasting would repeat the keys.
     flat = queries.float().flatten(1, 2) @ keys.float().transpose(1, 2)
     return flat.mul_(scale).unflatten(1, queries.shape[1:3])
+
+
+State = tuple[Tensor, Tensor, Tensor]
+"""Weighted sum of values [H, G, R, D], sum of weights and largest score, both [H, G, R, 1]."""
+
+
+def _add_keys(state: State | None, scores: Tensor, v: Tensor) -> State:
+    """A softmax with more keys: scores [H, G, R, K], -inf where a row does not see a key, and values [H, K, D]."""
+    shape = scores.shape[:3]
+    if state is None:
+        state = (v.new_zeros(*shape, v.shape[2]), v.new_zeros(*shape, 1), v.new_full((*shape, 1), -torch.inf))
+    if not scores.shape[3]:
+        return state
+    total, weight, peak = state
+    # Finite where a row sees nothing yet, since -inf less -inf is no number.
+    highest = torch.maximum(peak, scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float32).min)
+    shrink, new = (peak - highest).exp(), (scores - highest).exp_()
+    summed = (new.flatten(1, 2) @ v).unflatten(1, shape[1:])
+    return total * shrink + summed, weight * shrink + new.sum(-1, keepdim=True), highest
 
 
 def _near(rows: Tensor, window: int, sink: int) -> Tensor:

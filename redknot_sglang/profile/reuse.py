@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redknot_sglang.profile.attention import full, grouped, rows_windowed
+from redknot_sglang.profile.attention import full, grouped, rows_attend
 from redknot_sglang.profile.data import Example
 from redknot_sglang.profile.model import Attend, Rows, dense
 from redknot_sglang.profile.record import Matrix
@@ -85,8 +85,8 @@ def _compare(study: Study, isolated: Isolated, positions: Tensor, change: Tensor
         if len(inside):
             q = rows.q[:, inside - rows.begin]
             k, v = _replaced(rows.k, rows.v, isolated)
-            exact = rows_windowed(q, rows.k, rows.v, inside, rows.scale, end, 0)
-            reused = rows_windowed(q, k, v, inside, rows.scale, end, 0)
+            exact = rows_attend(q, rows.k, rows.v, inside, rows.scale, (), 0)[0]
+            reused = rows_attend(q, k, v, inside, rows.scale, (), 0)[0]
             size[rows.layer] += model.project(rows.layer, exact).square().sum(dtype=torch.float64)
             change[rows.layer] += model.squared_by_head(rows.layer, exact - reused)
         return dense(rows)

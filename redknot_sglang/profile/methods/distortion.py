@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redknot_sglang.profile.attention import rows_windowed
+from redknot_sglang.profile.attention import rows_attend
 from redknot_sglang.profile.data import Example
 from redknot_sglang.profile.model import Rows, dense
 from redknot_sglang.profile.study import Evidence, Study, in_chunk, sample_rows
@@ -40,13 +40,10 @@ def example_distortion(study: Study, example: Example) -> Tensor:
         inside, q = in_chunk(positions, rows)
         if len(inside):
             # Both in float32: in the model's dtype the rounding of two kernels would pass for a change.
-            far = rows_windowed(q, rows.k, rows.v, inside, rows.scale, rows.k.shape[1], 0)
+            *near, far = rows_attend(q, rows.k, rows.v, inside, rows.scale, study.curve, study.sink)
             size[rows.layer] += model.project(rows.layer, far).square().sum(dtype=torch.float64)
-            for number, window in enumerate(study.curve):
-                if window >= rows.k.shape[1]:  # all that is there
-                    continue
-                near = rows_windowed(q, rows.k, rows.v, inside, rows.scale, window, study.sink)
-                change[number, rows.layer] += model.squared_by_head(rows.layer, far - near)
+            for number, output in enumerate(near):
+                change[number, rows.layer] += model.squared_by_head(rows.layer, far - output)
         return dense(rows)
 
     x, tables = model.embed(example.ids)
