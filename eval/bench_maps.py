@@ -3,8 +3,8 @@
 
 python -m eval.bench_maps map.profile.json [--n 400] [--first 0] [--lengths 1024,2048,4096] [--json F]
 
-Of each method in a `redknot profile` of the embedded model, the map that keeps to the profile's budget with the least
-calibration loss; for each of these the reverse-ranked map and `--random` random ones with the same window and number
+Of each method in a `redknot profile` of the embedded model, the map that it would have chosen under the profile's
+budget, by calibration loss; for each of these the reverse-ranked map and `--random` random ones with the same window and number
 of global heads; all heads global (`dense`); and the map by construction (`shipped`). Maps that are the same are measured once.
 
 Whole answers, teacher forced, which is exact match of greedy decoding (eval/train/evaluate.py); all maps see the same
@@ -40,7 +40,7 @@ from redknot_sglang.cli.table import format_table
 from redknot_sglang.heads import HeadMap, load_head_map
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.record import load_record
-from redknot_sglang.profile.select import ROUNDING, ranking
+from redknot_sglang.profile.select import ranking, within_budget
 
 MODEL = Path(__file__).parent / "model"
 LAYERS, KV_HEADS = ModelConfig.layers, ModelConfig.kv_heads
@@ -61,8 +61,11 @@ def maps_of(record: dict[str, Any], randoms: int) -> Maps:
     maps = {"dense": HeadMap.from_global_heads(*shape, ranking(random_harm(*shape, 0)), 128, 4), "shipped": shipped}
     sizes = []
     for name, found in record["methods"].items():
-        fit = [p for p in record["points"] if p["method"] == name and p["kv"] <= target["kv"] + ROUNDING]
-        best = min(fit, key=lambda p: (p["loss"], p["kv"]))
+        mine = [p for p in record["points"] if p["method"] == name]
+        taken = within_budget([(p["kv"], p["loss"]) for p in mine], target["kv"])
+        if taken is None:
+            continue
+        best = mine[taken]
         harm, size = found["harm"][str(best["window"])], (best["global"], best["window"], best["sink"])
         maps[name], maps[f"reverse:{name}"] = top(harm, *size), top(reversed_harm(harm), *size)
         sizes.append(size)

@@ -19,6 +19,9 @@ from redknot_sglang.profile.record import Matrix
 Head = tuple[int, int]
 # A share that a user writes out is met by a map of just that share, whatever float made of both.
 ROUNDING = 1e-9
+# Nats per token that no calibration set tells apart. Of maps that lose the same the one that keeps most is taken: it has
+# more room for what calibration did not show, and the bytes were granted.
+TIE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -112,29 +115,39 @@ def fewest_global(fits: Callable[[int], bool], num_heads: int) -> int:
     return high
 
 
+def within_budget(found: Sequence[tuple[float, float]], kv: float) -> int | None:
+    """Index of the (KV share, loss) to take under a budget: of those within `TIE` of the least loss that with most bytes,
+    of these that with the least loss. None if nothing is within the budget."""
+    fit = [(share, loss, i) for i, (share, loss) in enumerate(found) if share <= kv + ROUNDING]
+    limit = min((loss for _, loss, _ in fit), default=0.0) + TIE
+    return min(((-share, loss, i) for share, loss, i in fit if loss <= limit), default=(0, 0, None))[2]
+
+
 def choose(points: Sequence[Point], target: Target, dense_loss: float) -> tuple[int, str]:
-    """Index of the point to take, no control, and why. Under a budget the least loss; under a loss the fewest bytes.
+    """Index of the point to take, no control, and why. Under a budget `within_budget`; under a loss the fewest bytes.
 
     Raises ProfileError if no point keeps to the target.
     """
-    open_to_choice = [(i, p) for i, p in enumerate(points) if not p.is_control]
+    maps = [i for i, point in enumerate(points) if not point.is_control]
+    pairs = [(points[i].kv, points[i].loss) for i in maps]
     if target.kv is not None:
-        fit = [(p.loss, p.kv, i) for i, p in open_to_choice if p.kv <= target.kv + ROUNDING]
+        taken = within_budget(pairs, target.kv)
         reason = (
-            f"the least loss of the measured maps with at most {target.kv:.3g} of the KV bytes at {target.at} tokens"
+            f"the least loss of the measured maps with at most {target.kv:.3g} of the KV bytes at {target.at} tokens; "
+            f"of losses within {TIE:g} nats the most bytes"
         )
     else:
         assert target.max_loss is not None
         limit = dense_loss + target.max_loss
-        fit = [(p.kv, p.loss, i) for i, p in open_to_choice if p.loss <= limit]
+        taken = min(((kv, loss, i) for i, (kv, loss) in enumerate(pairs) if loss <= limit), default=(0, 0, None))[2]
         reason = (
             f"the fewest KV bytes at {target.at} tokens of the measured maps within {target.max_loss:.3g} nats of dense"
         )
-    if not fit:
+    if taken is None:
         raise ProfileError(
             "no measured map keeps to the target: raise --target-kv, or give smaller --windows or --sink"
         )
-    return min(fit)[2], reason
+    return maps[taken], reason
 
 
 def pareto(points: Sequence[Point]) -> list[int]:

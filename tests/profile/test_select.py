@@ -16,6 +16,7 @@ from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.select import (
     ROUNDING,
+    TIE,
     Point,
     Target,
     choose,
@@ -25,6 +26,7 @@ from redknot_sglang.profile.select import (
     most_global,
     pareto,
     ranking,
+    within_budget,
 )
 
 SIZES = {"window": st.integers(1, 9000), "sink": st.integers(0, 200), "length": st.integers(1, 200_000)}
@@ -80,9 +82,11 @@ def test_ranking_is_by_harm_and_then_by_place(harm: list[list[float]]) -> None:
 @given(POINTS, st.floats(0.01, 1), st.floats(0, 9))
 def test_the_choice_keeps_to_its_target_and_is_best(points: list[Point], kv: float, limit: float) -> None:
     maps = [p for p in points if not p.is_control]
+    small, good = [p for p in maps if p.kv <= kv + ROUNDING], [p for p in maps if p.loss <= limit]
+    least = min((p.loss for p in small), default=0) + TIE
     for target, fit, key in (
-        (Target(100, kv=kv), [p for p in maps if p.kv <= kv + ROUNDING], lambda p: (p.loss, p.kv)),
-        (Target(100, max_loss=limit), [p for p in maps if p.loss <= limit], lambda p: (p.kv, p.loss)),
+        (Target(100, kv=kv), [p for p in small if p.loss <= least], lambda p: (-p.kv, p.loss)),
+        (Target(100, max_loss=limit), good, lambda p: (p.kv, p.loss)),
     ):
         if not fit:
             with pytest.raises(ProfileError, match="no measured map keeps to the target"):
@@ -90,6 +94,12 @@ def test_the_choice_keeps_to_its_target_and_is_best(points: list[Point], kv: flo
             continue
         taken = points[choose(points, target, 0.0)[0]]
         assert taken in fit and key(taken) == min(map(key, fit))
+
+
+def test_equal_losses_take_what_the_budget_grants() -> None:
+    found = [(0.1, 0.5), (0.3, 0.5 + TIE / 2), (0.4, 0.5 + 2 * TIE), (0.3, 0.5 + TIE / 4), (0.9, 0.0)]
+    assert within_budget(found, 0.45) == 3
+    assert within_budget(found, 0.2) == 0 and within_budget(found, 0.05) is None and within_budget(found, 1) == 4
 
 
 @given(POINTS)
