@@ -45,8 +45,8 @@ Details, by method:
                   "mean": {WINDOW: matrix, mean over the head's query heads}}; harm is the largest of them. Windows: the
                   curve, ascending: harm at ascending windows is a head's mass curve
     distortion    {}; windows: the curve
-    gates         {"steps", "l1", "learning_rate", "loss": {WINDOW: [distillation loss of every 10th step]}}; harm is the
-                  gate, 0 to 1
+    gates         {"steps", "l1", "learning_rate", "tokens": longest example allowed, "examples": how many were short
+                  enough, "loss": {WINDOW: [distillation loss of every 10th step]}}; harm is the gate, 0 to 1
     ablation      {"loss": {WINDOW: matrix}}: loss with this head local; harm is its rise over dense
     greedy        {"path": {WINDOW: [{"layer", "head", "loss": after this head, too, is local}, ..]}}; harm is L * H minus
                   the head's place in the path; heads never turned local have their order by last measured loss

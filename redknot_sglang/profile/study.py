@@ -73,8 +73,10 @@ class Study:
         return found
 
     def progress(self, label: str, items: Iterable[T], total: int) -> Iterator[T]:
-        """`items`, counted on stderr."""
-        yield from tqdm(items, desc=label, total=total, file=sys.stderr, leave=False, disable=None)
+        """`items`, counted on stderr; in a log only what takes long, and seldom."""
+        pause = 0.0 if sys.stderr.isatty() else 30.0
+        options = {"leave": False, "delay": pause, "mininterval": max(0.1, pause)}
+        yield from tqdm(items, desc=label, total=total, file=sys.stderr, **options)
 
     def loss(self, local: Iterable[Head], window: int) -> tuple[float, float | None]:
         """Mean loss with the heads `local` windowed, and the share of examples answered exactly (None: no answers)."""
