@@ -9,6 +9,7 @@ differs from layer l on need not repeat the layers below it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ class ProfiledModel:
     def loss(self, x: Tensor, ids: Sequence[int], first: int) -> tuple[float, bool]:
         """Mean loss in nats of the tokens `ids[first:]` given those before, and whether each of them is the argmax.
 
-        x: hidden states [T, d] after the last layer; 1 <= first < T.
+        x: hidden states [T, d] after the last layer; 1 <= first < T. Raises ProfileError for a loss that is no number.
         """
         targets = torch.tensor(ids[first:], device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -142,7 +143,10 @@ class ProfiledModel:
             logits = self.logits(x[first - 1 + begin : first - 1 + begin + len(some)])
             total += cross_entropy(logits, some, reduction="sum")
             right &= (logits.argmax(-1) == some).all()
-        return float(total) / len(targets), bool(right)
+        mean = float(total) / len(targets)
+        if not math.isfinite(mean):
+            raise ProfileError(f"the loss of a prompt of {len(ids)} tokens is {mean}: try --dtype bfloat16 or float32")
+        return mean, bool(right)
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 [R, vocabulary] of rows [R, d] after the last layer."""

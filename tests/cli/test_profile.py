@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from redknot_sglang.cli import profile as command
+from redknot_sglang.cli import profile_options
 from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.profile.methods import METHODS
@@ -84,7 +86,7 @@ def test_dummy_weights_at_a_shape(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_package() -> None:
     """The command line knows them without importing torch."""
-    assert tuple(METHODS) == command.METHODS and LEVELS == command.REUSE
+    assert tuple(METHODS) == profile_options.METHODS and LEVELS == profile_options.REUSE
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,14 @@ def test_weights_in_place_of_others_are_measured_anew(tmp_path: Path) -> None:
     assert (tmp_path / "map.json.work").read_text().count("\n") == 2 * lines
     assert run(out, *words, *QUICK, "--fresh", model=model) == 0
     assert (tmp_path / "map.json.work").read_text().count("\n") == lines
+
+
+def test_memory_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(command, "_run", full)
+    assert run(tmp_path / "map.json", "--data", "tasks", "--target-kv", 0.5) == 2
+    assert "the GPU's memory is too small: give a smaller --chunk" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from redknot_sglang.profile import attention
 from redknot_sglang.profile.data import Example
+from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.methods.distortion import example_distortion
 from redknot_sglang.profile.methods.gates import gated
 from redknot_sglang.profile.methods.mass import example_mass
@@ -143,3 +144,10 @@ def test_sampled_rows_are_spread_evenly(length: int, count: int) -> None:
 
 def test_scale_is_that_of_the_model() -> None:
     assert small_model("llama").model.layers[0].self_attn.scaling == DIM**-0.5
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    study = small_study("llama", prompt(20), 8)
+    x, _ = study.model.embed(range(20))
+    with pytest.raises(ProfileError, match="the loss of a prompt of 20 tokens is nan: try --dtype bfloat16 or float32"):
+        study.model.loss(x * torch.nan, list(range(20)), 1)
