@@ -43,7 +43,7 @@ def decode_duo_attention(
 
     With `share` the gates only rank the heads, as DuoAttention's own `sparsity` has it: the largest ones, at most that
     share of all heads, are global, of equal ones the first. The published tables of GQA models need it: above 0.5
-    they have nine heads in ten. Window and sink come from the arguments, else from `config_path`; HeadMapError if neither has them.
+    they have 81 to 95 % of the heads. Window and sink come from the arguments, else from `config_path`; HeadMapError if neither has them.
     """
     if share is not None and threshold is not None:
         raise HeadMapError("give either a threshold or a share of global heads")
