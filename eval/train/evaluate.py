@@ -7,7 +7,7 @@ gold answer exactly if that holds, so the figure is the exact match of greedy ge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from multiprocessing.pool import Pool
 
@@ -20,8 +20,10 @@ from eval.train.model import AttentionFn, EmbeddedModel, read_out, rope_table
 
 _HEADROOM = 64
 
+Encoded = tuple[list[int], int, list[int]]
 
-def encoded_example(task: str, length: int, seed: int) -> tuple[list[int], int, list[int]]:
+
+def encoded_example(task: str, length: int, seed: int) -> Encoded:
     """Token ids of prompt and answer, the prompt's token count, and the token counts of its documents."""
     example = make_example(task, length, seed)
     prompt = encode(render(example))
@@ -45,20 +47,22 @@ def exact_match(
     """
     encode_seed = partial(encoded_example, task, length)
     examples = list(pool.map(encode_seed, seeds, chunksize=8) if pool else map(encode_seed, seeds))
+    right = answered(model, examples, length, mode, dtype, batch_tokens)
+    return sum(right) / len(right)
+
+
+def answered(
+    model: EmbeddedModel, examples: Sequence[Encoded], length: int, mode: str, dtype: torch.dtype, batch_tokens: int
+) -> list[bool]:
+    """Whether each of the examples, with prompts of `length` tokens, is answered exactly; `exact_match` has the modes."""
     padded = -(-(length + _HEADROOM) // model.config.window) * model.config.window
     size = max(1, batch_tokens // padded)
-    right = sum(_right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size))
-    return right / len(examples)
+    parts = (_right(model, examples[i : i + size], padded, mode, dtype) for i in range(0, len(examples), size))
+    return [right for part in parts for right in part]
 
 
 @torch.no_grad()
-def _right(
-    model: EmbeddedModel,
-    examples: list[tuple[list[int], int, list[int]]],
-    padded: int,
-    mode: str,
-    dtype: torch.dtype,
-) -> int:
+def _right(model: EmbeddedModel, examples: Sequence[Encoded], padded: int, mode: str, dtype: torch.dtype) -> list[bool]:
     c, device = model.config, model.embedding.device
     tokens = torch.full((len(examples), padded + 1), token_id(PAD))
     answers = torch.zeros(len(examples), padded, dtype=torch.bool)
@@ -72,12 +76,11 @@ def _right(
     guesses = read_out(c, x[answers], model.norm, model.embedding).argmax(-1)
     wrong = torch.zeros_like(answers)
     wrong[answers] = guesses != tokens[:, 1:][answers]
-    return int((~wrong.any(1)).sum())
+    right: list[bool] = (~wrong.any(1)).tolist()
+    return right
 
 
-def _attention(
-    model: EmbeddedModel, examples: list[tuple[list[int], int, list[int]]], padded: int, mode: str
-) -> AttentionFn:
+def _attention(model: EmbeddedModel, examples: Sequence[Encoded], padded: int, mode: str) -> AttentionFn:
     if mode != "isolated":
         return make_attention(model.config, Layout(mapped=mode == "mapped"))
     documents = torch.zeros(len(examples), padded, dtype=torch.long)

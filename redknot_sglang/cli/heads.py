@@ -61,6 +61,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="T",
         help=f"DuoAttention: gates above it are global ({DEFAULT_THRESHOLD})",
     )
+    import_.add_argument(
+        "--global-share",
+        type=float,
+        metavar="R",
+        help="DuoAttention, instead of a threshold: the heads with the largest gates, at most this share, are global",
+    )
     _add_local_options(import_, "instead of what the source says")
     import_.add_argument("--model", metavar="DIR", help="check against this model's config.json, and record the model")
     import_.set_defaults(func=_reporting(_import))
@@ -114,7 +120,9 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    head_map = load_head_map(args.file, threshold=args.threshold, window=args.window, sink=args.sink)
+    head_map = load_head_map(
+        args.file, threshold=args.threshold, window=args.window, sink=args.sink, share=args.global_share
+    )
     if args.model is not None:
         shape = read_model_shape(args.model)
         head_map.check_model(shape.num_layers, shape.num_kv_heads, shape.info.model_type)

@@ -14,7 +14,9 @@ from redknot_sglang.heads.native import decode_native
 from redknot_sglang.heads.redknot_json import CLASSES_KEY, decode_redknot_json
 
 
-def read_head_map(path: StrPath, threshold: float | None, window: int | None, sink: int | None) -> HeadMap:
+def read_head_map(
+    path: StrPath, threshold: float | None, window: int | None, sink: int | None, share: float | None = None
+) -> HeadMap:
     """`head_map.load_head_map`, with errors that do not name the path."""
     file = Path(path)
     text = read_text(file)
@@ -22,11 +24,13 @@ def read_head_map(path: StrPath, threshold: float | None, window: int | None, si
     if not text.strip():
         raise HeadMapError("is empty")
     if looks_like_gates(text):
-        return decode_duo_attention(text, file.parent / "config.json", source, threshold, window, sink)
+        return decode_duo_attention(text, file.parent / "config.json", source, threshold, window, sink, share)
 
     document = parse_json_object(text)
     if threshold is not None:
         raise HeadMapError("has classes, not gates: a threshold applies to DuoAttention tables only")
+    if share is not None:
+        raise HeadMapError("has classes, not gates: a share of global heads applies to DuoAttention tables only")
     if "format" in document:
         if window is not None or sink is not None:
             raise HeadMapError(

@@ -227,18 +227,24 @@ class HeadMap:
 
 
 def load_head_map(
-    path: StrPath, *, threshold: float | None = None, window: int | None = None, sink: int | None = None
+    path: StrPath,
+    *,
+    threshold: float | None = None,
+    window: int | None = None,
+    sink: int | None = None,
+    share: float | None = None,
 ) -> HeadMap:
     """Read a head map: native JSON, public RedKnot JSON or DuoAttention TSV, recognised by its content.
 
-    The options are for the imports: `threshold` (TSV; default 0.5: gates above it are global), `window` and
-    `sink` (both imports; instead of what the source says). Raises HeadMapError; its message names the path.
+    The options are for the imports: `threshold` (TSV; default 0.5: gates above it are global) or `share` (TSV; the
+    heads with the largest gates, at most that share, are global), `window` and `sink` (both imports; instead of what
+    the source says). Raises HeadMapError; its message names the path.
     """
     # The readers build HeadMaps and so import this module.
     from redknot_sglang.heads.formats import read_head_map
 
     try:
-        return read_head_map(path, threshold=threshold, window=window, sink=sink)
+        return read_head_map(path, threshold=threshold, window=window, sink=sink, share=share)
     except HeadMapError as error:
         raise HeadMapError(f"{os.fspath(path)}: {error}") from None
 

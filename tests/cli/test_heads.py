@@ -194,3 +194,54 @@ def test_import_for_another_model(
     assert redknot("import", public, "--model", model, "--out", out) == 2
     assert "KV heads per layer: 4 in the map, 8 in the model" in error_line(capsys)
     assert not out.exists()
+
+
+SHAPES = Path(__file__).parents[2] / "eval" / "shapes"
+
+
+def test_published_gates_at_the_shape_of_their_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table as DuoAttention publishes it for Llama-3.1-8B, 32 layers of 8, most gates near 1, as in the published ones."""
+    table = [[0.99 - 0.001 * (8 * layer + head) for head in range(8)] for layer in range(32)]
+    (tmp_path / "full_attention_heads.tsv").write_text(
+        "".join("\t".join(f"{g:.18e}" for g in row) + "\n" for row in table)
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_name": "models/Llama", "sink_size": 128, "recent_size": 256})
+    )
+    words = ("import", tmp_path / "full_attention_heads.tsv", "--out", tmp_path / "map.json", "--model")
+    assert redknot(*words, SHAPES / "llama-3.1-8b", "--global-share", 0.25) == 0
+    head_map = load_head_map(tmp_path / "map.json")
+    assert head_map.global_share == 0.25 and head_map.global_layers == tuple(range(8))
+    assert (head_map.window, head_map.sink, head_map.model.model_type) == (256, 128, "llama")
+    assert redknot("show", tmp_path / "map.json") == 0
+    assert "  all  25.0%         64    192" in capsys.readouterr().out
+    assert redknot(*words, SHAPES / "llama-3.1-8b") == 0
+    assert load_head_map(tmp_path / "map.json").global_share == 1.0  # above 0.5 they all are
+    capsys.readouterr()
+    assert redknot(*words, SHAPES / "qwen3-8b") == 2
+    assert "layers: 32 in the map, 36 in the model" in error_line(capsys)
+
+
+def test_public_maps_at_the_shape_of_their_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A document as RedKnot publishes it for Qwen3-8B: distances beyond any window for global heads, sinks per head."""
+    source = tmp_path / "redknot.json"
+    document = {
+        "model": "Qwen3-8B", "model_type": "qwen3", "num_layers": 36, "num_kv_heads": 8,
+        "kv_head_classification": [["global"] + ["local"] * 7] * 36,
+        "kv_head_max_distance": [[-1] + [1024] * 7] * 36, "kv_head_sink_size": [[4] * 8] * 36,
+    }  # fmt: skip
+    source.write_text(json.dumps(document))
+    words = ("import", source, "--out", tmp_path / "map.json", "--model")
+    assert redknot(*words, SHAPES / "qwen3-8b") == 0
+    head_map = load_head_map(tmp_path / "map.json")
+    assert head_map.global_share == 1 / 8 and (head_map.window, head_map.sink) == (1024, 4)
+    assert head_map.model.architecture == "Qwen3ForCausalLM"
+    assert redknot("show", tmp_path / "map.json") == 0
+    capsys.readouterr()
+    assert redknot(*words, SHAPES / "llama-3.1-8b") == 2
+    assert "layers: 36 in the map, 32 in the model" in error_line(capsys)
+    source.write_text(json.dumps({**document, "model_type": "llama"}))
+    assert redknot(*words, SHAPES / "qwen3-8b") == 2
+    assert "model type: llama in the map, qwen3 in the model" in error_line(capsys)
+    assert redknot(*words, SHAPES / "qwen3-8b", "--global-share", 0.5) == 2
+    assert "a share of global heads applies to DuoAttention tables only" in error_line(capsys)

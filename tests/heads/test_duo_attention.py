@@ -130,3 +130,27 @@ def test_wrong_companions(config: object, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
 def test_wrong_thresholds(threshold: float, tmp_path: Path) -> None:
     assert failure(tmp_path, threshold=threshold) == f"threshold must be within 0 to 1, got {threshold}"
+
+
+@given(st.lists(st.lists(st.floats(-0.1, 1.1), min_size=4, max_size=4), min_size=1, max_size=6), st.integers(0, 100))
+def test_a_share_takes_the_largest_gates(
+    tmp_path_factory: pytest.TempPathFactory, gates: list[list[float]], percent: int
+) -> None:
+    table = "".join("\t".join(f"{gate:.18e}" for gate in row) + "\n" for row in gates)
+    head_map = imported(tmp_path_factory.mktemp("duo"), table, share=percent / 100)
+    count = sum(map(sum, head_map.is_global))
+    assert count == percent * 4 * len(gates) // 100
+    pairs = [
+        (g, min(1, max(0, x)))
+        for row, found in zip(gates, head_map.is_global, strict=True)
+        for x, g in zip(row, found, strict=True)
+    ]
+    taken, left = ([value for is_global, value in pairs if is_global is wanted] for wanted in (True, False))
+    assert not taken or not left or min(taken) >= max(left)
+    assert head_map.provenance["global_share"] == percent / 100 and "threshold" not in head_map.provenance
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_wrong_shares(share: float, tmp_path: Path) -> None:
+    assert failure(tmp_path, share=share) == f"the share of global heads must be within 0 to 1, got {share}"
+    assert failure(tmp_path, share=0.5, threshold=0.5) == "give either a threshold or a share of global heads"

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the parts of a model class are found: the one place to add a model that transformers knows.
+
+A class fits as it is if its attention modules call the attention function that transformers looks up for them, with
+rotated queries and keys, and if a layer is a function of hidden states, position tables and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from redknot_sglang.profile.errors import ProfileError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Modules of a decoder: token ids -> embed -> layers, each given rotary's tables -> norm -> head -> logits.
+
+    attentions: of each layer the module that calls the attention function; outputs: of each layer the projection of the
+    attention output [.., Q * D] to the hidden size.
+    """
+
+    embed: nn.Module
+    layers: list[nn.Module]
+    rotary: nn.Module
+    norm: nn.Module
+    head: nn.Module
+    attentions: list[nn.Module]
+    outputs: list[nn.Module]
+
+
+def llama_parts(model: Any) -> Parts:
+    """Parts of a class that is laid out like transformers' Llama."""
+    decoder = model.model
+    layers = list(decoder.layers)
+    attentions = [layer.self_attn for layer in layers]
+    outputs = [attention.o_proj for attention in attentions]
+    return Parts(
+        decoder.embed_tokens,
+        layers,
+        decoder.rotary_emb,
+        decoder.norm,
+        model.get_output_embeddings(),
+        attentions,
+        outputs,
+    )
+
+
+ADAPTERS: dict[str, Callable[[Any], Parts]] = {
+    name: llama_parts for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
+}
+
+
+def find_parts(model: Any) -> Parts:
+    """Parts of a transformers model. Raises ProfileError for a class or an attention that is not known."""
+    name = type(model).__name__
+    if name not in ADAPTERS:
+        raise ProfileError(
+            f"{name} cannot be profiled; known: {', '.join(ADAPTERS)}. A class laid out like one of these needs one entry "
+            "in redknot_sglang.profile.adapters.ADAPTERS"
+        )
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    own_window = name == "MistralForCausalLM" and model.config.sliding_window is not None
+    if kinds != {"full_attention"} or own_window:
+        raise ProfileError("the model has sliding windows of its own, which SGLang --redknot does not serve")
+    return ADAPTERS[name](model)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration data as token ids: generated tasks, the user's JSONL, or random ids for measuring time and memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.profile.errors import ProfileError
+
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and its answer; `first`, the answer's first token (1 where there is no answer).
+
+    segments: token spans [start, end) of the documents, ascending and disjoint, all before `first`.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    has_answer: bool = False
+    segments: Spans = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples and where they come from, in the words of `record.py`."""
+
+    source: str
+    name: str
+    examples: tuple[Example, ...]
+    lengths: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that the figures depend on."""
+        shown = [[e.ids, e.first, e.segments] for e in self.examples]
+        return hashlib.sha256(json.dumps(shown, separators=(",", ":")).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The `data` of a record."""
+        sizes = [len(e.ids) for e in self.examples]
+        return {
+            "source": self.source,
+            "name": self.name,
+            "sha256": self.sha256,
+            "examples": len(sizes),
+            "with_answers": sum(e.has_answer for e in self.examples),
+            "with_documents": sum(bool(e.segments) for e in self.examples),
+            "tokens": {"smallest": min(sizes), "mean": sum(sizes) / len(sizes), "largest": max(sizes)},
+            "lengths": list(self.lengths),
+            "seeds": list(self.seeds),
+        }
+
+
+def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[str]) -> Example:
+    """An example of text. The answer is followed by the tokenizer's end-of-sequence token.
+
+    Documents stand in the prompt, verbatim and in their order; a segment is the tokens that lie wholly inside one.
+    Raises ProfileError if a document is not there or nothing can be predicted.
+    """
+    # Special tokens are written out in the text of a chat; a tokenizer that adds its own does so for bare prompts only.
+    bare = not any(token in prompt for token in tokenizer.all_special_tokens)
+    found = tokenizer(prompt, add_special_tokens=bare, return_offsets_mapping=bool(documents))
+    ids = list(found["input_ids"])
+    segments = tuple(_spans(prompt, documents, found["offset_mapping"])) if documents else ()
+    if answer is None:
+        if len(ids) < 2:
+            raise ProfileError("a prompt without an answer needs at least two tokens")
+        return Example(tuple(ids), 1, False, segments)
+    tail = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    if tokenizer.eos_token_id is not None:
+        tail.append(tokenizer.eos_token_id)
+    if not ids or not tail:
+        raise ProfileError("prompt and answer must not be empty")
+    return Example(tuple(ids + tail), len(ids), True, segments)
+
+
+def read_jsonl(path: Path, tokenizer: Any) -> Data:
+    """Examples of a file with one object a line: `prompt`, and where known `answer` and `documents`.
+
+    Raises ProfileError, which names the line.
+    """
+    examples = []
+    for where, entry in _lines(path):
+        unknown = sorted(set(entry) - {"prompt", "answer", "documents"})
+        prompt, answer, documents = entry.get("prompt"), entry.get("answer"), entry.get("documents", [])
+        if unknown:
+            raise ProfileError(f"{where}: unknown key {unknown[0]!r}; known: prompt, answer, documents")
+        if not isinstance(prompt, str) or not prompt or not isinstance(answer, str | None) or answer == "":
+            raise ProfileError(f"{where}: prompt must be a string that is not empty, answer too where there is one")
+        if not isinstance(documents, list) or not all(isinstance(d, str) and d for d in documents):
+            raise ProfileError(f"{where}: documents must be a list of strings that are not empty")
+        try:
+            examples.append(encode(tokenizer, prompt, answer, documents))
+        except ProfileError as error:
+            raise ProfileError(f"{where}: {error}") from None
+    if not examples:
+        raise ProfileError(f"{path}: no prompts in it")
+    return Data("jsonl", path.name, tuple(examples))
+
+
+def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: int, seed: int, tokenizer: Any) -> Data:
+    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (cli/eval.py).
+
+    They take turns, so that a run that uses the first few sees all tasks. Raises ProfileError.
+    """
+    examples = []
+    for number in range(seed, seed + count):
+        for length in lengths:
+            for name in names:
+                try:
+                    made = tasks.make_example(name, length, number)
+                except ValueError as error:
+                    raise ProfileError(f"task {name}: {error}") from error
+                if tokenizer.chat_template:
+                    prompt = tokenizer.apply_chat_template(
+                        tasks.messages(made), tokenize=False, add_generation_prompt=True
+                    )
+                else:
+                    prompt = tasks.render(made)
+                examples.append(encode(tokenizer, prompt, made.answer, made.documents))
+    return Data("tasks", ",".join(names), tuple(examples), tuple(lengths), (seed, seed + count - 1))
+
+
+def random_data(vocabulary: int, lengths: Sequence[int], count: int, seed: int) -> Data:
+    """Random token ids without answers: they show what a profile costs, and nothing about any head."""
+    import numpy as np
+
+    rows = [
+        np.random.default_rng([seed + number, length]).integers(0, vocabulary, length).tolist()
+        for number in range(count)
+        for length in lengths
+    ]
+    return Data(
+        "random", "token ids", tuple(Example(tuple(row), 1) for row in rows), tuple(lengths), (seed, seed + count - 1)
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ProfileError(f"{where}: not valid JSON: {error.msg}") from None
+        if not isinstance(entry, dict):
+            raise ProfileError(f"{where}: must be an object with a prompt")
+        yield where, entry
+
+
+def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    places = list(offsets)
+    begin = 0
+    for number, document in enumerate(documents):
+        begin = prompt.find(document, begin)
+        if begin < 0:
+            raise ProfileError(f"document {number} does not stand in the prompt behind those before it")
+        end = begin + len(document)
+        inside = [i for i, (a, b) in enumerate(places) if begin <= a < b <= end]
+        begin = end
+        if inside:
+            yield inside[0], inside[-1] + 1

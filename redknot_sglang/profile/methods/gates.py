@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates: one number per KV head mixes its full and its windowed output, and is optimised on the model's own outputs.
+
+DuoAttention (Xiao et al., arXiv 2410.10819, section 2.2): attention is alpha * full + (1 - alpha) * windowed, all weights but
+the gates are frozen, gates start at 1, and the loss is the squared difference of the last hidden states to the full
+model's, at the answer's tokens, plus an L1 term that pushes every gate down. Here the difference is relative to the
+full model's norm, so that the weight of the L1 term, over the mean gate, means the same for every model. All heads are
+judged at once, under each other's changes; what is compared is the hidden state, not the answer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from redknot_sglang.profile.attention import full, grouped, windowed
+from redknot_sglang.profile.data import Example
+from redknot_sglang.profile.errors import ProfileError
+from redknot_sglang.profile.model import dense
+from redknot_sglang.profile.study import Evidence, Study
+
+
+def gates(study: Study) -> Evidence:
+    """Gates after `gate_steps` steps of Adam, an example each in turn.
+
+    A layer's activations are computed again for its gradient, so memory is that of one layer at the length of an example:
+    examples longer than `gate_tokens` are left out. Raises ProfileError if none is left.
+    """
+    short = [example for example in study.data.examples if len(example.ids) <= study.gate_tokens]
+    if not short:
+        raise ProfileError(f"gates: all examples are longer than {study.gate_tokens} tokens; raise --gate-tokens")
+    settings = {
+        "steps": study.gate_steps, "l1": study.gate_l1, "learning_rate": study.gate_rate, "tokens": study.gate_tokens,
+    }  # fmt: skip
+    found = {}
+    for window in study.windows:
+        what = ["gates", window, study.sink, settings, study.seed]
+        found[window] = study.work.once(what, partial(_optimise, study, short, window))
+    return Evidence(
+        {window: study.matrix(torch.tensor(result["gates"]).flatten()) for window, result in found.items()},
+        "gate between the windowed (0) and the full (1) output of the head",
+        "DuoAttention, arXiv 2410.10819",
+        {**settings, "examples": len(short), "loss": {str(w): result["loss"] for w, result in found.items()}},
+    )
+
+
+def _optimise(study: Study, examples: list[Example], window: int) -> dict[str, Any]:
+    model = study.model
+    shape = (model.layers, model.kv_heads)
+    alpha = torch.ones(shape, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([alpha], lr=study.gate_rate)
+    wanted: dict[int, Tensor] = {}
+    losses = []
+    order = torch.Generator().manual_seed(study.seed)
+    turn: list[int] = []
+    for step in study.progress(f"gates, window {window}", range(study.gate_steps), study.gate_steps):
+        turn = turn or torch.randperm(len(examples), generator=order).tolist()
+        number = turn.pop()
+        example = examples[number]
+        rows = slice(example.first - 1, len(example.ids) - 1)
+        if number not in wanted:
+            x, tables = model.embed(example.ids)
+            wanted[number] = _last(study, model.run(x, tables, dense)[rows])
+        change = _last(study, gated(study, example, alpha, window)[rows]) - wanted[number]
+        loss = change.square().sum() / wanted[number].square().sum()
+        optimizer.zero_grad()
+        (loss + study.gate_l1 * alpha.mean()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            alpha.clamp_(0, 1)
+        if step % 10 == 0:
+            losses.append(float(loss.detach()))
+    return {"gates": alpha.tolist(), "loss": losses}
+
+
+def gated(study: Study, example: Example, alpha: Tensor, window: int) -> Tensor:
+    """Hidden states [T, d] after the last layer with gates `alpha` [layers, KV heads]; differentiable in alpha."""
+    model = study.model
+    x, tables = model.embed(example.ids)
+
+    def layer_output(layer: int, rows: Tensor) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            far = grouped(full(q, k, v, scale), len(k))
+            near = grouped(windowed(q, k, v, scale, window, study.sink), len(k))
+            return torch.lerp(near, far, alpha[layer].to(near.dtype)[:, None, None, None]).flatten(0, 1)
+
+        return model.apply_layer(layer, rows, tables, attend)
+
+    for layer in range(model.layers):
+        x = checkpoint(layer_output, layer, x, use_reentrant=False)
+    return x
+
+
+def _last(study: Study, x: Tensor) -> Tensor:
+    """What the output layer reads of rows [R, d], float32."""
+    out: Tensor = study.model.parts.norm(x).float()
+    return out

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformers model whose attention is ours to replace, run layer by layer and within a layer chunk by chunk.
+
+All rows of a prompt pass one layer before the next. So the KV of one layer is held, not of all: at 128K tokens and the
+shape of Qwen3-8B 0.5 GiB of K and V and 1 GiB of hidden states, where the layers' KV together would be 18 GiB. And what
+differs from layer l on need not repeat the layers below it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from redknot_sglang.heads.model_info import ModelShape, read_model_shape
+from redknot_sglang.profile.adapters import find_parts
+from redknot_sglang.profile.attention import full
+from redknot_sglang.profile.errors import ProfileError
+
+ATTENTION = "redknot_profile"
+LOAD_FORMATS = ("auto", "dummy")
+# Rows whose logits are held at once: 256 of Qwen3's vocabulary are 150 MiB in float32.
+LOGIT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A chunk of rows in one layer: q [Q, n, D] at positions `begin` and on, k and v [H, begin + n, D], all rotated."""
+
+    layer: int
+    begin: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+
+
+Attend = Callable[[Rows], Tensor]
+"""Attention output [Q, n, D] of a chunk."""
+
+
+def dense(rows: Rows) -> Tensor:
+    """The attention of stock SGLang."""
+    return full(rows.q, rows.k, rows.v, rows.scale)
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any) -> Any:
+    """What transformers calls: [1, heads, n, D] in, [1, n, Q, D] out."""
+    return module.redknot_attend(query[0], key[0], value[0], scaling).transpose(0, 1)[None], None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+class ProfiledModel:
+    """One model on one device. Hidden states are [T, d] of one prompt, in the model's dtype."""
+
+    def __init__(self, model: Any, chunk: int) -> None:
+        """model: a transformers causal LM with `attn_implementation=ATTENTION`; chunk: rows of a pass through a layer."""
+        self.model = model.eval().requires_grad_(False)
+        self.parts, self.chunk = find_parts(model), chunk
+        config = model.config
+        self.layers, self.q_heads = config.num_hidden_layers, config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads or self.q_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.q_heads
+        self.device, self.dtype = model.device, model.dtype
+
+    def embed(self, ids: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Hidden states before layer 0, and the tables (cos, sin), each [T, D], of all positions."""
+        x = self.parts.embed(torch.tensor(ids, device=self.device))
+        # All at once: a rotation that depends on the length must not depend on the chunks.
+        cos, sin = self.parts.rotary(x[None], torch.arange(len(ids), device=self.device)[None])
+        return x, (cos[0], sin[0])
+
+    def run(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], attend: Attend, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Pass `x` in place through the layers `first` to `last` - 1 (default: all) and return it."""
+        for layer in range(first, self.layers if last is None else last):
+            self.run_layer(layer, x, tables, attend)
+        return x
+
+    def run_layer(self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
+        """Pass `x` in place through one layer; its K and V, each [H, T, D]."""
+        k = x.new_empty(self.kv_heads, len(x), self.head_dim)
+        v = torch.empty_like(k)
+        for begin in range(0, len(x), self.chunk):
+            end = min(len(x), begin + self.chunk)
+
+            def kept(q: Tensor, new_k: Tensor, new_v: Tensor, scale: float, a: int = begin, b: int = end) -> Tensor:
+                k[:, a:b], v[:, a:b] = new_k, new_v
+                return attend(Rows(layer, a, q, k[:, :b], v[:, :b], scale))
+
+            x[begin:end] = self.apply_layer(layer, x[begin:end], (tables[0][begin:end], tables[1][begin:end]), kept)
+        return k, v
+
+    def apply_layer(
+        self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attend: Callable[..., Tensor]
+    ) -> Tensor:
+        """One layer on rows [n, d], its attention `attend(q [Q, n, D], k, v [H, n, D], scale)`; differentiable."""
+        module: Any = self.parts.attentions[layer]
+        module.redknot_attend = attend
+        try:
+            out: Tensor = self.parts.layers[layer](
+                x[None], attention_mask=None, position_embeddings=(tables[0][None], tables[1][None])
+            )
+        finally:
+            del module.redknot_attend
+        return out[0]
+
+    def project(self, layer: int, attended: Tensor) -> Tensor:
+        """The layer's output [R, d], float32, of attention output [Q, R, D]."""
+        flat = attended.transpose(0, 1).flatten(1).to(self.dtype)
+        out: Tensor = self.parts.outputs[layer](flat).float()
+        return out
+
+    def squared_by_head(self, layer: int, attended: Tensor) -> Tensor:
+        """float64 [H]: what each KV head of `attended` float32 [Q, R, D] adds to the layer's output, squared, summed."""
+        weight: Any = self.parts.outputs[layer].weight
+        heads = weight.float().unflatten(1, (self.kv_heads, -1)).transpose(0, 1)  # [H, d, Q / H * D]
+        rows = attended.unflatten(0, (self.kv_heads, -1)).transpose(1, 2).flatten(2)  # [H, R, Q / H * D]
+        return (rows @ heads.transpose(1, 2)).square().sum((1, 2), dtype=torch.float64)
+
+    def loss(self, x: Tensor, ids: Sequence[int], first: int) -> tuple[float, bool]:
+        """Mean loss in nats of the tokens `ids[first:]` given those before, and whether each of them is the argmax.
+
+        x: hidden states [T, d] after the last layer; 1 <= first < T. Raises ProfileError for a loss that is no number.
+        """
+        targets = torch.tensor(ids[first:], device=self.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.ones((), dtype=torch.bool, device=self.device)
+        for begin in range(0, len(targets), LOGIT_ROWS):
+            some = targets[begin : begin + LOGIT_ROWS]
+            logits = self.logits(x[first - 1 + begin : first - 1 + begin + len(some)])
+            total += cross_entropy(logits, some, reduction="sum")
+            right &= (logits.argmax(-1) == some).all()
+        mean = float(total) / len(targets)
+        if not math.isfinite(mean):
+            raise ProfileError(f"the loss of a prompt of {len(ids)} tokens is {mean}: try --dtype bfloat16 or float32")
+        return mean, bool(right)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 [R, vocabulary] of rows [R, d] after the last layer."""
+        out: Tensor = self.parts.head(self.parts.norm(x)).float()
+        return out
+
+
+def load_model(
+    folder: Path, device: str, dtype: str, load_format: str, chunk: int
+) -> tuple[ProfiledModel, ModelShape, str]:
+    """The model in a local folder, its shape, and the SHA-256 of its config.json.
+
+    load_format: `auto` reads the weights; `dummy` draws them at random, for measuring time and memory at a shape.
+    dtype: a torch name, or `auto` for the config's. Raises ProfileError or HeadMapError.
+    """
+    shape = read_model_shape(folder)
+    if load_format not in LOAD_FORMATS:
+        raise ProfileError(f"unknown load format {load_format!r}; known: {', '.join(LOAD_FORMATS)}")
+    file = folder / "config.json" if folder.is_dir() else folder
+    raw = file.read_bytes()
+    try:
+        config = AutoConfig.from_pretrained(file.parent, local_files_only=True)
+        wanted = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        options: dict[str, Any] = {"dtype": wanted, "attn_implementation": ATTENTION}
+        if load_format == "dummy":
+            torch.manual_seed(0)
+            with torch.device(device):
+                model = AutoModelForCausalLM.from_config(config, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ProfileError(f"{folder}: transformers cannot load the model: {reason}") from error
+    return ProfiledModel(model.to(device), chunk), shape, hashlib.sha256(raw).hexdigest()

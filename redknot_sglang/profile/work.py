@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished measurements on disk, so that an interrupted profile goes on where it was.
+
+A work file has a line of JSON per measurement, [key, value]; the key is a hash of all the measurement depends on. Lines
+are only added. A line that a kill cut short is not JSON and counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Work:
+    """Measurements of this and of earlier runs; `measured` counts those this run had to make."""
+
+    def __init__(self, path: Path | None, base: object) -> None:
+        """path: the work file, made when first needed, or None to keep nothing; base: what every key depends on.
+
+        Raises OSError if the file cannot be read.
+        """
+        self.path, self.measured = path, 0
+        self._base = json.dumps(base, sort_keys=True)
+        self._known: dict[str, Any] = {}
+        self._broken_end = False
+        if path is not None and path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self._broken_end = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
+                try:
+                    key, value = json.loads(line)
+                except ValueError:
+                    continue
+                self._known[key] = value
+
+    def once(self, what: object, measure: Callable[[], Any]) -> Any:
+        """The value known for `what`, else that of `measure`, which is JSON and is kept."""
+        key = hashlib.sha256(f"{self._base}\n{json.dumps(what, sort_keys=True)}".encode()).hexdigest()
+        if key not in self._known:
+            value = measure()
+            self.measured += 1
+            line = json.dumps([key, value], allow_nan=False)
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n" * self._broken_end + line + "\n")
+                self._broken_end = False
+            # Through JSON, so that a first run and one that goes on see the same numbers and key types.
+            self._known[key] = json.loads(line)[1]
+        return self._known[key]
