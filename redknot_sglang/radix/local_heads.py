@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, RecoverSWAWithLockedFull, SWARebuild
 from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
 from sglang.srt.mem_cache.unified_cache.components.tree_component import (
@@ -70,8 +71,10 @@ class LocalHeads(SWAComponent):
             branch = req.redknot_branch
             kept = [(0, token_ids_len)] if whole else kept_local(token_ids_len, self.window, self.sink, branch)
             row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
-            for start, end in gaps(union(kept + freed), owned_from, token_ids_len):
-                self.cache.token_to_kv_pool_allocator.free_swa(row[start:end])
+            gone = [row[start:end] for start, end in gaps(union(kept + freed), owned_from, token_ids_len)]
+            if gone:
+                # At once: each call waits for the device to count what it frees, and segments leave a gap each.
+                self.cache.token_to_kv_pool_allocator.free_swa(torch.cat(gone))
             live = [part for span in kept for part in gaps(freed, *span)]
         insert_params.live_spans = live
         insert_params.transient = insert_params.chunked and not is_finished and not is_whole(req)

@@ -59,12 +59,21 @@ def spans_of(positions: Positions) -> Spans:
 
 
 def inside(positions: Positions, spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Which positions lie in one of `spans`: bool [n]."""
-    starts, ends = _columns(spans)
-    if not len(starts):
-        return np.zeros(len(positions), dtype=np.bool_)
-    at = np.searchsorted(starts, positions, "right") - 1
-    return (at >= 0) & (positions < ends[at])
+    """Which positions, ascending, lie in one of `spans`: bool [n].
+
+    Takes time and memory for every position from the first to the last, so these should be most of them.
+    """
+    if not len(positions):
+        return np.zeros(0, dtype=np.bool_)
+    first, end = positions[0], positions[-1] + 1
+    starts, ends = (column.clip(first, end) - first for column in _columns(spans))
+    some = starts < ends
+    # A span counts from its start to its end; disjoint ones never share either.
+    steps = np.zeros(end - first + 1, dtype=np.int8)
+    steps[starts[some]] += 1
+    steps[ends[some]] -= 1
+    covered: NDArray[np.bool_] = steps.cumsum(dtype=np.int8)[positions - first] > 0
+    return covered
 
 
 def _columns(spans: Sequence[Span]) -> tuple[Positions, Positions]:

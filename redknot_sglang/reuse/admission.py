@@ -139,11 +139,12 @@ class SegmentAdmission:
         SGLang may cut the chunk further than `rows`; the relocated part then ends earlier as well.
         """
         length = len(req.full_untruncated_fill_ids)
-        stretch = self._fitting(adder, plan, start, length, rows)
-        if stretch is None:
+        found = self._fitting(adder, plan, start, length, rows)
+        if found is None:
             self.sources.refused(adder, req)
             return AddReqResult.NO_TOKEN if req.req_pool_idx is None else req
-        moved, local = stretch.num_moved, self._local_count(plan, stretch)
+        stretch, local_rows = found
+        moved, local = stretch.num_moved, _count(local_rows)
         tree_slots, chunk = req.prefix_indices, adder.rem_chunk_tokens
         adder.rem_total_token_offset += moved
         adder.cur_rem_token_offset += moved
@@ -162,21 +163,26 @@ class SegmentAdmission:
             req.prefix_indices = tree_slots
             self.sources.refused(adder, req)
             return result
-        stretch = self._stretch(plan, start, length, req.extend_range.length)
-        req.prefix_indices = torch.cat([tree_slots, self._relocate(req, plan, stretch)])
+        if req.extend_range.length != stretch.num_rows:
+            stretch = self._stretch(plan, start, length, req.extend_range.length)
+            local_rows = self._local_rows(plan, stretch)
+        req.prefix_indices = torch.cat([tree_slots, self._relocate(req, plan, stretch, local_rows)])
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == stretch.num_rows
         req.redknot_stretch = stretch
         self.sources.keep(req, plan.sources(stretch.stop))
         return result
 
-    def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> Stretch | None:
-        """The longest stretch tried of at most `rows` computed rows that the free slots hold; None if there is none."""
+    def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, list[Span]] | None:
+        """The longest stretch tried of at most `rows` computed rows that the free slots hold, and its relocated rows with
+        local slots; None if there is none.
+        """
         while rows > 0:
             stretch = self._stretch(plan, start, length, rows)
-            local = self._local_count(plan, stretch) + stretch.num_rows
+            local_rows = self._local_rows(plan, stretch)
+            local = _count(local_rows) + stretch.num_rows
             if stretch.num_moved + stretch.num_rows < adder.rem_total_tokens and local < adder.rem_swa_tokens:
-                return stretch
+                return stretch, local_rows
             if adder.rem_chunk_tokens is None:
                 return None
             rows = min(rows, stretch.num_rows) // 2
@@ -186,25 +192,23 @@ class SegmentAdmission:
         stop = plan.stretch(start, length, rows)
         return Stretch(start, stop, clip(plan.reused, start, stop), plan.computed(start, stop))
 
-    def _local_count(self, plan: Plan, stretch: Stretch) -> int:
-        return sum(end - start for start, end in self._local_rows(plan, stretch))
-
     def _local_rows(self, plan: Plan, stretch: Stretch) -> list[Span]:
         heads = self._tree.local_heads
         return plan.local_rows(stretch.start, stretch.stop, heads.window, heads.sink)
 
-    def _relocate(self, req: Any, plan: Plan, stretch: Stretch) -> Tensor:
+    def _relocate(self, req: Any, plan: Plan, stretch: Stretch, local_rows: list[Span]) -> Tensor:
         """Allocate slots for the relocated positions and queue their job; returns them, int64 [moved], in order."""
         if not stretch.moved:
             return torch.empty(0, dtype=torch.int64, device=req.prefix_indices.device)
         moved, device = stretch.moved_positions, req.prefix_indices.device
-        seen = inside(moved, self._local_rows(plan, stretch))
+        seen = inside(moved, local_rows)
         sources = sorted(req.redknot_sources.items())
-        assert inside(moved, [span for span, _ in sources]).all(), "a relocated row has no source"
-        begins = np.array([span[0] for span, _ in sources])
+        begins, stops = np.array([span for span, _ in sources]).T
+        counts = np.searchsorted(moved, stops) - np.searchsorted(moved, begins)
+        assert counts.sum() == len(moved), "a relocated row has no source"
         kept = [source.slots for _, source in sources]
         ends = np.cumsum([len(slots) for slots in kept])
-        which = np.searchsorted(begins, moved, "right") - 1
+        which = np.repeat(np.arange(len(sources)), counts)
         origins = moved - begins[which] + plan.origin
         # One copy to the device instead of many small ones.
         rows = np.stack([np.r_[0, ends[:-1]][which] + origins, origins, moved])
@@ -229,3 +233,7 @@ class SegmentAdmission:
         mapping[slots] = 0
         mapping[slots[local]] = local_slots.to(mapping.dtype)
         return slots.to(torch.int64)
+
+
+def _count(spans: list[Span]) -> int:
+    return sum(end - start for start, end in spans)

@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -200,7 +201,7 @@ class Simulation:
 
     def check_conservation(self) -> None:
         """Free + tree + running = all, per class; the tree's own invariants; no slot in two places."""
-        self.tree.sanity_check()
+        UnifiedRadixCache.sanity_check(self.tree)
         owned = [(req.computed - req.cache_protected_len, self._owned_local(req)) for req in self.running]
         for free, evictable, protected, mine, total in (
             (

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the prefix cache does beside caching."""
+
+from __future__ import annotations
+
+import pytest
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from redknot_sglang.radix import cache
+from tests.radix.simulation import Simulation
+
+
+def test_the_tree_is_checked_a_twentieth_of_an_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check takes 4 ms here, and the scheduler asks for one every millisecond."""
+    tree = Simulation(64, 32, window=8, sink=2).tree
+    now, checks = 0.0, []
+
+    def check(_: UnifiedRadixCache) -> None:
+        nonlocal now
+        checks.append(now)
+        now += 0.004
+
+    monkeypatch.setattr(UnifiedRadixCache, "sanity_check", check)
+    monkeypatch.setattr(cache, "monotonic", lambda: now)
+    while now < 1.0:
+        tree.sanity_check()
+        now += 0.001
+    assert 10 <= len(checks) <= 13 and checks[0] == 0.0
+
+
+def test_a_broken_tree_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Simulation(64, 32, window=8, sink=2).tree
+
+    def fail(_: UnifiedRadixCache) -> None:
+        raise AssertionError("broken")
+
+    monkeypatch.setattr(UnifiedRadixCache, "sanity_check", fail)
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="broken"):
+            tree.sanity_check()
