@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from redknot_sglang.cpu import has_cuda_driver, install_kernel_stand_in
 from tests.serving import harness
@@ -14,6 +15,10 @@ from tests.serving import harness
 # Tests of pools and tree import SGLang in this process; it looks at this variable when it is imported.
 if install_kernel_stand_in():
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
+# How long an example takes depends on what else the cores do, and is not what a test is about.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
