@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redknot_sglang.seams import Seam
+from redknot_sglang.seams import Seam, active
 
 # Tells the graphs apart. SGLang takes any `variant_label` of a prefill graph for one of its own.
 _WHOLE = -1
@@ -24,6 +24,8 @@ _recording = False
 
 def _ours(runner: Any) -> Any:
     """The attention backend, if it is ours under breakable graphs, else None."""
+    if active.config_of(runner.model_runner.server_args) is None:
+        return None
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
     from redknot_sglang.attention import RedKnotAttention

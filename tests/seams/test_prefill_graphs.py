@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prefill graph a batch is given, over runners that have no GPU; tests/gpu/test_prefill_graphs.py has the graphs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.model_executor.runner.shape_key import ShapeKey
+from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+
+from redknot_sglang.attention import RedKnotAttention
+from redknot_sglang.seams import active, prefill_graphs
+
+
+class FakeAttention(RedKnotAttention):
+    """Plans batches of up to ten rows."""
+
+    def __init__(self) -> None:
+        self.reserved: list[int] = []
+        self.planned: list[tuple[int, int]] = []
+
+    def init_whole_graphs(self, max_rows: int) -> bool:
+        self.reserved.append(max_rows)
+        return True
+
+    def plan_whole_graph(self, forward_batch: Any, rows: int) -> bool:
+        self.planned.append((forward_batch.rows, rows))
+        return bool(forward_batch.rows <= 10)
+
+
+def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool = False, most: int = 512) -> Any:
+    """A runner of breakable graphs of 16 and 512 rows, captured by `capture`."""
+    backend: Any = object.__new__(BreakableCudaGraphBackend)
+    backend._graphs = {}
+    backend.capture_one = lambda key, forward: backend._graphs.update({key: forward()})
+    monkeypatch.setattr(active, "config_of", lambda _: object() if on else None)
+    return SimpleNamespace(
+        backend=backend,
+        enable_lora=adapters,
+        max_num_tokens=most,
+        model_runner=SimpleNamespace(attn_backend=FakeAttention(), server_args=None),
+        capture_prepare=lambda size: (SimpleNamespace(rows=min(size, 10)), FakeAttention()),
+        _run_forward=lambda batch, size: prefill_graphs._recording,
+    )
+
+
+def capture(runner: Any, *sizes: int) -> None:
+    prefill_graphs._reserve(runner)
+    for size in sizes:
+        runner.backend._graphs[ShapeKey(size=size)] = None
+        prefill_graphs._capture_whole(None, runner, size)
+
+
+def key_of(runner: Any, rows: int, size: int) -> tuple[Any, bool]:
+    """The graph that a batch of so many rows is given, and whether SGLang planned it."""
+    batch, originally = SimpleNamespace(rows=rows), []
+    prefill_graphs._plan(lambda *args: originally.append(args), runner, batch, batch, size)
+    return prefill_graphs._key(lambda _, n, __: ShapeKey(size=n), runner, size, batch), bool(originally)
+
+
+def test_each_size_has_a_second_graph_recorded_without_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner(monkeypatch)
+    capture(runner, 16, 512)
+    graphs = runner.backend._graphs
+    assert len(graphs) == 4
+    assert [forward for key, forward in graphs.items() if key.stream_idx is not None] == [True, True]
+    assert not prefill_graphs._recording
+
+
+def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner(monkeypatch)
+    capture(runner, 16, 512)
+    whole, by_sglang = key_of(runner, 10, 16)
+    assert whole.stream_idx is not None and whole in runner.backend._graphs and not by_sglang
+    assert key_of(runner, 11, 16) == (ShapeKey(size=16), True)
+    # The plan before must not linger.
+    assert key_of(runner, 9, 512)[0].stream_idx is not None
+
+
+def test_buffers_are_reserved_for_the_largest_graph_that_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, reserved in ((512, 512), (8192, 2048)):
+        runner = make_runner(monkeypatch, most=most)
+        capture(runner)
+        assert runner.model_runner.attn_backend.reserved == [reserved]
+
+
+@pytest.mark.parametrize(("on", "adapters"), [(False, False), (True, True)])
+def test_without_redknot_or_beside_adapters_everything_is_sglangs(
+    on: bool, adapters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner(monkeypatch, on, adapters)
+    capture(runner, 16)
+    assert list(runner.backend._graphs) == [ShapeKey(size=16)]
+    assert key_of(runner, 4, 16) == (ShapeKey(size=16), True)
+    assert not runner.model_runner.attn_backend.planned
+
+
+def test_attention_breaks_unless_a_whole_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prefill_graphs._attention(lambda *args, **kwargs: (args, kwargs), 1, layer=2) == ((1,), {"layer": 2})
+    monkeypatch.setattr(prefill_graphs, "_recording", True)
+    monkeypatch.setattr("sglang.srt.layers.radix_attention.unified_attention_with_output", lambda *args: "recorded")
+    assert prefill_graphs._attention(lambda *args: "broken", 1) == "recorded"
