@@ -14,9 +14,16 @@ from torch import Tensor
 from redknot_sglang.batches import decode_batch, extend_batch
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
+from redknot_sglang.kernels.batch import (
+    ClassSpec,
+    DecodeBatch,
+    ExtendBatch,
+    HeadClass,
+    Path,
+    RecordedPath,
+    ScatteredBatch,
+)
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target, split_heads
-from redknot_sglang.kernels.fa3 import Fa3Path
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_path, select_path
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -58,6 +65,8 @@ class RedKnotAttention(AttentionBackend):
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
         self.local_loc: Tensor | None = None
+        # Paths with prefill graphs that hold the attention.
+        self._recorded: list[RecordedPath] = []
         self._begin()
         pool.rotation = _rotation(runner.model)
         self.scattered_path = self.path
@@ -80,30 +89,36 @@ class RedKnotAttention(AttentionBackend):
             self.path.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
         else:
             batch = self._extend_batch(forward_batch)
-            self.extend_path = self.scattered_path if isinstance(batch, ScatteredBatch) else self.path
+            self.extend_path = self._path_of(batch)
             self.extend_path.plan_extend(batch)
 
-    def init_whole_graphs(self, max_rows: int) -> bool:
-        """Reserve what prefill graphs use that hold the attention as well, of up to `max_rows` rows; False if the path has
-        none.
+    def init_whole_graphs(self, max_rows: int) -> int:
+        """Reserve what prefill graphs use that hold the attention as well, of up to `max_rows` rows; how many paths can
+        have them. Each has graphs of its own.
         """
-        if not isinstance(self.path, Fa3Path):
-            return False
-        self.path.init_extend_graphs(max_rows, self.max_context)
-        return True
+        paths = {id(path): path for path in (self.path, self.scattered_path)}.values()
+        self._recorded = [path for path in paths if isinstance(path, RecordedPath)]
+        for path in self._recorded:
+            path.init_extend_graphs(max_rows, self.max_context)
+        return len(self._recorded)
 
-    def plan_whole_graph(self, forward_batch: Any, rows: int) -> bool:
-        """Plan a forward by the prefill graph of `rows` rows that holds the attention; False, and nothing is done, if this
-        batch needs Python between its layers.
+    def plan_whole_graph(self, forward_batch: Any, rows: int, number: int | None = None) -> int | None:
+        """Plan a forward by the prefill graph of `rows` rows that holds the attention: the number of its path, or None, and
+        nothing is done, if this batch needs Python between its layers. With `number`, for the capture of that path's.
         """
-        if not isinstance(self.path, Fa3Path) or self.probed or not forward_batch.forward_mode.is_extend():
-            return False
-        if not self.path.plan_extend_graph(self._extend_batch(forward_batch), rows):
-            return False
-        self.extend_path = self.path
+        if self.probed or not forward_batch.forward_mode.is_extend():
+            return None
+        batch = self._extend_batch(forward_batch)
+        path = self._recorded[number] if number is not None else self._path_of(batch)
+        if path not in self._recorded or not path.plan_extend_graph(batch, rows):
+            return None
+        self.extend_path = path
         self._begin(in_whole_graph=True)
         self._relocate()
-        return True
+        return self._recorded.index(path)
+
+    def _path_of(self, batch: ExtendBatch) -> Path:
+        return self.scattered_path if isinstance(batch, ScatteredBatch) else self.path
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Reserve what decode graphs use."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -168,6 +168,19 @@ class Path(Protocol):
     def plan_graph(self, batch: DecodeBatch, bs: int, capture: bool) -> None:
         """Plan a decode of exactly ``bs`` requests in the persistent buffers, before a capture or before a
         replay."""
+
+
+@runtime_checkable
+class RecordedPath(Path, Protocol):
+    """A path that can plan extends in persistent buffers, so that a graph may record ``run``."""
+
+    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+        """Reserve the buffers of graphs of up to ``max_rows`` rows and requests of ``max_context`` tokens."""
+
+    def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
+        """Plan for a graph of ``rows`` rows, before its capture or a replay; False, and the plan stays, if no graph can
+        serve the batch. q may have more rows than the batch then; what comes out for those is numbers.
+        """
 
 
 def offsets(lens: Sequence[int]) -> list[int]:

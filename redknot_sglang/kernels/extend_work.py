@@ -23,6 +23,7 @@ MAX_PARTS = 64
 _LEAST, _START, _LAUNCH, _PARTS_PER_STEP = 8, 2, 4, 32
 # Items for each processor that are tried, and the part of the time that cutting has to leave to be worth trusting.
 _WAVES, _WORTH = (1, 2, 4), 0.95
+MOST_WAVES = max(_WAVES)
 
 
 class Tile(NamedTuple):

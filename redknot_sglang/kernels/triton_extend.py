@@ -52,6 +52,7 @@ class ExtendPlan:
     """Work on the device: ``items`` int32 [I, 7] and ``merges`` int32 [M, 4], with the fields of ``extend_work``.
 
     ``positions`` int32 [N] where rows are scattered, else None. ``parts`` of at most ``most`` a tile are merged.
+    ``recorded``: a graph reads it, whose q may have more rows than the batch.
     """
 
     items: Tensor
@@ -60,6 +61,7 @@ class ExtendPlan:
     most: int
     positions: Tensor | None
     prefix_lens: Tensor
+    recorded: bool = False
 
     @classmethod
     def of(cls, work: Work, batch: ExtendBatch) -> ExtendPlan:
@@ -96,7 +98,9 @@ def extend(
     n_rows, n_q, dim = q.shape
     heads = k.shape[1]
     tile_rows = tiling.packed // (n_q // heads)
-    out = torch.empty((n_rows, n_q, dim), dtype=q.dtype, device=q.device)
+    # Rows that no item has must be numbers all the same.
+    make = torch.zeros if plan.recorded else torch.empty
+    out = make((n_rows, n_q, dim), dtype=q.dtype, device=q.device)
     parts, lse = workspace(plan.parts * tile_rows, n_q, dim, q.device)
     _extend_kernel[(len(plan.items) * heads,)](
         q,

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, check_rows
 from .class_heads import Target
-from .extend_work import split_tiles, tiles_of, whole_tiles
+from .extend_work import Work, split_tiles, tiles_of, whole_tiles
 from .page_list import near_pages, write_pages
 from .triton_decode import decode, splits_for
 from .triton_extend import ExtendPlan, Tiling, extend
 from .triton_merge import processors_of
+from .triton_recorded import RecordedWork
 
 MAX_HEAD_DIM = 256
 MAX_GROUP = 64
@@ -57,6 +58,20 @@ class TritonPath:
         self._plan: _Extend | _Decode | None = None
         self._rows = 0
         self._graph: _Decode | None = None
+        self._recorded: RecordedWork | None = None
+
+    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+        """Reserve the persistent buffers of prefill graphs of up to ``max_rows`` rows."""
+        tile_rows = self._tiling.packed // self._spec.group
+        self._recorded = RecordedWork(self._spec, tile_rows, self._processors, max_rows, max_context)
+
+    def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
+        """Plan in the persistent buffers, for a graph of ``rows`` rows; False if no graph can serve the batch."""
+        if self._recorded is None or not self._recorded.fits(batch, rows):
+            return False
+        self._plan = _Extend(*self._recorded.plan(batch, rows, self._work(batch)))
+        self._rows = rows
+        return True
 
     @staticmethod
     def why_not(spec: ClassSpec) -> str | None:
@@ -94,7 +109,10 @@ class TritonPath:
             )
             pages["local"] = (slots, starts)
         self._rows = batch.qo_indptr[-1]
-        self._plan = _Extend(self._work(batch), pages)
+        work = self._work(batch)
+        # Classes and widths whose tiles are whole share their work.
+        plans = {id(one): ExtendPlan.of(one, batch) for one in {id(one): one for one in work.values()}.values()}
+        self._plan = _Extend({key: plans[id(one)] for key, one in work.items()}, pages)
 
     def plan_decode(self, batch: DecodeBatch) -> None:
         bs = len(batch.req_pool_indices)
@@ -185,15 +203,15 @@ class TritonPath:
             raise RuntimeError("extend_parts needs a planned extend")
         return self._plan.work[head_class, heads].parts
 
-    def _work(self, batch: ExtendBatch) -> dict[tuple[HeadClass, int], ExtendPlan]:
+    def _work(self, batch: ExtendBatch) -> dict[tuple[HeadClass, int], Work]:
         """Local rows have few keys each, so that only tiles of the global class are split."""
         spec, tiling = self._spec, self._tiling
         tiles = tiles_of(batch, tiling.packed // spec.group)
-        whole = ExtendPlan.of(whole_tiles(tiles), batch)
-        work: dict[tuple[HeadClass, int], ExtendPlan] = {("local", heads): whole for heads in spec.local_widths}
+        whole = whole_tiles(tiles)
+        work: dict[tuple[HeadClass, int], Work] = {("local", heads): whole for heads in spec.local_widths}
         for heads in spec.global_widths:
             split = split_tiles(tiles, tiling.keys, heads, self._processors)
-            work["global", heads] = ExtendPlan.of(split, batch) if split.merges else whole
+            work["global", heads] = split if split.merges else whole
         return work
 
     def _near_width(self) -> int:

@@ -3,23 +3,27 @@
 
 SGLang's graph breaks at every attention, which then runs eagerly. For a few rows, such as the tail of a cached prompt or the
 repaired rows of segments, launching the attention of all layers takes the host longer than the whole forward takes the
-device. Path fa3 can plan in persistent buffers, so that a second graph of the same rows needs no break; batches that it
-cannot plan so (rows at scattered positions, rows that probes look at, more runs than there is room for) take SGLang's, and so
-does every batch of a server with adapters.
+device. Paths fa3 and triton can plan in persistent buffers, so that further graphs of the same rows, one for each of the
+paths in use, need no break; batches that they cannot plan so (rows that probes look at, more runs than there is room for)
+take SGLang's, and so does every batch of a server with adapters.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from redknot_sglang.seams import Seam, active
 
-# Tells the graphs apart. SGLang takes any `variant_label` of a prefill graph for one of its own.
-_WHOLE = -1
 # Rows beyond which the device takes longer than the host anyway, so that more graphs would only make start-up longer.
 _MOST_ROWS = 2048
 # Set while a whole graph is captured.
 _recording = False
+
+
+def _whole(key: Any, number: int) -> Any:
+    """The key of a path's graph beside SGLang's; SGLang takes any `variant_label` of a prefill graph for one of its own."""
+    return type(key)(size=key.size, stream_idx=-1 - number)
 
 
 def _ours(runner: Any) -> Any:
@@ -38,25 +42,24 @@ def _ours(runner: Any) -> Any:
 def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
     # With adapters SGLang prepares more for a capture than its own graphs' forward; those have not been tried here.
     backend = None if runner.enable_lora else _ours(runner)
-    runner.redknot_whole = backend is not None and backend.init_whole_graphs(min(runner.max_num_tokens, _MOST_ROWS))
+    runner.redknot_whole = 0 if backend is None else backend.init_whole_graphs(min(runner.max_num_tokens, _MOST_ROWS))
 
 
 def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: Any) -> None:
     """After SGLang's graph of these rows, ours."""
     global _recording
-    if not runner.redknot_whole:
-        return
-    forward_batch, backend = runner.capture_prepare(size)
-    if not backend.plan_whole_graph(forward_batch, size):
-        return
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
 
-    _recording = True
-    try:
-        key = ShapeKey(size=size, stream_idx=_WHOLE)
-        runner.backend.capture_one(key, lambda: runner._run_forward(forward_batch, size))
-    finally:
-        _recording = False
+    for number in range(runner.redknot_whole):
+        forward_batch, backend = runner.capture_prepare(size)
+        if backend.plan_whole_graph(forward_batch, size, number) is None:
+            continue
+        _recording = True
+        try:
+            key = _whole(ShapeKey(size=size), number)
+            runner.backend.capture_one(key, partial(runner._run_forward, forward_batch, size))
+        finally:
+            _recording = False
 
 
 def _attention(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,17 +72,18 @@ def _attention(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _plan(original: Any, runner: Any, forward_batch: Any, static_forward_batch: Any, num_tokens: int) -> None:
-    whole = getattr(runner, "redknot_whole", False)
-    runner.redknot_planned = whole and runner.model_runner.attn_backend.plan_whole_graph(forward_batch, num_tokens)
-    if not runner.redknot_planned:
+    runner.redknot_planned = None
+    if getattr(runner, "redknot_whole", 0):
+        runner.redknot_planned = runner.model_runner.attn_backend.plan_whole_graph(forward_batch, num_tokens)
+    if runner.redknot_planned is None:
         original(runner, forward_batch, static_forward_batch, num_tokens)
 
 
 def _key(original: Any, runner: Any, num_tokens: int, forward_batch: Any) -> Any:
     key = original(runner, num_tokens, forward_batch)
-    if not getattr(runner, "redknot_planned", False):
+    if getattr(runner, "redknot_planned", None) is None:
         return key
-    whole = type(key)(size=key.size, stream_idx=_WHOLE)
+    whole = _whole(key, runner.redknot_planned)
     assert whole in runner.backend._graphs, f"no whole prefill graph of {num_tokens} rows was captured"
     return whole
 

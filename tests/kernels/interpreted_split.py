@@ -11,7 +11,7 @@ import torch
 
 from redknot_sglang.kernels.batch import ExtendBatch, HeadClass
 from redknot_sglang.kernels.triton_extend import Tiling
-from redknot_sglang.kernels.triton_path import TritonPath
+from redknot_sglang.kernels.triton_path import TritonPath, _Extend
 from tests.kernels.cases import Case, make_case, make_spec, scatter
 
 CLASSES: tuple[HeadClass, ...] = ("global", "local")
@@ -105,3 +105,49 @@ def test_a_scale_that_turns_logits_around_is_told() -> None:
     path.plan_extend(case.extend)
     with pytest.raises(ValueError, match="scale is -1.0"):
         path.run("global", case.q["global"], case.k["global"], case.v["global"], -1.0)
+
+
+@pytest.mark.parametrize(("n_global", "sink"), [(1, 3), (2, 0)])
+def test_one_prefill_graph_serves_batches_of_all_kinds(n_global: int, sink: int) -> None:
+    """Adjacent and scattered rows, split and whole tiles, in the same buffers; rows behind the batch come out as zeros."""
+    spec = make_spec(group=2, head_dim=16, n_global=n_global, window=20, sink=sink)
+    path = TritonPath(spec, processors=8, tiling=Tiling(16, 16, 4, 1))
+    path.init_extend_graphs(max_rows=64, max_context=600)
+    places = set()
+    cases: list[tuple[list[int], list[int], list[list[int]] | None, int]] = [
+        ([0], [32], None, 32),
+        ([500, 0, 40], [5, 9, 12], None, 32),
+        ([3], [1], None, 32),
+        ([0, 3, 90], [400, 1, 60], [[0, 1, *range(5, 400, 17)], [0], [2, 3, 4, 59]], 32),
+        ([560, 19], [30, 4], None, 64),
+    ]
+    for seed, (prefixes, rows, scattered, graph) in enumerate(cases):
+        case = make_case(spec, prefixes, rows, seed)
+        batch = case.extend if scattered is None else scatter(case, scattered)
+        assert path.plan_extend_graph(batch, graph)
+        n, plan = batch.qo_indptr[-1], path._plan
+        assert isinstance(plan, _Extend)
+        work = [plan.work[key] for key in sorted(plan.work)]
+        places.add(
+            tuple(x.data_ptr() for one in work for x in (one.items, one.merges, one.positions) if x is not None)
+            + tuple(x.data_ptr() for pages in plan.pages["local"] for x in (pages,))
+        )
+        for head_class in CLASSES:
+            want = case.expected(batch, head_class)[0]
+            q = case.q[head_class]
+            case.q[head_class] = torch.cat([q, q.new_full((graph - n, *q.shape[1:]), torch.nan)])
+            out = case.run(path, head_class)
+            torch.testing.assert_close(out[:n], want, atol=1e-5, rtol=1e-5)
+            assert not out[n:].any()
+    assert len(places) == 1, "a recorded graph would read stale buffers"
+
+
+def test_what_no_prefill_graph_can_serve() -> None:
+    spec = make_spec(window=20, sink=2)
+    path = TritonPath(spec)
+    fits = make_case(spec, [30], [4]).extend
+    assert not path.plan_extend_graph(fits, 32), "nothing is reserved yet"
+    path.init_extend_graphs(max_rows=32, max_context=60)
+    assert path.plan_extend_graph(fits, 32) and not path.plan_extend_graph(fits, 64)
+    for prefixes, rows in (([0], [33]), ([60], [4]), ([0] * 65, [1] * 65)):
+        assert not path.plan_extend_graph(make_case(spec, prefixes, rows).extend, 32)

@@ -15,19 +15,21 @@ from redknot_sglang.seams import active, prefill_graphs
 
 
 class FakeAttention(RedKnotAttention):
-    """Plans batches of up to ten rows."""
+    """Plans batches of up to ten rows, scattered ones by its second path."""
 
     def __init__(self) -> None:
         self.reserved: list[int] = []
         self.planned: list[tuple[int, int]] = []
 
-    def init_whole_graphs(self, max_rows: int) -> bool:
+    def init_whole_graphs(self, max_rows: int) -> int:
         self.reserved.append(max_rows)
-        return True
+        return 2
 
-    def plan_whole_graph(self, forward_batch: Any, rows: int) -> bool:
+    def plan_whole_graph(self, forward_batch: Any, rows: int, number: int | None = None) -> int | None:
         self.planned.append((forward_batch.rows, rows))
-        return bool(forward_batch.rows <= 10)
+        if forward_batch.rows > 10:
+            return None
+        return (1 if forward_batch.scattered else 0) if number is None else number
 
 
 def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool = False, most: int = 512) -> Any:
@@ -41,7 +43,7 @@ def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool
         enable_lora=adapters,
         max_num_tokens=most,
         model_runner=SimpleNamespace(attn_backend=FakeAttention(), server_args=None),
-        capture_prepare=lambda size: (SimpleNamespace(rows=min(size, 10)), FakeAttention()),
+        capture_prepare=lambda size: (SimpleNamespace(rows=min(size, 10), scattered=False), FakeAttention()),
         _run_forward=lambda batch, size: prefill_graphs._recording,
     )
 
@@ -53,19 +55,19 @@ def capture(runner: Any, *sizes: int) -> None:
         prefill_graphs._capture_whole(None, runner, size)
 
 
-def key_of(runner: Any, rows: int, size: int) -> tuple[Any, bool]:
+def key_of(runner: Any, rows: int, size: int, scattered: bool = False) -> tuple[Any, bool]:
     """The graph that a batch of so many rows is given, and whether SGLang planned it."""
-    batch, originally = SimpleNamespace(rows=rows), []
+    batch, originally = SimpleNamespace(rows=rows, scattered=scattered), []
     prefill_graphs._plan(lambda *args: originally.append(args), runner, batch, batch, size)
     return prefill_graphs._key(lambda _, n, __: ShapeKey(size=n), runner, size, batch), bool(originally)
 
 
-def test_each_size_has_a_second_graph_recorded_without_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_size_has_a_graph_of_each_path_recorded_without_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner(monkeypatch)
     capture(runner, 16, 512)
     graphs = runner.backend._graphs
-    assert len(graphs) == 4
-    assert [forward for key, forward in graphs.items() if key.stream_idx is not None] == [True, True]
+    assert len(graphs) == 6
+    assert [forward for key, forward in graphs.items() if key.stream_idx is not None] == 4 * [True]
     assert not prefill_graphs._recording
 
 
@@ -74,6 +76,8 @@ def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.
     capture(runner, 16, 512)
     whole, by_sglang = key_of(runner, 10, 16)
     assert whole.stream_idx is not None and whole in runner.backend._graphs and not by_sglang
+    other, by_sglang = key_of(runner, 10, 16, scattered=True)
+    assert other in runner.backend._graphs and other != whole and not by_sglang
     assert key_of(runner, 11, 16) == (ShapeKey(size=16), True)
     # The plan before must not linger.
     assert key_of(runner, 9, 512)[0].stream_idx is not None
