@@ -120,6 +120,8 @@ class Bench:
     def jobs(self, step: str, length: int, side: str, server: Server) -> list[tuple[str, Measure]]:
         """What there is to measure of a step at one length on one server."""
         args, common = self.args, (length, self.vocabulary, self.args.requests)
+        if step in ("cold", "prefix") and length not in (getattr(args, f"{step}_lengths") or args.lengths):
+            return []
         if step == "cold":
             return [(step, partial(cold.measure, server.url, side, *common))]
         if step == "prefix":

@@ -4,10 +4,11 @@
 python -m eval.bench_kernels [--json F] [--quick] [--paths fa3,flashinfer,triton]
 
 One layer of 8 KV heads of dimension 128 in bf16, ``--group`` query heads each, one KV head global, the others
-local (window 512, sink 4), randomly permuted slots. *Stock* is what SGLang runs for that layer with every
+local (window 512 if not said otherwise, sink 4), randomly permuted slots. *Stock* is what SGLang runs for that layer with every
 head dense: FA3 (page size 1) for extend, FlashInfer's tensor-core decode, or where these are missing the
 fastest dense path there is. *Floor* is the time of the bytes that must be read at the measured copy
-bandwidth, or of the products at the measured matmul rate, whichever is longer. Times are medians over
+bandwidth, or of the products at the measured matmul rate, whichever is longer. The rate of a class counts the
+products of the pairs inside its heads' reach for an extend, the bytes of the KV it must read for a decode. Times are medians over
 CUDA-graph replays of calls on several layers' pools, so that nothing stays in the L2 cache; plan times are
 host microseconds, once per forward.
 """
@@ -26,26 +27,42 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor
 
+from eval.gpu.kernel_work import Work
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
 from redknot_sglang.kernels.select import available_paths, path_class
 
-HEADS, DIM, WINDOW, SINK = 8, 128, 512, 4
+HEADS, DIM, SINK = 8, 128, 4
 DTYPE, DEVICE = torch.bfloat16, torch.device("cuda")
 SCALE = DIM**-0.5
-EXTENDS = [(1, 8192, 8192), (1, 8192, 32768), (8, 1024, 32768), (1, 8192, 131072), (1, 128, 32768)]
+# Requests, rows, context and window.
+EXTENDS = [
+    (1, 8192, 8192, 512),
+    (1, 8192, 32768, 512),
+    (1, 8192, 32768, 256),
+    (1, 8192, 32768, 1024),
+    (1, 8192, 32768, 4096),
+    (8, 1024, 32768, 512),
+    (1, 8192, 131072, 512),
+    (1, 128, 32768, 512),
+]
 # Layers are cycled through until they exceed the L2 cache, within a share of the memory.
 L2_BYTES, MAX_BYTES = 200 << 20, 8 << 30
-DECODES = [(1, 8192), (1, 32768), (1, 131072), (8, 32768), (64, 8192), (64, 32768)]
+DECODES = [(1, 8192), (1, 32768), (1, 131072), (8, 32768), (8, 131072), (64, 8192), (64, 32768)]
+DECODE_WINDOW = 512
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured cell: times in microseconds per layer, plan in microseconds of host time per forward."""
+    """One measured cell: times in microseconds per layer, plan in microseconds of host time per forward.
+
+    Rates in TFLOP/s of an extend, TB/s of a decode.
+    """
 
     phase: str
     bs: int
     rows: int
     context: int
+    window: int
     path: str
     both: float
     both_two_streams: float
@@ -55,6 +72,9 @@ class Row:
     stock_path: str
     floor: float
     plan: float
+    global_rate: float
+    local_rate: float
+    stock_rate: float
 
 
 @dataclass(frozen=True)
@@ -156,29 +176,27 @@ def calls_of(path: Path, layers: Layers, two_streams: bool = False) -> list[Call
     return [partial(call, i) for i in range(min(map(len, layers.values())))]
 
 
-def specs(group: int) -> tuple[ClassSpec, ClassSpec]:
+def specs(group: int, window: int) -> tuple[ClassSpec, ClassSpec]:
     """The head map under test, and all heads global: what stock computes."""
-    split = ClassSpec(group, DIM, (1,), (HEADS - 1,), WINDOW, SINK, DTYPE, DEVICE)
-    return split, ClassSpec(group, DIM, (HEADS,), (), WINDOW, SINK, DTYPE, DEVICE)
+    split = ClassSpec(group, DIM, (1,), (HEADS - 1,), window, SINK, DTYPE, DEVICE)
+    return split, ClassSpec(group, DIM, (HEADS,), (), window, SINK, DTYPE, DEVICE)
 
 
-def floor(hardware: Hardware, group: int, bs: int, rows: int, context: int) -> float:
+def floor(hardware: Hardware, far: Work, near: Work) -> float:
     """Microseconds per layer below which the split layer cannot come on this hardware."""
-    before = context - rows
-    keys_global = bs * (rows * before + rows * (rows + 1) // 2)
-    keys_local = bs * rows * min(WINDOW + SINK, context)
-    flops = 4 * DIM * group * (keys_global + (HEADS - 1) * keys_local)
-    near = min(context, rows + WINDOW + SINK)
-    pages = bs * (context + (HEADS - 1) * near) * 2 * DIM * 2
-    queries = bs * rows * group * HEADS * DIM * 2 * 2
-    return max(flops / hardware.products, (pages + queries) / hardware.bandwidth)
+    flops = far.flops + (HEADS - 1) * near.flops
+    queries = far.bs * far.rows * far.group * HEADS * DIM * 2 * 2
+    read = far.kv_bytes + (HEADS - 1) * near.kv_bytes + queries
+    return max(flops / hardware.products, read / hardware.bandwidth)
 
 
-def bench(phase: str, bs: int, rows: int, context: int, group: int, names: list[str], hw: Hardware) -> list[Row]:
+def bench(
+    phase: str, bs: int, rows: int, context: int, window: int, group: int, names: list[str], hw: Hardware
+) -> list[Row]:
     """All paths on one shape."""
     extend, decode = make_batches(bs, rows, context)
-    split, dense = specs(group)
-    slots, near = bs * context, bs * min(context, rows + WINDOW + SINK)
+    split, dense = specs(group, window)
+    far, near = (Work(bs, rows, context, min(reach, context), group, DIM) for reach in (context, window + SINK))
 
     def planned(name: str, spec: ClassSpec) -> tuple[Path, Callable[[], None]]:
         path: Path = path_class(name)(spec)
@@ -186,9 +204,10 @@ def bench(phase: str, bs: int, rows: int, context: int, group: int, names: list[
         plan()
         return path, plan
 
+    slots = bs * context
     layers: Layers = {
         "global": make_layers(bs * rows, slots, slots, 1, group),
-        "local": make_layers(bs * rows, slots, near, HEADS - 1, group),
+        "local": make_layers(bs * rows, slots, near.kv_tokens, HEADS - 1, group),
     }
     measured = {}
     for name in names:
@@ -206,25 +225,29 @@ def bench(phase: str, bs: int, rows: int, context: int, group: int, names: list[
     candidates = [n for n in names if n != "triton" and (phase == "extend" or n != "fa3")] or ["triton"]
     stock = {n: graph_time(calls_of(planned(n, dense)[0], layers)) for n in candidates}
     fastest = min(stock, key=lambda n: stock[n])
-    least = floor(hw, group, bs, rows, context)
+    least, stock_rate = floor(hw, far, near), far.rate(phase, HEADS, stock[fastest])
     return [
-        Row(phase, bs, rows, context, name, *times[:4], stock[fastest], fastest, least, times[4])
+        Row(
+            phase, bs, rows, context, window, name, *times[:4], stock[fastest], fastest, least, times[4],
+            far.rate(phase, 1, times[2]), near.rate(phase, HEADS - 1, times[3]), stock_rate,
+        )
         for name, times in measured.items()
-    ]
+    ]  # fmt: skip
 
 
 def show(rows: list[Row], hardware: Hardware) -> None:
     """The table."""
     print(f"copy {hardware.bandwidth / 1e6:.2f} TB/s, matmul {hardware.products / 1e6:.0f} TFLOP/s")
     print(
-        "phase   bs  rows context path         layer 2 streams   global   local    stock by"
-        "           gain   floor  plan"
+        "phase   bs  rows context window path         layer 2 streams   global   local    stock by"
+        "           gain   floor  plan  rates: global  local  stock"
     )
     for r in rows:
         print(
-            f"{r.phase:7}{r.bs:3}{r.rows:6}{r.context:8} {r.path:10}{r.both:8.1f}{r.both_two_streams:10.1f}"
+            f"{r.phase:7}{r.bs:3}{r.rows:6}{r.context:8}{r.window:7} {r.path:10}{r.both:8.1f}{r.both_two_streams:10.1f}"
             f"{r.global_heads:9.1f}{r.local_heads:8.1f}{r.stock:9.1f} {r.stock_path:10}"
             f"{r.stock / min(r.both, r.both_two_streams):6.2f}{r.floor:8.1f}{r.plan:6.0f}"
+            f"{r.global_rate:15.4g}{r.local_rate:7.4g}{r.stock_rate:7.4g}"
         )
 
 
@@ -235,7 +258,7 @@ def main() -> None:
     parser.add_argument("--paths", default="fa3,flashinfer,triton", help="comma-separated")
     parser.add_argument("--group", type=int, default=4, help="query heads per KV head")
     args = parser.parse_args()
-    reasons = available_paths(specs(args.group)[0])
+    reasons = available_paths(specs(args.group, DECODE_WINDOW)[0])
     names = []
     for name in args.paths.split(","):
         if reasons[name] is None:
@@ -244,10 +267,10 @@ def main() -> None:
             print(f"{name} is left out: {reasons[name]}")
     hardware = Hardware.measure()
     rows: list[Row] = []
-    for bs, n, context in EXTENDS[1:3] if args.quick else EXTENDS:
-        rows += bench("extend", bs, n, context, args.group, names, hardware)
+    for bs, n, context, window in EXTENDS[1:3] if args.quick else EXTENDS:
+        rows += bench("extend", bs, n, context, window, args.group, names, hardware)
     for bs, context in DECODES[1:4:2] if args.quick else DECODES:
-        rows += bench("decode", bs, 1, context, args.group, names, hardware)
+        rows += bench("decode", bs, 1, context, DECODE_WINDOW, args.group, names, hardware)
     show(rows, hardware)
     if args.json is not None:
         result = {
@@ -255,8 +278,8 @@ def main() -> None:
             "copy_tb_s": hardware.bandwidth / 1e6,
             "matmul_tflop_s": hardware.products / 1e6,
             "shape": {"kv_heads": HEADS, "global": 1, "group": args.group, "head_dim": DIM}
-            | {"window": WINDOW, "sink": SINK, "dtype": "bfloat16"},
-            "unit": "microseconds per layer; plan: host microseconds per forward",
+            | {"sink": SINK, "dtype": "bfloat16"},
+            "unit": "microseconds per layer; plan: host microseconds per forward; rates: TFLOP/s of extends, TB/s of decodes",
             "rows": [vars(row) for row in rows],
         }
         args.json.write_text(json.dumps(result, indent=1) + "\n")

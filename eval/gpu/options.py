@@ -51,6 +51,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--new", type=_token_list, help="new tokens of `prefix` (the tail, and the rows of boundary:16)")
     what.add_argument("--decode", type=_batches, default="8K:1,32K:1,128K:1,32K:8,128K:8,8K:64", help="(%(default)s)")
     what.add_argument("--decode-steps", type=int, default=64, help="that are timed (%(default)s)")
+    for step in ("cold", "prefix"):
+        what.add_argument(f"--{step}-lengths", type=_token_list, help=f"of --lengths, for `{step}` (all)")
     what.add_argument("--segment-lengths", type=_token_list, default="32K,128K", help="of `segments` (%(default)s)")
     what.add_argument("--segments", type=int, default=16, help="documents of a segmented prompt (%(default)s)")
     what.add_argument("--tail", type=int, default=128, help="tokens behind them (%(default)s)")

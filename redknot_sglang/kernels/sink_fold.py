@@ -84,7 +84,7 @@ def sink_fold(
     heads, sinks = k.shape[1], plan.sink_slots.shape[1]
     by_head, by_row = (lse.stride(0), lse.stride(1)) if lse_layout == "heads_rows" else lse.stride()[::-1]
     group = n_q // heads
-    rows = max(1, (32 if dim <= 128 else 16) // group)
+    rows = max(1, (64 if dim <= 128 else 32) // group)
     to = out if target is None else target.out
     _sink_fold_kernel[(triton.cdiv(n_rows, rows), heads)](
         out,
@@ -115,10 +115,9 @@ def sink_fold(
         v.stride(1),
         plan.sink_slots.stride(0),
         SINKS=sinks,
-        UNROLL=min(sinks, 4),
         GROUP=group,
         ROWS=rows,
-        PACKED=triton.next_power_of_2(rows * group),
+        PACKED=max(16, triton.next_power_of_2(rows * group)),
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         BASE_2=lse_base == "2",
@@ -158,7 +157,6 @@ def _sink_fold_kernel(
     v_head,
     slots_request,
     SINKS: tl.constexpr,
-    UNROLL: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     PACKED: tl.constexpr,
@@ -179,8 +177,11 @@ def _sink_fold_kernel(
         if tl.max(tl.where(live, last_sink, -1), axis=0) < 0:
             return
         live = live & (last_sink >= 0)
-    request = tl.load(row_requests + row, mask=live, other=-1).to(tl.int64)
+    request = tl.load(row_requests + row, mask=live, other=-1)
     live = live & (request >= 0)
+    # Rows of a request follow each other, so a tile holds those of a range of requests, mostly of one.
+    first = tl.min(tl.where(live, request, 0x7FFFFFFF), axis=0)
+    last = tl.max(tl.where(live, request, -1), axis=0)
     dims = tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dims < DIM)[None, :]
     row = row.to(tl.int64)
@@ -191,26 +192,33 @@ def _sink_fold_kernel(
         to_q_heads = tl.load(to_heads + head) * GROUP + packed % GROUP
         to_at = to + (row * to_row + to_q_heads * to_head)[:, None] + dims[None, :]
     query = tl.load(q + (row * q_row + q_heads * q_head)[:, None] + dims[None, :], mask=inside, other=0.0)
-    query = query.to(tl.float32) * scale
     # Weights are relative to exp(top); the window's own output enters with the weight of its log-sum-exp.
     top = tl.load(lse + row * lse_row + q_heads * lse_head, mask=live, other=0.0)
     if BASE_2:
         top = top / _LOG2_E
     total = tl.full([PACKED], 1.0, tl.float32)
     result = tl.load(out_at, mask=inside, other=0.0).to(tl.float32)
-    for sink in tl.range(0, SINKS, loop_unroll_factor=UNROLL):
-        slot = tl.load(sink_slots + request * slots_request + sink, mask=live, other=0).to(tl.int64)
-        key = tl.load(k + (slot * k_slot + head * k_head)[:, None] + dims[None, :], mask=inside, other=0.0)
-        logit = tl.sum(query * key.to(tl.float32), axis=1)
-        if CAPPED:
-            logit = logit_cap * (2.0 * tl.sigmoid(2.0 * logit / logit_cap) - 1.0)
-        logit = tl.where(sink <= last_sink, logit, float("-inf"))
-        new_top = tl.maximum(top, logit)
-        kept, weight = tl.exp(top - new_top), tl.exp(logit - new_top)
-        value = tl.load(v + (slot * v_slot + head * v_head)[:, None] + dims[None, :], mask=inside, other=0.0)
-        # A sink that does not count may lie in a dead slot, where 0 * NaN would still be NaN.
-        value = tl.where((sink <= last_sink)[:, None], value.to(tl.float32), 0.0)
-        result = result * kept[:, None] + weight[:, None] * value
-        total = total * kept + weight
-        top = new_top
+    # A product on tensor cores has 16 keys at least, and a model rarely has more sinks.
+    keys = tl.arange(0, 16)
+    for at in range(first, last + 1):
+        for start in tl.static_range(0, SINKS, 16):
+            sinks = start + keys
+            # The latest row of a tile sees the most sinks; what none of them sees may lie in a dead slot, where 0 * NaN
+            # would still be NaN.
+            seen = tl.max(tl.where(live & (request == at), last_sink, -1), axis=0)
+            valid = (sinks < SINKS) & (sinks <= seen)
+            slots = tl.load(sink_slots + at * slots_request + sinks, mask=valid, other=0).to(tl.int64)
+            wanted = valid[:, None] & (dims < DIM)[None, :]
+            key = tl.load(k + (slots * k_slot + head * k_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
+            value = tl.load(v + (slots * v_slot + head * v_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
+            logits = tl.dot(query, tl.trans(key)) * scale
+            if CAPPED:
+                logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
+            mine = (request == at)[:, None] & valid[None, :] & (sinks[None, :] <= last_sink[:, None])
+            logits = tl.where(mine, logits, float("-inf"))
+            new_top = tl.maximum(top, tl.max(logits, axis=1))
+            kept, weights = tl.exp(top - new_top), tl.exp(logits - new_top[:, None])
+            result = result * kept[:, None] + tl.dot(weights.to(value.dtype), value)
+            total = total * kept + tl.sum(weights, axis=1)
+            top = new_top
     tl.store(to_at, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)

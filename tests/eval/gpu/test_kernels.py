@@ -11,6 +11,7 @@ import torch
 
 from eval import bench_kernels, bench_scattered
 from eval.gpu import kernels, relocation
+from eval.gpu.kernel_work import Work
 from redknot_sglang.kernels.torch_paged import TorchPath
 
 
@@ -50,13 +51,25 @@ def test_relocation_counts_the_bytes_that_it_moves(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("batch", "rows", "context"), [(1, 8, 64), (3, 4, 32)])
 def test_batches_of_the_kernel_benchmarks_can_be_planned_and_run(batch: int, rows: int, context: int) -> None:
     extend, decode = bench_kernels.make_batches(batch, rows, context)
-    split, _ = bench_kernels.specs(group=2)
+    split, _ = bench_kernels.specs(group=2, window=16)
     pools = bench_kernels.make_layers(batch * rows, batch * context, 10**9, 1, 2)
     path = TorchPath(split)
     path.plan_extend(extend)
     assert path.run("global", pools[0].q, pools[0].k, pools[0].v, 0.1).shape == pools[0].q.shape
     path.plan_decode(decode)
     assert path.run("global", pools[0].q[:batch], pools[0].k, pools[0].v, 0.1).shape == (batch, 2, 128)
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "reach"), [(10, 10, 10), (10, 30, 30), (10, 30, 5), (8, 12, 6), (12, 12, 3), (1, 9, 4)]
+)
+def test_work_counts_pairs_and_tokens_within_reach(rows: int, context: int, reach: int) -> None:
+    seen = [set(range(max(0, at + 1 - reach), at + 1)) for at in range(context - rows, context)]
+    work = Work(3, rows, context, reach, group=2, dim=16)
+    assert work.flops == 3 * 2 * 4 * 16 * sum(map(len, seen))
+    assert work.kv_tokens == 3 * len(set().union(*seen))
+    assert work.rate("extend", 5, 2.0) == pytest.approx(5 * work.flops / 2e6)
+    assert work.rate("decode", 5, 2.0) == pytest.approx(5 * work.kv_tokens * 2 * 16 * 2 / 2e6)
 
 
 @pytest.mark.parametrize("scattered", [True, False])
