@@ -193,7 +193,11 @@ def run(args: argparse.Namespace) -> bool:
         maps = maps_of(args, Served.of(args).folder, Path(folder))
         results = Results(args.json, args.append)
         command = shlex.join(["python", "-m", "eval.bench_gpu", *map(anonymous, sys.argv[1:])])
-        results.start_run({"command": command, "shape": args.shape or "embedded", **origin(args)})
+        head = {"command": command, "shape": args.shape or "embedded", **origin(args)}
+        # What the command leaves at its default is in the code of the version.
+        usual = vars(make_parser("").parse_args([]))
+        head["options"] = {name: told for name, told in head["options"].items() if getattr(args, name) != usual[name]}
+        results.start_run(head)
         Bench(args, results, maps).run()
     print(tables([results.data]))
     draw(results.data).save(args.png or args.json.with_suffix(".png"))

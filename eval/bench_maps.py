@@ -199,18 +199,36 @@ def main() -> None:
     record = load_record(args.profile)
     check_seeds(record, args.first, args.n, args.lengths)
     maps = maps_of(record, args.random)
-    cells = list(measure(args, maps))
+    cells: list[dict[str, Any]] = []
+    for cell in measure(args, maps):
+        cells.append(cell)
+        done = [
+            length
+            for length in args.lengths
+            if sum(c["length"] == length for c in cells) == len(args.tasks) * len(maps)
+        ]
+        if args.json is not None and cell["length"] in done:
+            # A run on a lent GPU may be cut: lengths that are measured are kept.
+            write(args, record, maps, cells, summary(cells, maps, done, args.tasks))
     rows = summary(cells, maps, args.lengths, args.tasks)
     for length in args.lengths:
         print(f"\n{length} tokens, n = {args.n} per task")
         print(table([row for row in rows if row["length"] == length], args.tasks))
-    if args.json is not None:
-        head = {**origin(args), "calibration": {"data": record["data"], "target": record["target"]}}
-        layers = {name: head_map.to_dict()["layers"] for name, head_map in maps.items()}
-        # One line for each cell: a reader and a diff see them side by side.
-        body = ",\n".join(json.dumps(cell) for cell in cells)
-        text = f'{json.dumps(head)[:-1]},\n"maps": {json.dumps(layers)},\n"summary": {json.dumps(rows)},\n"cells": [\n{body}\n]}}\n'
-        args.json.write_text(text)
+
+
+def write(
+    args: argparse.Namespace,
+    record: dict[str, Any],
+    maps: Maps,
+    cells: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+) -> None:
+    """The result file: one line for each cell, so that a reader and a diff see them side by side."""
+    head = {**origin(args), "calibration": {"data": record["data"], "target": record["target"]}}
+    layers = {name: head_map.to_dict()["layers"] for name, head_map in maps.items()}
+    body = ",\n".join(json.dumps(cell) for cell in cells)
+    text = f'{json.dumps(head)[:-1]},\n"maps": {json.dumps(layers)},\n"summary": {json.dumps(rows)},\n"cells": [\n{body}\n]}}\n'
+    args.json.write_text(text)
 
 
 if __name__ == "__main__":

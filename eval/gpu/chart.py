@@ -26,6 +26,8 @@ _COLORS = (
     *((20, 150, 160), (150, 110, 60), (200, 90, 150), (90, 90, 200), (140, 160, 40)),
 )
 
+Cells = Mapping[tuple[str, int, str], Mapping[str, dict[str, Any]]]
+"""`table.rows` of a shape and device."""
 Points = dict[str, list[tuple[int, float]]]
 """(tokens, seconds) by side."""
 
@@ -38,7 +40,8 @@ def draw(data: dict[str, Any]) -> Image.Image:
     groups = list(dict.fromkeys((run["shape"], run["hardware"].split(",")[0]) for run in data["runs"]))
     found = {group: rows([data], *group) for group in groups}
     found = {group: cells for group, cells in found.items() if cells}
-    image = Image.new("RGB", (_WIDTH, _TOP + 2 * _HEIGHT * max(1, len(found))), "white")
+    heights = [_HEIGHT * (2 if _against_stock(cells) else 1) for cells in found.values()]
+    image = Image.new("RGB", (_WIDTH, _TOP + (sum(heights) or _HEIGHT)), "white")
     pen = ImageDraw.Draw(image)
     if not found:
         pen.text((_MARGIN, 40), "no cell has stock's beside it", font=_font(17), fill=_INK, anchor="lm")
@@ -46,17 +49,23 @@ def draw(data: dict[str, Any]) -> Image.Image:
     colors = {side: _COLORS[i % len(_COLORS)] for i, side in enumerate(sides)}
     _legend(pen, colors if found else {})
     for number, (group, cells) in enumerate(found.items()):
-        top = _TOP + 2 * number * _HEIGHT
+        top = _TOP + sum(heights[:number])
         half = (_WIDTH - 3 * _MARGIN) // 2
         name = ", ".join(group)
         _curves(pen, (_MARGIN, top, half), f"{name}: cold prompts, time to first token", _times(cells, "cold"), colors)
         cached = _times(cells, "prefix", "segments")
         _curves(pen, (2 * _MARGIN + half, top, half), "cached: prefix, and segments in a new order", cached, colors)
-        _bars(pen, top + _HEIGHT, cells, colors)
+        if shown := _against_stock(cells):
+            _bars(pen, top + _HEIGHT, shown, colors)
     return image
 
 
-def _times(cells: Mapping[tuple[str, int, str], Mapping[str, dict[str, Any]]], *steps: str) -> Points:
+def _against_stock(cells: Cells) -> Cells:
+    """What the bars show."""
+    return {key: row for key, row in cells.items() if key[0] in ("decode", "concurrency", "serving", "load")}
+
+
+def _times(cells: Cells, *steps: str) -> Points:
     """Curves by side and case; stock's are those of the last run."""
     found: dict[str, dict[int, float]] = {}
     for (step, length, case), row in cells.items():
@@ -108,7 +117,8 @@ def _curves(
             label = f"{10.0**power:g} s" if power >= 0 else f"{10 ** (power + 3):g} ms"
             pen.text((left - 6, y(10.0**power)), label, font=_font(12), fill=_QUIET, anchor="rm")
     used: list[float] = []
-    for name, points in times.items():
+    # From the top down, so that labels which make room for each other keep the curves' order.
+    for name, points in sorted(times.items(), key=lambda named: -named[1][-1][1]):
         color, line = _color(name, colors), [(x(length), y(seconds)) for length, seconds in points]
         pen.line(line, fill=color, width=3)
         for at in line:
@@ -132,36 +142,26 @@ class _scale:
         return self._start + (math.log(at) - self._low) / self._span * (self._end - self._start)
 
 
-def _bars(
-    pen: ImageDraw.ImageDraw,
-    top: int,
-    cells: Mapping[tuple[str, int, str], Mapping[str, dict[str, Any]]],
-    colors: Mapping[str, tuple[int, int, int]],
-) -> None:
-    """How many times better than stock: decode, requests held, requests a second."""
-    left, right, head, floor = _MARGIN, _WIDTH - _MARGIN, top + 60, top + _HEIGHT - 60
+def _bars(pen: ImageDraw.ImageDraw, top: int, shown: Cells, colors: Mapping[str, tuple[int, int, int]]) -> None:
+    """How many times better than stock: decode, requests held, requests a second; logarithmic, from the line of stock."""
+    left, right, head, floor = _MARGIN, _WIDTH - _MARGIN, top + 60, top + _HEIGHT - 80
     pen.text((left, top + 20), "stock's time over the map's: decode; the map's figure over stock's: requests held, requests a second",
              font=_font(16), fill=_INK, anchor="lm")  # fmt: skip
-    shown = {key: row for key, row in cells.items() if key[0] in ("decode", "concurrency", "serving", "load")}
-    if not shown:
-        pen.text((left, head + 20), "not measured", font=_font(14), fill=_QUIET, anchor="lm")
-        return
-    most = max(1.0, *(ratio(cell) for row in shown.values() for cell in row.values()))
-    one = floor - (floor - head) / most
+    ratios = [ratio(cell) for row in shown.values() for cell in row.values()]
+    y = _scale([1.0, 2.0, *ratios], floor, head)
     slot = (right - left) / len(shown)
     for number, ((step, length, case), row) in enumerate(shown.items()):
         width = (slot - 14) / len(row)
         for at, (side, cell) in enumerate(row.items()):
-            x, y = left + number * slot + at * width, floor - ratio(cell) / most * (floor - head)
-            pen.rectangle((x, y, x + width - 3, floor), fill=colors[side])
-            pen.text((x + width / 2, y - 9), f"{ratio(cell):.2f}x", font=_font(12), fill=_INK, anchor="mm")
-            pen.text((x + width / 2, floor - 10), value(cell), font=_font(11), fill="white", anchor="mm")
+            x, ends = left + number * slot + at * width, sorted((y(1.0), y(ratio(cell))))
+            pen.rectangle((x, ends[0], x + width - 3, ends[1]), fill=colors[side])
+            text = f"{value(cell)}: {ratio(cell):.2f}x"
+            pen.text((x + width / 2, ends[0] - 9), text, font=_font(12), fill=_INK, anchor="mm")
         label = f"{step}, {case}" if step != "serving" else step
-        pen.text((left + (number + 0.5) * slot - 7, floor + 14), label, font=_font(12), fill=_QUIET, anchor="mm")
-        pen.text(
-            (left + (number + 0.5) * slot - 7, floor + 30), tokens(length), font=_font(12), fill=_QUIET, anchor="mm"
-        )
-    pen.line((left, one, right, one), fill=_INK)
+        for line, words in enumerate((label, tokens(length))):
+            place = (left + (number + 0.5) * slot - 7, floor + 22 + 16 * line)
+            pen.text(place, words, font=_font(12), fill=_QUIET, anchor="mm")
+    pen.line((left, y(1.0), right, y(1.0)), fill=_INK)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -94,7 +94,7 @@ def export(model: EmbeddedModel, folder: Path) -> None:
     """Write a folder that transformers and stock SGLang load as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / "model.safetensors")
-    build_tokenizer().save(str(folder / "tokenizer.json"))
+    build_tokenizer().save(str(folder / "tokenizer.json"), pretty=False)
     specials = {"bos_token": BOS, "eos_token": END, "pad_token": PAD}
     ids = {f"{name}_id": token_id(token) for name, token in specials.items()}
     files: dict[str, dict[str, Any]] = {

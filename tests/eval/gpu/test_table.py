@@ -98,7 +98,15 @@ def test_ratios_are_of_one_run_and_devices_are_kept_apart() -> None:
 def test_nothing_to_compare_gives_no_table_and_still_a_picture() -> None:
     data = result((H200, [cold("stock", 8192, 1.0)]))
     assert tables([data]) == "" and block("") == f"{BEGIN}\n{END}"
-    assert draw(data).size == (1240, 76 + 2 * 420)
+    assert draw(data).size == (1240, 76 + 420)
+
+
+def test_the_chart_has_a_row_of_bars_only_for_a_device_with_figures_for_it() -> None:
+    times = [cold("stock", 8192, 1.0), cold("one_of_eight", 8192, 0.5)]
+    assert draw(result((H200, times))).height == 76 + 420
+    assert (
+        draw(result((H200, times), (H100, [*times, held("stock", 5), held("one_of_eight", 34)]))).height == 76 + 3 * 420
+    )
 
 
 def test_the_chart_has_every_side_in_its_colour() -> None:
