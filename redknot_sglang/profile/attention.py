@@ -3,8 +3,8 @@
 
 Everywhere q is [Q, n, D], the last n rows of a sequence, k and v are [H, T, D], all its rows so far, Q a multiple of
 H: KV head h serves the query heads h * Q / H and on. Row i stands at position T - n + i and sees positions up to its
-own. Nothing of size n x T is held where a fused kernel exists (any GPU), and K and V are never repeated: a KV head is a
-batch entry, and its query heads read it through an expanded view.
+own. Nothing of size n x T is held where a fused kernel exists (any GPU). A KV head is a batch entry, which its query heads
+read through an expanded view; repeated are only the keys near a block of rows.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
 def _attend(queries: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
     """[H, G, R, D] of queries of that shape and k, v [H, K, D]."""
     keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    if type(mask) is Tensor:
+        # With a mask and strides of 0, torch 2.11's memory-efficient kernel gets the last of 64 i + 1 rows wrong.
+        keys, values = keys.contiguous(), values.contiguous()
     with sdpa_kernel(KERNELS):
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
 

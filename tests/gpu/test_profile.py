@@ -40,7 +40,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor, window: int | None, sink: int) -> Ten
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("rows", "length"), [(300, 300), (300, 1100), (1, 77), (257, 258)])
+@pytest.mark.parametrize(("rows", "length"), [(300, 300), (300, 1100), (1, 77), (257, 258), (65, 65), (129, 972)])
 def test_kernels(rows: int, length: int, dtype: torch.dtype) -> None:
     q, k, v = tensors(rows, length, dtype)
     atol = TOLERANCE[dtype]
