@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from redknot_sglang.certificate.document import EXACT, certificate_path, seal, write_certificate
 from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import model_folder
+from redknot_sglang.cli.certify_answers import Answers
 from redknot_sglang.cli.certify_plan import Plan, make_plan
+from redknot_sglang.cli.certify_questions import Question
 from redknot_sglang.cli.certify_record import describe_model, describe_run, print_tables
 from redknot_sglang.cli.certify_servers import Reply, Sides, ask_all, served, server_info
 from redknot_sglang.cli.certify_verdict import BY, FAIL, PASS, judge
@@ -57,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where to serve (GPU if there is one)")
     parser.add_argument("--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
+    parser.add_argument("--fresh", action="store_true", help="do not go on with the answers of a run that was cut")
     parser.set_defaults(func=run, takes_server_flags=True)
 
 
@@ -106,8 +110,13 @@ def _run(args: argparse.Namespace) -> int:
     if device == "auto":
         device = "cuda" if has_cuda_driver() else "cpu"
     sides = Sides(folder, args.head_map, device, args.lead, plan.room, plan.segment_length, args.server_flags)
+    path = certificate_path(args.head_map)
+    work = path.with_name(path.name + ".work")
+    if args.fresh:
+        work.unlink(missing_ok=True)
+    known = Answers(work, plan, sides, head_map)
     with TemporaryDirectory(prefix="redknot-certify-") as temporary:
-        answers, info = _measure(plan, sides, args.logs or Path(temporary))
+        answers, info = _measure(plan, sides, known, args.logs or Path(temporary))
     dense = answers[None]
     policies = {
         plan.certified_name(policy): judge(plan.questions, dense, replies, plan.thresholds)
@@ -122,30 +131,41 @@ def _run(args: argparse.Namespace) -> int:
         "verdict": verdict,
     }
     sealed = seal(document, key)
-    path = certificate_path(args.head_map)
     write_certificate(path, sealed)
+    known.remove()
     print_tables(policies)
     print(f"\nverdict: {verdict}; written: {path}, digest {sealed['digest'][:12]}")
     return 0 if verdict == PASS else 1
 
 
-def _measure(plan: Plan, sides: Sides, logs: Path) -> tuple[dict[str | None, list[Reply]], dict[str, Any]]:
+def _measure(
+    plan: Plan, sides: Sides, known: Answers, logs: Path
+) -> tuple[dict[str | None, list[Reply]], dict[str, Any]]:
     """Replies by policy, None for dense attention, and the `/server_info` of the server with RedKnot."""
     from tqdm import tqdm
 
-    answers: dict[str | None, list[Reply]] = {}
     info: dict[str, Any] = {}
-    total = len(plan.questions) * (2 + len(plan.repairs))
-    with tqdm(total=total, unit="prompt", desc="certify", leave=False, disable=None) as bar:
-        for name, flags, asked in (
-            ("stock", sides.stock(), (None,)),
-            ("redknot", sides.redknot(), (EXACT, *plan.repairs)),
-        ):
+    policies: tuple[str | None, ...] = (None, EXACT, *plan.repairs)
+    missing = {policy: [q for q in plan.questions if known.get(policy, q) is None] for policy in policies}
+    total = len(plan.questions) * len(policies)
+    done = total - sum(map(len, missing.values()))
+    if done:
+        print(f"{done} of {total} answers are known from a run that was cut; --fresh asks all again", file=sys.stderr)
+    with tqdm(total=total, initial=done, unit="prompt", desc="certify", leave=False, disable=None) as bar:
+
+        def note(policy: str | None, question: Question, reply: Reply) -> None:
+            known.keep(policy, question, reply)
+            bar.update()
+
+        for name, flags, asked in (("stock", sides.stock(), policies[:1]), ("redknot", sides.redknot(), policies[1:])):
+            if name == "stock" and not missing[None]:
+                continue
             bar.set_postfix(server=name)
             with served(flags, sides.device, logs / f"{name}.log") as server:
+                # Of the server with RedKnot even if all its answers are known: the certificate says how it served.
                 info = server_info(server.url)
                 for policy in asked:
-                    answers[policy] = ask_all(
-                        server.url, plan.questions, policy, plan.max_tokens, plan.concurrency, bar.update
-                    )
-    return answers, info
+                    took = partial(note, policy)
+                    ask_all(server.url, missing[policy], policy, plan.max_tokens, plan.concurrency, took)
+    found = {policy: [known.get(policy, question) for question in plan.questions] for policy in policies}
+    return {policy: [reply for reply in replies if reply is not None] for policy, replies in found.items()}, info

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -91,24 +91,28 @@ def server_info(url: str) -> dict[str, Any]:
 
 
 def ask_all(
-    url: str, questions: Sequence[Question], policy: str | None, most: int, at_once: int, on_reply: Callable[[], object]
-) -> list[Reply]:
-    """Greedy answers in the order of `questions`, `at_once` in flight. Raises CliError if one fails.
+    url: str,
+    questions: Iterable[Question],
+    policy: str | None,
+    most: int,
+    at_once: int,
+    on_reply: Callable[[Question, Reply], object],
+) -> None:
+    """Greedy answers, `at_once` in flight, given to `on_reply` as they come. Raises CliError if one fails.
 
     policy: `exact`, a repair policy, or None for a server without RedKnot. most: tokens of an answer at most.
     """
-
-    def one(question: Question) -> Reply:
-        reply = _ask(url, question, policy, most)
-        on_reply()
-        return reply
-
     with ThreadPoolExecutor(at_once) as pool:
-        waiting = [pool.submit(one, question) for question in questions]
+        waiting = {pool.submit(_ask, url, question, policy, most): question for question in questions}
         try:
-            return [future.result() for future in waiting]
+            for future in as_completed(list(waiting)):
+                on_reply(waiting.pop(future), future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
+            # What was in flight has been answered meanwhile.
+            for future, question in waiting.items():
+                if not future.cancelled() and future.exception() is None:
+                    on_reply(question, future.result())
             raise
 
 

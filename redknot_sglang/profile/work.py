@@ -38,15 +38,29 @@ class Work:
 
     def once(self, what: object, measure: Callable[[], Any]) -> Any:
         """The value known for `what`, else that of `measure`, which is JSON and is kept."""
-        key = hashlib.sha256(f"{self._base}\n{json.dumps(what, sort_keys=True)}".encode()).hexdigest()
-        if key not in self._known:
-            value = measure()
-            self.measured += 1
-            line = json.dumps([key, value], allow_nan=False)
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write("\n" * self._broken_end + line + "\n")
-                self._broken_end = False
-            # Through JSON, so that a first run and one that goes on see the same numbers and key types.
-            self._known[key] = json.loads(line)[1]
-        return self._known[key]
+        if not self.knows(what):
+            self.keep(what, measure())
+        return self.known(what)
+
+    def knows(self, what: object) -> bool:
+        """Whether there is a value for `what`."""
+        return self._key(what) in self._known
+
+    def known(self, what: object) -> Any:
+        """The value for `what`. Raises KeyError if there is none."""
+        return self._known[self._key(what)]
+
+    def keep(self, what: object, value: Any) -> None:
+        """Note and write the value, JSON, that this run has measured for `what`."""
+        self.measured += 1
+        key = self._key(what)
+        line = json.dumps([key, value], allow_nan=False)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._broken_end + line + "\n")
+            self._broken_end = False
+        # Through JSON, so that a first run and one that goes on see the same numbers and key types.
+        self._known[key] = json.loads(line)[1]
+
+    def _key(self, what: object) -> str:
+        return hashlib.sha256(f"{self._base}\n{json.dumps(what, sort_keys=True)}".encode()).hexdigest()

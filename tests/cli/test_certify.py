@@ -245,6 +245,58 @@ def test_prompts_that_the_map_was_calibrated_on_are_refused(head_map: Path, caps
     assert f"not held out: take others, such as --seed {FIRST_SEED + 3}" in capsys.readouterr().err
 
 
+class Cut(Servers):
+    """Refuses every request from the `after`-th on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def _answer(self, body: dict[str, Any]) -> Reply:
+        reply = super()._answer(body)
+        return reply if len(self.asked) <= self.after else Reply(status=503)
+
+
+@pytest.mark.parametrize("after", [5, 2 * N, 3 * N + 2])
+def test_a_run_that_was_cut_goes_on(
+    after: int, monkeypatch: pytest.MonkeyPatch, head_map: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["certify", str(MODEL), f"--head-map={head_map}", *SMALL, "--repair=none", "--concurrency=1"]
+    whole = Servers(unaware_of_context)
+    _, wanted = certify(monkeypatch, whole, head_map, "--repair=none", "--concurrency=1")
+    certificate_path(head_map).unlink()
+    first = Cut(after)
+    first.wrong = unaware_of_context
+    monkeypatch.setattr(certify_servers, "launch", first.launch)
+    assert main(options) == 2
+    assert not certificate_path(head_map).exists()
+    capsys.readouterr()
+    second = Servers(unaware_of_context)
+    _, found = certify(monkeypatch, second, head_map, "--repair=none", "--concurrency=1")
+    assert found == wanted
+    assert f"{after} of {6 * N} answers are known" in capsys.readouterr().err
+    assert len(second.asked) == len(whole.asked) - after == 6 * N - after
+    assert len(second.started) == (2 if after < 2 * N else 1), "stock has nothing more to say"
+    assert not list(head_map.parent.glob("*.work"))
+
+
+def test_answers_of_other_flags_or_another_map_do_not_count(monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    options = ["certify", str(MODEL), f"--head-map={head_map}", *SMALL]
+    for changed in ([*options, "--fresh"], [*options, "--", "--chunked-prefill-size=64"], [*options, "--max-tokens=9"]):
+        cut, after = Cut(3), Servers()
+        monkeypatch.setattr(certify_servers, "launch", cut.launch)
+        assert main(options) == 2 and list(head_map.parent.glob("*.work"))
+        monkeypatch.setattr(certify_servers, "launch", after.launch)
+        assert main(changed) == 0 and len(after.asked) == 4 * N
+    monkeypatch.setattr(certify_servers, "launch", Cut(3).launch)
+    assert main(options) == 2
+    text = json.loads(head_map.read_text())
+    head_map.write_text(json.dumps({**text, "local": {"window": 129, "sink": 4}}))
+    other = Servers()
+    monkeypatch.setattr(certify_servers, "launch", other.launch)
+    assert main(options) == 0 and len(other.asked) == 4 * N
+
+
 def test_a_server_that_does_not_start_or_refuses_is_an_error(
     monkeypatch: pytest.MonkeyPatch, head_map: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
