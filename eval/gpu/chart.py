@@ -149,7 +149,7 @@ def _bars(pen: ImageDraw.ImageDraw, top: int, shown: Cells, colors: Mapping[str,
              font=_font(16), fill=_INK, anchor="lm")  # fmt: skip
     ratios = [ratio(cell) for row in shown.values() for cell in row.values()]
     y = _scale([1.0, 2.0, *ratios], floor, head)
-    slot = (right - left) / len(shown)
+    slot = min(150.0, (right - left) / len(shown))
     for number, ((step, length, case), row) in enumerate(shown.items()):
         width = (slot - 14) / len(row)
         for at, (side, cell) in enumerate(row.items()):

@@ -133,8 +133,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)
-        self.reuse.sources.release(req)
-        self.reuse.sources.isolated.done(req)
+        self.reuse.sources.ended(req)
         pool = self.token_to_kv_pool_allocator.get_kvcache()
         window, sink = self.local_heads.window, self.local_heads.sink
         report = report_request(req, window, sink, pool.bytes_per_slot, pool.arithmetic)

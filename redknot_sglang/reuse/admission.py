@@ -61,7 +61,7 @@ class SegmentAdmission:
             result = call()
         if len(adder.can_run_list) == admitted:
             # Nobody is admitted past an unfinished chunk, so a request that waits with locks would wait for this one.
-            self.sources.release_waiting()
+            self.sources.make_room()
         return result
 
     def _admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
@@ -170,7 +170,7 @@ class SegmentAdmission:
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == stretch.num_rows
         req.redknot_stretch = stretch
-        self.sources.keep(req, plan.sources(stretch.stop))
+        self.sources.keep(req, plan.sources(stretch.stop), relocated=True)
         return result
 
     def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, list[Span]] | None:

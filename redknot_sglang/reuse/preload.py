@@ -92,6 +92,8 @@ class PreloadedSegments:
         if unknown:
             raise RedKnotError(f"no segment {unknown[0]!r} is listed; GET /redknot/segments lists all there are")
         gone = {identity: self._listed.pop(identity) for identity in wanted}
+        # What running requests merely share is theirs already.
+        self._tree.reuse.sources.shared.release()
         held = self._held({namespace_of(segment.extra_key, segment.whole) for segment in gone.values()})
         return [
             {"id": identity, "freed_tokens": self._tree.free_path(segment.key, held)}

@@ -7,11 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
 from redknot_sglang.reuse.isolated import IsolatedPrefills, namespace_of
 from redknot_sglang.reuse.plan import Path, Plan
+from redknot_sglang.reuse.shared import Identity, SharedSegments
 
 
 @dataclass
@@ -19,6 +22,7 @@ class Source:
     """A path in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
 
     path: Path
+    identity: Identity
     slots: Tensor
     node: Any
     lock: Any
@@ -31,7 +35,8 @@ Sources = dict[Span, Source]
 class SegmentSources:
     """Locks on segments, for the requests that are being admitted and for one that waits.
 
-    An admitted request holds its locks (`req.redknot_sources`) until it has relocated what it needs. Of the requests in
+    An admitted request holds its locks (`req.redknot_sources`) until it has relocated what it needs; locks on what several
+    running requests are made of stay (`shared`). Of the requests in
     the queue only the first that waits for segments keeps locks on what is there already, so that computing one of its
     segments cannot evict another for ever; it gives them up to whoever would otherwise stand still.
     """
@@ -40,6 +45,7 @@ class SegmentSources:
         self._tree = tree
         self._pinned: tuple[Any, Sources] | None = None
         self.isolated = IsolatedPrefills()
+        self.shared = SharedSegments(self._unlock, self._touch)
 
     def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> bool:
         """Lock all paths that the request needs to go on from `start`; False if some have to be computed first."""
@@ -49,11 +55,12 @@ class SegmentSources:
         for path in plan.paths(req.full_untruncated_fill_ids, start):
             if path.span in sources:
                 continue
-            locked = self._tree.lock_path(path.key, namespace_of(req.extra_key, path.whole), path.whole)
+            namespace = namespace_of(req.extra_key, path.whole)
+            locked = self._tree.lock_path(path.key, namespace, path.whole)
             if locked is None:
                 missing.append(path)
             else:
-                sources[path.span] = Source(path, *locked)
+                sources[path.span] = Source(path, (namespace, path.key.tobytes()), *locked)
         if not missing:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
@@ -76,10 +83,25 @@ class SegmentSources:
         for source in (sources or {}).values():
             self._unlock(source)
 
-    def keep(self, req: Any, spans: Collection[Span]) -> None:
-        """Drop the locks of a request on all paths but those for `spans`."""
+    def keep(self, req: Any, spans: Collection[Span], relocated: bool = False) -> None:
+        """Drop the locks of a request on all paths but those for `spans`. relocated: it runs, and has used the others."""
         for span in [span for span in req.redknot_sources if span not in spans]:
-            self._unlock(req.redknot_sources.pop(span))
+            source = req.redknot_sources.pop(span)
+            if relocated:
+                self.shared.used(req, source)
+            else:
+                self._unlock(source)
+
+    def ended(self, req: Any) -> None:
+        """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""
+        self.release(req)
+        self.shared.ended(req)
+        self.isolated.done(req)
+
+    def make_room(self) -> None:
+        """Give up all locks but those of requests that are relocating: a running request needs room."""
+        self.release_waiting()
+        self.shared.release()
 
     def release_waiting(self, but: Any = None) -> None:
         """Have the request that waits with locks give them up, unless it is `but`; it looks its segments up again."""
@@ -101,6 +123,10 @@ class SegmentSources:
         # What this pass has admitted already may count on evicting what the locks hold.
         if adder.rem_total_tokens <= 0 or adder.rem_swa_tokens <= 0:
             self.release_waiting()
+
+    def _touch(self, source: Source) -> None:
+        namespace, _ = source.identity
+        self._tree.match_prefix(MatchPrefixParams(key=RadixKey(source.path.key, namespace)))
 
     def _unlock(self, source: Source) -> None:
         self._tree.dec_lock_ref(source.node, source.lock.to_dec_params())

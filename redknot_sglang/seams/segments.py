@@ -81,11 +81,14 @@ def _drop_aborted(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Non
         reuse.sources.left_queue(scheduler.waiting_queue)
 
 
-def _make_room_first(batch: Any, *args: Any, **kwargs: Any) -> None:
-    """Running requests go before one that waits with locks."""
+def _decode_fits(original: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Running requests go before one that waits with locks, and before segments that may be needed again."""
+    fits = original(batch, *args, **kwargs)
     reuse = getattr(batch.tree_cache, "reuse", None)
-    if reuse is not None:
-        reuse.sources.release_waiting()
+    if fits or reuse is None:
+        return fits
+    reuse.sources.make_room()
+    return original(batch, *args, **kwargs)
 
 
 def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -123,10 +126,10 @@ SEAMS = (
         "true positions of a gather extend's rows",
     ),
     Seam(
-        "sglang.srt.managers.schedule_batch.ScheduleBatch.retract_decode",
-        _make_room_first,
-        "before",
-        "locks of waiting segmented requests never stop a running one",
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
+        _decode_fits,
+        "around",
+        "locks on segments never stop a running request",
     ),
     Seam(
         "sglang.srt.managers.scheduler.Scheduler.abort_request",

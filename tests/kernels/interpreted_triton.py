@@ -124,7 +124,11 @@ def test_graph_plan_follows_the_batch_in_fixed_buffers() -> None:
 @pytest.mark.parametrize("lse_layout", ["heads_rows", "rows_heads"])
 @pytest.mark.parametrize(("group", "logit_cap", "sink"), [(3, 0.0, 4), (2, 5.0, 4), (2, 0.0, 21)])
 def test_sink_fold_completes_a_window(
-    lse_base: Literal["e", "2"], lse_layout: Literal["heads_rows", "rows_heads"], group: int, logit_cap: float, sink: int
+    lse_base: Literal["e", "2"],
+    lse_layout: Literal["heads_rows", "rows_heads"],
+    group: int,
+    logit_cap: float,
+    sink: int,
 ) -> None:
     spec = make_spec(group=group, head_dim=24, window=12, sink=sink)
     case = make_case(spec, [0, 9, 60, 0], [30, 20, 17, 2])

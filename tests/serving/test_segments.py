@@ -105,6 +105,28 @@ def test_pools_that_hold_little_more_than_one_request() -> None:
         agree(answer, expected, TOLERANCE)
 
 
+def test_documents_that_running_requests_share_stay_however_many_wait() -> None:
+    """The pool holds the documents and three requests of sixteen: the others wait, and nothing is computed again."""
+    rng = random.Random("load")
+    documents = [noise(rng, 240) for _ in range(10)]
+
+    def request(number: int) -> SegmentedRequest:
+        prompt, offsets = noise(rng, 4), list[int]()
+        for document in rng.sample(documents, 8):
+            offsets += [len(prompt), len(prompt) + len(document)]
+            prompt = prompt + document
+        return SegmentedRequest(prompt + noise(rng, 12), offsets, "boundary:16")
+
+    shown = [SegmentedRequest(document + [5], [0, 240], "boundary:16") for document in documents]
+    others = list(map(request, range(24)))
+    with harness.launch([*ARGUMENTS, "--chunked-prefill-size=2048", "--max-total-tokens=15500"]) as server:
+        ask_all_segmented(server, shown, 1, at_once=1)
+        reports = [report for _, report in ask_all_segmented(server, others, 60, at_once=24)]
+        check_no_leak(server)
+    own = 4 + 8 * 16 + 12
+    assert max(report["computed_tokens"] for report in reports) <= own
+
+
 @pytest.mark.parametrize(
     ("chunk", "policy", "repaired"), [(128, "boundary:16", (16, 16)), (512, "blend:0.05", (1, 15))]
 )

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that several running requests were made of stay in the tree.
+
+A request needs its segments only until it has relocated them. Where memory is full, each admission would then evict what
+the next one is made of, and computing that again takes longer than waiting for a running request to end: past
+saturation the server would do little else. Segments of one request alone go as ever, since locking them would let fewer
+requests run; of shared ones there is one copy beside two or more, so that locks never hold a third of what runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+# Namespace and tokens of a path.
+Identity = tuple[str | None, bytes]
+
+
+class Locked(Protocol):
+    """A path of the tree with a lock on it."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+
+class SharedSegments:
+    """Locks on what at least two running requests have relocated.
+
+    unlock: gives up the lock of a path. touch: makes a path the one that was used last: it was in use until now, and without
+    a lock it would go before the answers that just ended.
+    Locks depend on running requests alone: where nothing runs there are none, so nobody waits for them for ever.
+    """
+
+    def __init__(self, unlock: Callable[[Any], object], touch: Callable[[Any], object]) -> None:
+        self._unlock, self._touch = unlock, touch
+        self._users: Counter[Identity] = Counter()
+        self._locks: dict[Identity, Locked] = {}
+
+    def used(self, req: Any, path: Locked) -> None:
+        """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
+        mine: set[Identity] = req.__dict__.setdefault("redknot_used", set())
+        if path.identity not in mine:
+            mine.add(path.identity)
+            self._users[path.identity] += 1
+        if self._users[path.identity] > 1 and path.identity not in self._locks:
+            self._locks[path.identity] = path
+        else:
+            self._unlock(path)
+
+    def ended(self, req: Any) -> None:
+        """A request runs no longer."""
+        for identity in req.__dict__.pop("redknot_used", ()):
+            self._users[identity] -= 1
+            if self._users[identity] < 2 and identity in self._locks:
+                path = self._locks.pop(identity)
+                self._touch(path)
+                self._unlock(path)
+            if not self._users[identity]:
+                del self._users[identity]
+
+    def release(self) -> None:
+        """Give up all locks: a running request needs room more than others need these segments."""
+        while self._locks:
+            self._unlock(self._locks.popitem()[1])

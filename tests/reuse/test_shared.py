@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locks on segments that several running requests share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redknot_sglang.reuse.shared import Identity, SharedSegments
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A lock on the path of a name."""
+
+    identity: Identity
+
+
+class Locks:
+    """Locks that are held, and paths in the order of their touches."""
+
+    def __init__(self) -> None:
+        self.held: list[Path] = []
+        self.touched: list[bytes] = []
+        self.shared = SharedSegments(self.unlock, self.touch)
+
+    def lock(self, name: int) -> Path:
+        path = Path((None, bytes([name])))
+        self.held.append(path)
+        return path
+
+    def unlock(self, path: Path) -> None:
+        self.held.remove(path)
+
+    def touch(self, path: Path) -> None:
+        assert path in self.held, "what is touched too late may be gone"
+        self.touched.append(path.identity[1])
+
+    @property
+    def names(self) -> list[int]:
+        return sorted(path.identity[1][0] for path in self.held)
+
+
+def test_the_second_user_keeps_the_lock_until_one_ends() -> None:
+    locks, (one, two) = Locks(), (SimpleNamespace(), SimpleNamespace())
+    locks.shared.used(one, locks.lock(7))
+    locks.shared.used(one, locks.lock(7))
+    assert locks.names == [], "twice in one prompt is one user"
+    locks.shared.used(two, locks.lock(7))
+    locks.shared.used(two, locks.lock(8))
+    assert locks.names == [7]
+    locks.shared.ended(one)
+    assert locks.names == [] and locks.touched == [b"\x07"]
+    locks.shared.ended(one)
+    locks.shared.ended(two)
+    assert locks.names == []
+
+
+def test_locks_that_were_given_up_come_back_with_the_next_user() -> None:
+    locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
+    for request in requests[:2]:
+        locks.shared.used(request, locks.lock(1))
+    locks.shared.release()
+    assert locks.names == [] and locks.touched == []
+    locks.shared.used(requests[2], locks.lock(1))
+    assert locks.names == [1]
+    for request in requests:
+        locks.shared.ended(request)
+    assert locks.names == []
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("used"), st.integers(0, 4), st.integers(0, 3)),
+        st.tuples(st.just("ended"), st.integers(0, 4), st.just(0)),
+        st.tuples(st.just("release"), st.just(0), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_one_lock_at_most_for_each_shared_path_and_none_without_requests(steps: list[tuple[str, int, int]]) -> None:
+    locks, requests = Locks(), [SimpleNamespace() for _ in range(5)]
+    users: list[set[int]] = [set() for _ in requests]
+    for step, number, name in steps:
+        if step == "used":
+            locks.shared.used(requests[number], locks.lock(name))
+            users[number].add(name)
+        elif step == "ended":
+            locks.shared.ended(requests[number])
+            users[number] = set()
+        else:
+            locks.shared.release()
+        counts: Counter[Any] = Counter(name for names in users for name in names)
+        assert len(set(locks.names)) == len(locks.names)
+        assert set(locks.names) <= {name for name, count in counts.items() if count > 1}
+    for request in requests:
+        locks.shared.ended(request)
+    assert locks.held == []
