@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from redknot_sglang import __version__
+from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import fingerprint_model
 from redknot_sglang.cli.certify_plan import Plan
 from redknot_sglang.cli.certify_questions import Question
@@ -22,7 +23,10 @@ class Answers:
     """Replies by policy (None for dense attention) and question; those of another model, map, version or flag do not count."""
 
     def __init__(self, path: Path, plan: Plan, sides: Sides, head_map: HeadMap) -> None:
-        """path: the work file, which is made with the first reply. Raises CertificateError for a model without weights."""
+        """path: the work file, which is made with the first reply.
+
+        Raises CertificateError for a model without weights, and for a file that cannot be read.
+        """
         self._path = path
         model = {} if _is_dummy(sides) else asdict(fingerprint_model(sides.model))
         base = [
@@ -30,7 +34,10 @@ class Answers:
             *(sides.device, sides.lead, list(sides.extra), plan.max_tokens),
         ]
         # Nobody could tell dummy weights of one folder from those of another.
-        self._work = Work(None if _is_dummy(sides) else path, base)
+        try:
+            self._work = Work(None if _is_dummy(sides) else path, base)
+        except OSError as error:
+            raise CertificateError(f"{path} cannot be read: {error.strerror}; --fresh starts without it") from None
         self._names = {id(question): _name(question) for question in plan.questions}
 
     def get(self, policy: str | None, question: Question) -> Reply | None:
@@ -42,8 +49,13 @@ class Answers:
         return Reply(text, tuple(tokens), tuple(logprobs))
 
     def keep(self, policy: str | None, question: Question, reply: Reply) -> None:
-        """Note and write a reply."""
-        self._work.keep((policy, self._names[id(question)]), [reply.text, reply.tokens, reply.logprobs])
+        """Note and write a reply. Raises CertificateError if it cannot be written."""
+        try:
+            self._work.keep((policy, self._names[id(question)]), [reply.text, reply.tokens, reply.logprobs])
+        except OSError as error:
+            raise CertificateError(
+                f"{self._path} cannot be written: {error.strerror}; answers are kept beside the head map, as the certificate is"
+            ) from None
 
     def remove(self) -> None:
         """The certificate is written."""

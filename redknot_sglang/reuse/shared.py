@@ -4,7 +4,8 @@
 A request needs its segments only until it has relocated them. Where memory is full, each admission would then evict what
 the next one is made of, and computing that again takes longer than waiting for a running request to end: past
 saturation the server would do little else. Segments of one request alone go as ever, since locking them would let fewer
-requests run; of shared ones there is one copy beside two or more, so that locks never hold a third of what runs.
+requests run. Of shared ones each lock holds one copy beside two or more that run, so that locks take half as many global
+slots as running requests at most.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class SharedSegments:
 
     def used(self, req: Any, path: Locked) -> None:
         """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
-        mine: set[Identity] = req.__dict__.setdefault("redknot_used", set())
+        # A dict for its order: what is touched when decides what is evicted, and all ranks must decide alike.
+        mine: dict[Identity, None] = req.__dict__.setdefault("redknot_used", {})
         if path.identity not in mine:
-            mine.add(path.identity)
+            mine[path.identity] = None
             self._users[path.identity] += 1
         if self._users[path.identity] > 1 and path.identity not in self._locks:
             self._locks[path.identity] = path

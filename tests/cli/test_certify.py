@@ -26,6 +26,7 @@ from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.launch import ServerError
 from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
+from redknot_sglang.profile.work import Work
 from tests.certificate.test_check import make_keys
 from tests.cli.fake_server import Reply, fake_server
 from tests.serving.harness import HEAD_MAP, MODEL
@@ -295,6 +296,20 @@ def test_answers_of_other_flags_or_another_map_do_not_count(monkeypatch: pytest.
     other = Servers()
     monkeypatch.setattr(certify_servers, "launch", other.launch)
     assert main(options) == 0 and len(other.asked) == 4 * N
+
+
+@pytest.mark.parametrize("message", ["cannot be read", "cannot be written"])
+def test_a_work_file_that_does_not_work_is_said(
+    message: str, monkeypatch: pytest.MonkeyPatch, head_map: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Work, "__init__" if message == "cannot be read" else "keep", broken)
+    monkeypatch.setattr(certify_servers, "launch", Servers().launch)
+    assert main(["certify", str(MODEL), f"--head-map={head_map}", *SMALL]) == 2
+    assert f"map.certificate.json.work {message}: No space left on device" in capsys.readouterr().err
+    assert not certificate_path(head_map).exists()
 
 
 def test_a_server_that_does_not_start_or_refuses_is_an_error(

@@ -61,6 +61,17 @@ def test_the_second_user_keeps_the_lock_until_one_ends() -> None:
     assert locks.names == []
 
 
+def test_paths_are_touched_in_the_order_in_which_they_were_used() -> None:
+    """Ranks of tensor parallelism have different hashes of the same names."""
+    locks, requests = Locks(), [SimpleNamespace(), SimpleNamespace()]
+    order = [17, 3, 250, 99, 4, 131, 77]
+    for request in requests:
+        for name in order:
+            locks.shared.used(request, locks.lock(name))
+    locks.shared.ended(requests[0])
+    assert locks.touched == [bytes([name]) for name in order]
+
+
 def test_locks_that_were_given_up_come_back_with_the_next_user() -> None:
     locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
     for request in requests[:2]:
