@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU measurements: stock SGLang (fa3) beside SGLang --redknot, one server for each head map; make bench-gpu.
 
-    python -m eval.bench_gpu --shape qwen3-8b --maps one_of_eight,all_global --json eval/results/gpu_qwen3-8b.json
-    python -m eval.bench_gpu --shape qwen3-8b --steps concurrency --lengths 32K --append --json eval/results/gpu_qwen3-8b.json
+    python -m eval.bench_gpu --shape qwen3-8b --maps one_of_eight,all_global --json out/gpu/qwen3-8b.json
+    python -m eval.bench_gpu --shape qwen3-8b --steps concurrency --lengths 32K --append --json out/gpu/qwen3-8b.json
     python -m eval.bench_gpu --lengths 256,1024 --json out/gpu/cpu.json           # CPU, embedded model: tries the command
 
 All servers are started at the same time, once; while one is measured the others are stopped (SIGSTOP). Every cell is in
@@ -38,7 +38,7 @@ from eval.gpu.chart import draw
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.maps import describe
 from eval.gpu.options import SERVED_STEPS, check, load_plan, make_parser, maps_of, steps_of
-from eval.gpu.results import Cell, Results, anonymous
+from eval.gpu.results import Cell, Results, anonymous, chart_path
 from eval.gpu.table import tables
 from eval.provenance import origin
 from eval.servers import STOCK, Served, alone
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> bool:
         results.start_run(head)
         Bench(args, results, maps).run()
     print(tables([results.data]))
-    draw(results.data).save(args.png or args.json.with_suffix(".png"))
+    draw(results.data).save(args.png or chart_path(args.json))
     for failed in results.errors:
         print(f"not measured: {failed['what']}: {failed['error'].splitlines()[-1]}", file=sys.stderr)
     return not results.errors

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
     parser.add_argument("--requests", type=int, default=7)
     parser.add_argument("--warm-up", type=int, default=2, help="prompts after the first that are not counted")
-    parser.add_argument("--policies", default="none,boundary:16,blend:0.05")
+    parser.add_argument("--policies", default="none,boundary:16,blend:0.08")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from redknot_sglang.certificate.check import FLAG, Certification
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
 LEADS = ("none", "lead")
-DEFAULT_REPAIR = "blend:0.05"
+DEFAULT_REPAIR = "blend:0.08"
 DEFAULT_SEPARATOR = "<|redknot_segment|>"
 _FIELDS = (
     "redknot",

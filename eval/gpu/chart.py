@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result file as a picture: times over length, and bars of what stands against stock.
 
-python -m eval.gpu.chart eval/results/gpu_qwen3-8b.json --png eval/results/gpu_qwen3-8b.png
+python -m eval.gpu.chart eval/results/gpu_qwen3-8b.json.xz --png eval/results/gpu_qwen3-8b.png
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.gpu.results import read
-from eval.gpu.table import ratio, rows, tokens, value
+from eval.gpu.table import is_generated, ratio, rows, tokens, value
 from eval.servers import STOCK
 
 _WIDTH, _HEIGHT, _TOP, _MARGIN = 1240, 420, 76, 70
@@ -35,10 +35,11 @@ Points = dict[str, list[tuple[int, float]]]
 def draw(data: dict[str, Any]) -> Image.Image:
     """Panels of each shape and device below one another: TTFT over length (cold, then cached), then bars over stock.
 
-    Cells without stock's of the same run beside them are left out; a picture without any says so.
+    Cells without stock's of the same run beside them are left out; a picture without any says so. Generated maps have a
+    table of their own, and are drawn only where there is no other.
     """
     groups = list(dict.fromkeys((run["shape"], run["hardware"].split(",")[0]) for run in data["runs"]))
-    found = {group: rows([data], *group) for group in groups}
+    found = {group: _drawn(rows([data], *group)) for group in groups}
     found = {group: cells for group, cells in found.items() if cells}
     heights = [_HEIGHT * (2 if _against_stock(cells) else 1) for cells in found.values()]
     image = Image.new("RGB", (_WIDTH, _TOP + (sum(heights) or _HEIGHT)), "white")
@@ -58,6 +59,12 @@ def draw(data: dict[str, Any]) -> Image.Image:
         if shown := _against_stock(cells):
             _bars(pen, top + _HEIGHT, shown, colors)
     return image
+
+
+def _drawn(cells: Cells) -> Cells:
+    """Without generated maps, if anything is left then."""
+    named = {key: {side: cell for side, cell in row.items() if not is_generated(side)} for key, row in cells.items()}
+    return {key: row for key, row in named.items() if row} or cells
 
 
 def _against_stock(cells: Cells) -> Cells:

@@ -56,7 +56,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--segment-lengths", type=_token_list, default="32K,128K", help="of `segments` (%(default)s)")
     what.add_argument("--segments", type=int, default=16, help="documents of a segmented prompt (%(default)s)")
     what.add_argument("--tail", type=int, default=128, help="tokens behind them (%(default)s)")
-    what.add_argument("--policies", default="boundary:16,none,blend:0.05", help="repair policies (%(default)s)")
+    what.add_argument("--policies", default="boundary:16,none,blend:0.08", help="repair policies (%(default)s)")
     what.add_argument("--serving-prompts", type=int, default=64, help="of `serving`, all at once (%(default)s)")
     what.add_argument("--serving-answer", type=int, default=256, help="tokens of their answers (%(default)s)")
     what.add_argument("--kv-gib", type=float, help="KV of each side in `concurrency` (24 up to 32K tokens, else 60)")

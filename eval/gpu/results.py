@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result file: runs (command, device, versions, flags of the servers) and the cells that they measured.
 
-It is written after every cell, since a run on a lent GPU may be cut at any time; a later run adds its own to it.
+It is written after every cell, since a run on a lent GPU may be cut at any time; a later run adds its own to it. A name
+that ends in .xz makes it a compressed one: the samples of a few load tests are hundreds of kilobytes of digits.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import statistics
 from collections.abc import Sequence
@@ -101,7 +103,8 @@ class Results:
         text = "{" + ",\n".join(parts) + "}"
         # A run that is cut while it writes must not take the earlier cells with it.
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text(text + "\n")
+        content = (text + "\n").encode()
+        part.write_bytes(lzma.compress(content) if _is_compressed(self.path) else content)
         part.replace(self.path)
 
 
@@ -117,11 +120,21 @@ def rounded(value: Any) -> Any:
 def read(path: Path) -> dict[str, Any] | None:
     """Content of a result file; None if it is JSON of another kind. Raises CliError if it is not JSON."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+        found = json.loads(lzma.decompress(content) if _is_compressed(path) else content)
+    except (OSError, ValueError, lzma.LZMAError) as error:
         raise CliError(f"{path} cannot be read: {error}") from error
     is_ours = isinstance(found, dict) and found.get("benchmark") == BENCHMARK
     return found if is_ours else None
+
+
+def chart_path(path: Path) -> Path:
+    """Where the picture of a result file is: x.png for x.json and x.json.xz."""
+    return (path.with_suffix("") if _is_compressed(path) else path).with_suffix(".png")
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix == ".xz"
 
 
 def anonymous(text: str) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """README's table of GPU figures, from the result files of eval/bench_gpu.py.
 
-    python -m eval.gpu.table eval/results/gpu_*.json                        # print it
-    python -m eval.gpu.table eval/results/gpu_*.json --readme README.md     # write it between README's markers
+    python -m eval.gpu.table eval/results/gpu_*.json.xz                        # print it
+    python -m eval.gpu.table eval/results/gpu_*.json.xz --readme README.md     # write it between README's markers
 
 One table for each model shape and device, since figures of different devices do not compare. A ratio is stock's median
 over the map's for times, the map's over stock's for counts and rates, both from the same run.
@@ -77,13 +77,14 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _is_generated(side: str) -> bool:
+def is_generated(side: str) -> bool:
+    """Whether a map was made from a share of global heads and a window (eval/gpu/maps.py)."""
     return side.startswith("rho")
 
 
 def _named(found: dict[tuple[str, int, str], Cells], shape: str, device: str) -> str:
     """What is measured down, stock and the maps that have a file across."""
-    sides = list(dict.fromkeys(side for cells in found.values() for side in cells if not _is_generated(side)))
+    sides = list(dict.fromkeys(side for cells in found.values() for side in cells if not is_generated(side)))
     if not sides:
         return ""
     lines = [f"| {shape}, {device} | stock | " + " | ".join(f"`{side}`" for side in sides) + " |"]
@@ -106,8 +107,8 @@ def _named(found: dict[tuple[str, int, str], Cells], shape: str, device: str) ->
 def _generated(found: dict[tuple[str, int, str], Cells], shape: str, device: str) -> str:
     """Cold prompts under maps made from a share of global heads and a window: a line for each map."""
     cold = {key[1]: cells for key, cells in found.items() if key[0] == "cold"}
-    sides = sorted({side for cells in cold.values() for side in cells if _is_generated(side)}, key=_natural)
-    lengths = [length for length, cells in cold.items() if any(map(_is_generated, cells))]
+    sides = sorted({side for cells in cold.values() for side in cells if is_generated(side)}, key=_natural)
+    lengths = [length for length, cells in cold.items() if any(map(is_generated, cells))]
     if not sides:
         return ""
     lines = [f"| {shape}, {device}: cold prompt, time to first token | " + " | ".join(map(tokens, lengths)) + " |"]
@@ -180,7 +181,9 @@ def with_block(readme: str, text: str) -> str:
 def main() -> None:
     """Print or write; exit code 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files; those of other benchmarks are passed over")
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="JSON files, compressed or not; those of other benchmarks are passed over"
+    )
     parser.add_argument("--readme", type=Path)
     args = parser.parse_args()
     try:

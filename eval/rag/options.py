@@ -34,7 +34,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     servers.add_arguments(running, threads=1)
     running.add_argument("--kv-tokens", type=int, help="KV of each, in tokens of stock (the corpus and 8 prompts)")
     running.add_argument("--chunk", type=int, help="tokens of a prefill chunk (8192 on a GPU, 2048 on the CPU)")
-    running.add_argument("--policies", default="boundary:16,blend:0.05", help="repair policies (%(default)s)")
+    running.add_argument("--policies", default="boundary:16,blend:0.08", help="repair policies (%(default)s)")
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", default=",".join(KINDS), help="kinds (%(default)s)")
     traffic.add_argument("--documents", type=int, default=24, help="in the shared corpus (%(default)s)")

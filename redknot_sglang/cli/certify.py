@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--repair",
         metavar="P,...",
-        help="repair policies of segmented mode to certify, beside exact mode, e.g. blend:0.05",
+        help="repair policies of segmented mode to certify, beside exact mode, e.g. blend:0.08",
     )
     parser.add_argument("--lead", choices=LEADS, default=LEADS[0], help="lead policy of segmented mode (%(default)s)")
     parser.add_argument("--tasks", metavar="NAME,...", help="generated tasks, or `none`; default: all there are")

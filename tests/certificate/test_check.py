@@ -23,7 +23,7 @@ from redknot_sglang.heads import load_head_map
 from tests.certificate.made import SGLANG, certified_map, make_document
 from tests.serving.harness import ALL_GLOBAL, MODEL
 
-POLICIES = {"exact": "pass", "blend:0.05": "pass", "none": "fail"}
+POLICIES = {"exact": "pass", "blend:0.08": "pass", "none": "fail"}
 
 
 def start(head_map: Path, *repairs: str, key: Path | None = None, uncertified: bool = False, **other: Any) -> Any:
@@ -69,12 +69,12 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
 def test_what_fits_is_certified(tmp_path: Path) -> None:
     head_map = certified_map(tmp_path, policies=POLICIES)
     digest = read_certificate(certificate_path(head_map)).digest
-    found = start(head_map, "blend:0.05")
-    assert found == Certification(digest, ("exact", "blend:0.05"), None, enforced=True)
+    found = start(head_map, "blend:0.08")
+    assert found == Certification(digest, ("exact", "blend:0.08"), None, enforced=True)
     assert found.status("exact") == {
         "certified": True,
         "digest": digest,
-        "policies": ["exact", "blend:0.05"],
+        "policies": ["exact", "blend:0.08"],
         "uncertified_allowed": False,
         "reason": None,
     }

@@ -18,7 +18,7 @@ from tests.serving import harness
 from tests.serving.harness import Server
 from tests.serving.maps import make_map, save_map
 
-POLICIES = {"exact": "pass", "blend:0.05": "pass", "none": "fail"}
+POLICIES = {"exact": "pass", "blend:0.08": "pass", "none": "fail"}
 PROMPT = list(range(400, 520))
 
 
@@ -41,7 +41,7 @@ def test_a_certificate_that_fits_is_found(tmp_path: Path) -> None:
     head_map = certified_map(tmp_path, policies=POLICIES)
     config = read_flags(flags(head_map, "--redknot-mode=segmented"))
     assert config.certification.digest == read_certificate(certificate_path(head_map)).digest
-    assert config.certification.covers(config.policy) and config.policy == "blend:0.05"
+    assert config.certification.covers(config.policy) and config.policy == "blend:0.08"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_certificate_that_fits_is_found(tmp_path: Path) -> None:
     [
         (["--redknot-repair=boundary:8"], "policy boundary:8 is not in the certificate"),
         (["--redknot-repair=none", "--redknot-mode=segmented"], "policy none failed its certification"),
-        (["--redknot-segment-length=100", "--redknot-segment-lead=lead"], "policy blend:0.05+lead is not in"),
+        (["--redknot-segment-length=100", "--redknot-segment-lead=lead"], "policy blend:0.08+lead is not in"),
         (["--load-format=dummy"], "this server has dummy weights"),
         (['--json-model-override-args={"rope_theta": 5}'], "config.json differs"),
         (["--redknot-certificate-key=/nowhere"], "the key /nowhere cannot be read"),
@@ -73,7 +73,7 @@ def test_the_flag_needs_redknot() -> None:
 
 def test_the_shipped_map_is_certified() -> None:
     found = read_flags(flags(harness.HEAD_MAP, "--redknot-mode=segmented")).certification
-    assert {"exact", "blend:0.05"} <= set(found.policies) and found.reason is None
+    assert {"exact", "blend:0.08"} <= set(found.policies) and found.reason is None
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,12 @@ def test_a_certified_server_says_so_and_refuses_other_policies(tmp_path: Path) -
         assert (exact["certified"], exact["certificate"]) == (True, digest)
         segments = {"redknot_segments": [10, 60]}
         blend = server.generate(PROMPT, 2, sampling_params={"custom_params": segments})["meta_info"]["redknot"]
-        assert (blend["policy"], blend["certified"]) == ("blend:0.05", True)
+        assert (blend["policy"], blend["certified"]) == ("blend:0.08", True)
         for repair in ("none", "boundary:4"):
             sampling = {"custom_params": segments | {"redknot_repair": repair}}
             answer = server.post("/generate", {"input_ids": PROMPT, "sampling_params": sampling})
             assert answer.status_code == 400
-            assert f"policy {repair} is not certified on this server (certified: exact, blend:0.05)" in answer.text
+            assert f"policy {repair} is not certified on this server (certified: exact, blend:0.08)" in answer.text
         preload = server.post("/redknot/segments", {"segments": [PROMPT], "repair": "none"})
         assert preload.status_code == 400 and "is not certified" in preload.text
         assert server.get("/redknot/status")["certificate"]["digest"] == digest

@@ -62,7 +62,7 @@ def test_sglang_reads_the_flags_of_every_shape(shape: str, tmp_path: Path) -> No
         limit = json.loads(one.json_model_override_args).get("max_position_embeddings")
         assert (limit or Served.of(args).config["max_position_embeddings"]) >= one.context_length
     config = make_config(take_options(vars(ours)), None)
-    assert config is not None and config.mode == "segmented" and config.repair == "blend:0.05"
+    assert config is not None and config.mode == "segmented" and config.repair == "blend:0.08"
     assert config.kv_budget == stock.max_total_tokens * Served.of(args).token_bytes
     exact = make_config(take_options(vars(other)), None)
     assert exact is not None and exact.mode == "exact" and exact.head_map.name == "rho.5-w4096.json"

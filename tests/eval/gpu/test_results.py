@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 
 import pytest
 
-from eval.gpu.results import Cell, Results, anonymous, read
+from eval.gpu.results import Cell, Results, anonymous, chart_path, read
 from redknot_sglang.cli.errors import CliError
 
 COLD = Cell("cold", "stock", "", 8192, "s", [0.3, 0.1, 0.2])
@@ -43,6 +44,21 @@ def test_a_later_run_keeps_the_cells_of_an_earlier_one(tmp_path: Path) -> None:
     ]
     with pytest.raises(CliError, match="--append"):
         Results(path, append=False)
+
+
+def test_a_compressed_file_grows_alike(tmp_path: Path) -> None:
+    plain, path = tmp_path / "gpu.json", tmp_path / "gpu.json.xz"
+    for each in (plain, path, path):
+        results = Results(each, append=True)
+        results.start_run({"command": "x"})
+        results.add(COLD)
+    assert len(json.loads(lzma.decompress(path.read_bytes()))["cells"]) == 2
+    found = read(path)
+    assert found is not None and found["cells"][0] == read(plain)["cells"][0]  # type: ignore[index]
+    assert chart_path(path) == chart_path(plain) == tmp_path / "gpu.png"
+    path.write_bytes(b"not compressed")
+    with pytest.raises(CliError, match="cannot be read"):
+        read(path)
 
 
 @pytest.mark.parametrize("text", ['{"cells": []}', "[1]"])

@@ -191,7 +191,7 @@ def test_servers_that_are_started_here_get_the_same_bytes() -> None:
     common, extra = server_flags(parse("--kv-tokens=5000"), served, longest=4000)
     assert extra["stock"] == ["--max-total-tokens=5000"]
     assert f"--redknot-kv-budget={5000 * 2 * 6 * 4 * 64 * 4}" in extra["redknot"]
-    assert "--redknot-repair=blend:0.05" in extra["redknot"]
+    assert "--redknot-repair=blend:0.08" in extra["redknot"]
     assert not any("kv" in flag or "max-total" in flag for flag in common)
     _, extra = server_flags(parse("--policies=boundary:16"), served, longest=4000)
     assert "--redknot-repair=boundary:16" in extra["redknot"]
