@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from redknot_sglang.config import DEFAULT_SEPARATOR
+from redknot_sglang.config import DEFAULT_REPAIR, DEFAULT_SEPARATOR
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise, text, tokenizer
@@ -145,7 +145,7 @@ def test_the_list_shows_what_is_left_of_each(server: harness.Server) -> None:
     preload(server, *documents[1:], extra_key="t", repair="boundary:16")
     listed = server.get(PATH)
     assert [(entry["tokens"], entry["extra_key"], entry["repair"]) for entry in listed] == [
-        (300, None, "blend:0.05"),
+        (300, None, DEFAULT_REPAIR),
         (301, "t", "boundary:16"),
         (302, "t", "boundary:16"),
     ]
