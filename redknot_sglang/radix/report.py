@@ -7,7 +7,7 @@ from typing import Any
 
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import inside, positions_of
+from redknot_sglang.radix.spans import inside
 from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
@@ -41,7 +41,7 @@ def report_request(
     }
     if plan is not None and arithmetic is not None:
         prompt = len(req.origin_input_ids)
-        rows = positions_of(plan.computed(req.__dict__.get("redknot_start", 0), prompt))
+        rows = plan.computed(req.__dict__.get("redknot_start", 0), prompt)
         report |= {
             "segments": len(plan.segments),
             "policy": plan.repair.name,
@@ -64,8 +64,8 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
         return
     plan = plan_of(req)
     assert plan is not None
-    req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + stretch.num_moved
+    req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + len(stretch.moved)
     repaired = int(inside(stretch.rows, plan.segments).sum())
     req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
     fresh = sorted(req.__dict__.get("redknot_fresh", ()))
-    req.cached_tokens -= int(inside(stretch.moved_positions, fresh).sum())
+    req.cached_tokens -= int(inside(stretch.moved, fresh).sum())

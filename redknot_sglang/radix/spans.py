@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Positions = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Span = tuple[int, int]
 Spans = list[Span]
 
@@ -51,14 +52,19 @@ def positions_of(spans: Sequence[Span]) -> Positions:
 
 def spans_of(positions: Positions) -> Spans:
     """Ascending positions as spans, adjacent ones joined."""
+    starts, ends = runs_of(positions)
+    return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+
+def runs_of(positions: Positions) -> tuple[Positions, Positions]:
+    """Starts and ends of `spans_of`: int64 [runs] each."""
     if not len(positions):
-        return []
+        return positions, positions
     breaks = np.flatnonzero(np.diff(positions) != 1)
-    firsts, lasts = positions[np.r_[0, breaks + 1]], positions[np.r_[breaks, len(positions) - 1]]
-    return list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+    return positions[np.r_[0, breaks + 1]], positions[np.r_[breaks, len(positions) - 1]] + 1
 
 
-def inside(positions: Positions, spans: Sequence[Span]) -> NDArray[np.bool_]:
+def inside(positions: Positions, spans: Sequence[Span]) -> Flags:
     """Which positions, ascending, lie in one of `spans`: bool [n].
 
     Takes time and memory for every position from the first to the last, so these should be most of them.
@@ -72,7 +78,7 @@ def inside(positions: Positions, spans: Sequence[Span]) -> NDArray[np.bool_]:
     steps = np.zeros(end - first + 1, dtype=np.int8)
     steps[starts[some]] += 1
     steps[ends[some]] -= 1
-    covered: NDArray[np.bool_] = steps.cumsum(dtype=np.int8)[positions - first] > 0
+    covered: Flags = steps.cumsum(dtype=np.int8)[positions - first] > 0
     return covered
 
 

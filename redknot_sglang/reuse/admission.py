@@ -15,7 +15,7 @@ from torch import Tensor
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.pool.relocation import move_rows
-from redknot_sglang.radix.spans import Span, clip, inside, positions_of, spans_of
+from redknot_sglang.radix.spans import Flags, positions_of, spans_of
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
@@ -52,9 +52,9 @@ class SegmentAdmission:
     def extend_chunk(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_chunked_req`; `call` runs the original. Returns its result."""
         plan = plan_of(req)
-        start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
+        start = len(req.prefix_indices)
         admitted = len(adder.can_run_list)
-        if plan is not None and clip(plan.reused, start, length):
+        if plan is not None and plan.reuses(start):
             rows = min(adder.rem_chunk_tokens, int(adder.rem_total_tokens))
             result = self._extend(adder, req, plan, start, rows, call)
         else:
@@ -70,7 +70,7 @@ class SegmentAdmission:
         req.redknot_dead = []
         if not req.retracted_stain:
             req.redknot_start = start
-        if plan is None or not clip(plan.reused, start, length):
+        if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
         problem = self._impossible(req, plan)
@@ -144,18 +144,18 @@ class SegmentAdmission:
             self.sources.refused(adder, req)
             return AddReqResult.NO_TOKEN if req.req_pool_idx is None else req
         stretch, local_rows = found
-        moved, local = stretch.num_moved, _count(local_rows)
+        moved, local = len(stretch.moved), int(local_rows.sum())
         tree_slots, chunk = req.prefix_indices, adder.rem_chunk_tokens
         adder.rem_total_token_offset += moved
         adder.cur_rem_token_offset += moved
         adder.rem_swa_token_offset += local
         if stretch.stop < length:
-            adder.rem_chunk_tokens = stretch.num_rows
+            adder.rem_chunk_tokens = len(stretch.rows)
         req.prefix_indices = torch.cat([tree_slots, tree_slots.new_zeros(moved)])
         admitted = len(adder.can_run_list)
         result = call()
         if stretch.stop < length:
-            adder.rem_chunk_tokens += chunk - stretch.num_rows
+            adder.rem_chunk_tokens += chunk - len(stretch.rows)
         adder.rem_total_token_offset -= moved
         adder.cur_rem_token_offset -= moved
         adder.rem_swa_token_offset -= local
@@ -163,45 +163,45 @@ class SegmentAdmission:
             req.prefix_indices = tree_slots
             self.sources.refused(adder, req)
             return result
-        if req.extend_range.length != stretch.num_rows:
+        if req.extend_range.length != len(stretch.rows):
             stretch = self._stretch(plan, start, length, req.extend_range.length)
             local_rows = self._local_rows(plan, stretch)
         req.prefix_indices = torch.cat([tree_slots, self._relocate(req, plan, stretch, local_rows)])
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
-        assert req.extend_range.length == stretch.num_rows
+        assert req.extend_range.length == len(stretch.rows)
         req.redknot_stretch = stretch
         self.sources.keep(req, plan.sources(stretch.stop), relocated=True)
         return result
 
-    def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, list[Span]] | None:
-        """The longest stretch tried of at most `rows` computed rows that the free slots hold, and its relocated rows with
-        local slots; None if there is none.
+    def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, Flags] | None:
+        """The longest stretch tried of at most `rows` computed rows that the free slots hold, and which of its relocated
+        rows have local slots; None if there is none.
         """
         while rows > 0:
             stretch = self._stretch(plan, start, length, rows)
             local_rows = self._local_rows(plan, stretch)
-            local = _count(local_rows) + stretch.num_rows
-            if stretch.num_moved + stretch.num_rows < adder.rem_total_tokens and local < adder.rem_swa_tokens:
+            computed = len(stretch.rows)
+            local = int(local_rows.sum()) + computed
+            if len(stretch.moved) + computed < adder.rem_total_tokens and local < adder.rem_swa_tokens:
                 return stretch, local_rows
             if adder.rem_chunk_tokens is None:
                 return None
-            rows = min(rows, stretch.num_rows) // 2
+            rows = min(rows, computed) // 2
         return None
 
     def _stretch(self, plan: Plan, start: int, length: int, rows: int) -> Stretch:
         stop = plan.stretch(start, length, rows)
-        return Stretch(start, stop, clip(plan.reused, start, stop), plan.computed(start, stop))
+        return Stretch(start, stop, plan.moved(start, stop), plan.computed(start, stop))
 
-    def _local_rows(self, plan: Plan, stretch: Stretch) -> list[Span]:
+    def _local_rows(self, plan: Plan, stretch: Stretch) -> Flags:
         heads = self._tree.local_heads
         return plan.local_rows(stretch.start, stretch.stop, heads.window, heads.sink)
 
-    def _relocate(self, req: Any, plan: Plan, stretch: Stretch, local_rows: list[Span]) -> Tensor:
+    def _relocate(self, req: Any, plan: Plan, stretch: Stretch, seen: Flags) -> Tensor:
         """Allocate slots for the relocated positions and queue their job; returns them, int64 [moved], in order."""
-        if not stretch.moved:
-            return torch.empty(0, dtype=torch.int64, device=req.prefix_indices.device)
-        moved, device = stretch.moved_positions, req.prefix_indices.device
-        seen = inside(moved, local_rows)
+        moved, device = stretch.moved, req.prefix_indices.device
+        if not len(moved):
+            return torch.empty(0, dtype=torch.int64, device=device)
         sources = sorted(req.redknot_sources.items())
         begins, stops = np.array([span for span, _ in sources]).T
         counts = np.searchsorted(moved, stops) - np.searchsorted(moved, begins)
@@ -233,7 +233,3 @@ class SegmentAdmission:
         mapping[slots] = 0
         mapping[slots[local]] = local_slots.to(mapping.dtype)
         return slots.to(torch.int64)
-
-
-def _count(spans: list[Span]) -> int:
-    return sum(end - start for start, end in spans)

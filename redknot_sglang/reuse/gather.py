@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
-from redknot_sglang.radix.spans import Positions, Spans, positions_of
+from redknot_sglang.radix.spans import Positions, runs_of
 
 # Rows a run, on average, below which a batch's rows count as scattered.
 _SHORT_RUN = 16
@@ -29,38 +29,18 @@ _SHORT_RUN = 16
 class Stretch:
     """One chunk of a segmented request, the positions [start, stop).
 
-    moved: relocated positions in it; runs: computed rows in it. Together they are all of it.
+    moved: relocated positions in it; rows: computed ones. Together they are all of it; both ascending, int64.
     """
 
     start: int
     stop: int
-    moved: Spans
-    runs: Spans
-
-    @cached_property
-    def moved_positions(self) -> Positions:
-        """Relocated positions, ascending: int64 [n]."""
-        return positions_of(self.moved)
-
-    @cached_property
-    def rows(self) -> Positions:
-        """Positions of the computed rows, ascending: int64 [n]."""
-        return positions_of(self.runs)
-
-    @property
-    def num_moved(self) -> int:
-        """Relocated positions."""
-        return len(self.moved_positions)
-
-    @property
-    def num_rows(self) -> int:
-        """Computed rows."""
-        return len(self.rows)
+    moved: Positions
+    rows: Positions
 
     @cached_property
     def order(self) -> Positions:
         """Positions in the order in which SGLang is given them."""
-        return np.concatenate([self.moved_positions, self.rows])
+        return np.concatenate([self.moved, self.rows])
 
     def permuted(self, tokens: array[int]) -> array[int]:
         """The sequence with this stretch in the order that SGLang is given."""
@@ -78,23 +58,26 @@ class Stretch:
 class Runs:
     """Runs of adjacent rows of a whole batch, for attention and positions.
 
-    requests: batch index of each run; starts, stops: its positions [start, stop).
+    requests: batch index of each run; starts, stops: its positions [start, stop). rows: of each request, ascending.
     """
 
     requests: list[int]
     starts: list[int]
     stops: list[int]
+    rows: list[Positions]
 
     @classmethod
     def of(cls, prefix_lens: Sequence[int], seq_lens: Sequence[int], stretches: dict[int, Stretch]) -> Runs:
         """Runs of a batch; requests without a stretch are one run behind their prefix."""
-        triples = [
-            (index, *run)
-            for index, (prefix, end) in enumerate(zip(prefix_lens, seq_lens, strict=True))
-            for run in (stretches[index].runs if index in stretches else [(prefix, end)])
-        ]
-        requests, starts, stops = (list(column) for column in zip(*triples, strict=True))
-        return cls(requests, starts, stops)
+        found = cls([], [], [], [])
+        for index, (prefix, end) in enumerate(zip(prefix_lens, seq_lens, strict=True)):
+            rows = stretches[index].rows if index in stretches else np.arange(prefix, end)
+            starts, stops = runs_of(rows)
+            found.requests.extend([index] * len(starts))
+            found.starts.extend(starts.tolist())
+            found.stops.extend(stops.tolist())
+            found.rows.append(rows)
+        return found
 
     def batch(
         self, req_to_token: Tensor, full_to_local: Tensor, req_pool_indices: Tensor, positions: Tensor
@@ -104,9 +87,9 @@ class Runs:
         Every run is a request of its own, over the slots of the request that it belongs to. Where runs are short their
         page lists would be most of the work; then a request's rows stay together.
         """
-        if sum(self.stops) - sum(self.starts) != len(positions):
+        if self._num_rows != len(positions):
             raise RuntimeError(f"the batch has {len(positions)} rows, its runs others: not its plan")
-        rows = self.by_request() if self.is_scattered else []
+        rows = [rows.tolist() for rows in self.rows] if self.is_scattered else []
         requests, starts, stops = self.requests, self.starts, self.stops
         if rows:
             requests, starts, stops = list(range(len(rows))), [at[0] for at in rows], [at[-1] + 1 for at in rows]
@@ -121,15 +104,12 @@ class Runs:
     @property
     def is_scattered(self) -> bool:
         """Whether runs are so short that one page list for each would be most of the work."""
-        return sum(self.stops) - sum(self.starts) < _SHORT_RUN * len(self.starts)
+        return self._num_rows < _SHORT_RUN * len(self.starts)
 
-    def by_request(self) -> list[list[int]]:
-        """Positions of each request's rows, in order."""
-        rows: list[list[int]] = [[] for _ in range(self.requests[-1] + 1)]
-        for request, start, stop in zip(self.requests, self.starts, self.stops, strict=True):
-            rows[request] += range(start, stop)
-        return rows
+    @property
+    def _num_rows(self) -> int:
+        return sum(map(len, self.rows))
 
     def positions(self) -> Tensor:
         """True position of every row of the batch: int64 [rows], on the host."""
-        return torch.from_numpy(positions_of(list(zip(self.starts, self.stops, strict=True))))
+        return torch.from_numpy(np.concatenate(self.rows))

@@ -7,6 +7,9 @@ Positions are those of the prompt. By definition (and so whatever the cache hold
   its place by relocation;
 - *computed rows* are all rows outside segments and the repaired rows of segments. They go through the model at their
   true positions and see what their head class lets them see of everything before them.
+
+Rows are arrays of positions and not spans: `blend` repairs thousands of single rows of a long prompt, and a scheduler that
+walks them one by one keeps the GPU waiting.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from redknot_sglang.radix.spans import Span, Spans, clip, gaps, union
+import numpy as np
+
+from redknot_sglang.radix.spans import Flags, Positions, Span, gaps, positions_of
 from redknot_sglang.reuse.repair import Blend, Repair
 
 # Marks in keys of the radix tree, far above every token id: KV behind them depends on where segments begin and end.
@@ -42,13 +47,13 @@ class Plan:
     """A prompt's division into lead, segments and tail.
 
     segments: disjoint, ascending, none empty. after_lead: segments are computed after the lead, not from position 0.
-    choices: repaired rows of segments for which a policy that probes has found them.
+    choices: repaired rows, ascending, of segments for which a policy that probes has found them.
     """
 
     segments: tuple[Span, ...]
     repair: Repair
     after_lead: bool = False
-    choices: Mapping[Span, Spans] = field(default_factory=dict, compare=False)
+    choices: Mapping[Span, Positions] = field(default_factory=dict, compare=False)
 
     @property
     def identity(self) -> str:
@@ -71,55 +76,72 @@ class Plan:
             return []
         return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
 
-    def choosing(self, choices: Mapping[Span, Spans]) -> Plan:
+    def choosing(self, choices: Mapping[Span, Positions]) -> Plan:
         """This plan with the repaired rows of more segments known."""
         return replace(self, choices={**self.choices, **choices})
 
     @cached_property
-    def reused(self) -> Spans:
-        """Positions that are relocated and not computed; runs of adjacent segments are kept apart."""
-        return [span for segment in self.segments for span in self._kept(segment)]
+    def _kept(self) -> Flags:
+        """Which positions up to the last segment's end are relocated and not computed."""
+        if isinstance(self.repair, Blend):
+            # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
+            repaired = [self.choices[segment] for segment in self.segments if segment in self.choices]
+        else:
+            repaired = [positions_of([span for segment in self.segments for span in self.repair.repaired(*segment)])]
+        kept = np.zeros(self.segments[-1][1], dtype=np.bool_)
+        for start, end in self.segments:
+            kept[start:end] = True
+        for rows in repaired:
+            kept[rows] = False
+        return kept
 
     @cached_property
-    def _joined(self) -> Spans:
-        return union(self.reused)
+    def reused(self) -> Positions:
+        """Positions that are relocated and not computed, ascending: int64 [n]."""
+        return np.flatnonzero(self._kept)
+
+    def reuses(self, start: int) -> bool:
+        """Whether some position at or behind `start` is relocated."""
+        return bool(len(self.reused)) and bool(self.reused[-1] >= start)
+
+    def moved(self, start: int, stop: int) -> Positions:
+        """Relocated positions in [start, stop), ascending: int64 [n]."""
+        first, last = np.searchsorted(self.reused, (start, stop))
+        return self.reused[first:last]
 
     def sources(self, start: int) -> list[Span]:
         """Segments of which some row at or behind `start` is relocated."""
-        return [segment for segment in self.segments if any(end > start for _, end in self._kept(segment))]
+        begins, ends = np.maximum(np.array(self.segments).T, start)
+        counts = np.searchsorted(self.reused, ends) - np.searchsorted(self.reused, begins)
+        return [segment for segment, count in zip(self.segments, counts.tolist(), strict=True) if count]
 
-    def _kept(self, segment: Span) -> Spans:
-        if isinstance(self.repair, Blend):
-            # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
-            return gaps(self.choices.get(segment, []), *segment)
-        return gaps(self.repair.repaired(*segment), *segment)
-
-    def computed(self, start: int, end: int) -> Spans:
-        """Computed rows in [start, end), as runs of adjacent rows."""
-        return gaps(self._joined, start, end)
+    def computed(self, start: int, end: int) -> Positions:
+        """Computed rows in [start, end), ascending: int64 [n]."""
+        last = len(self._kept)
+        rows = np.flatnonzero(~self._kept[start:end]) + start
+        return np.concatenate([rows, np.arange(max(start, last), end)]) if end > last else rows
 
     def stretch(self, start: int, end: int, rows: int) -> int:
         """Where a chunk from `start` ends that computes at most `rows` rows; `end` if those suffice.
 
         A chunk ends behind a computed row, so that the positions before its end have the local KV that the next rows
-        look back at. Returns `start` if not one row fits.
+        look back at; the last row of a prompt is one. Returns `start` if not one row fits.
         """
-        stop, left = start, rows
-        for a, b in self.computed(start, end):
-            if left <= 0:
-                return stop
-            stop = min(b, a + left)
-            left -= stop - a
-        return stop
+        computed = self.computed(start, end)
+        count = min(max(0, rows), len(computed))
+        return int(computed[count - 1]) + 1 if count else start
 
-    def local_rows(self, start: int, stop: int, window: int, sink: int) -> Spans:
-        """Relocated positions in [start, stop) whose local KV some row sees: sinks, and windows of computed rows.
+    def local_rows(self, start: int, stop: int, window: int, sink: int) -> Flags:
+        """Which of `moved(start, stop)` have local KV that some row sees: sinks, and windows of computed rows.
 
         The row after `stop` counts as well: a prefix is only reusable if its tail is there.
         """
-        firsts = [a for a, _ in self.computed(start, stop)]
-        seen = union([(0, sink), *((max(0, at - window + 1), at) for at in (*firsts, stop))])
-        return [part for span in clip(self.reused, start, stop) for part in clip(seen, *span)]
+        moved, computed = self.moved(start, stop), self.computed(start, stop)
+        # Of the rows that come after a position the first one is the nearest.
+        counts = np.diff(np.searchsorted(moved, computed), prepend=0, append=len(moved))
+        following = np.repeat(np.append(computed, stop), counts)
+        seen: Flags = (moved > following - window) | (moved < sink)
+        return seen
 
     def key(self, tokens: Sequence[int]) -> array[int]:
         """Token ids as a key of the radix tree: int64, first row of a segment and first row after one are marked."""

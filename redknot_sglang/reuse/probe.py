@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.causal import causal_attention
 from redknot_sglang.kernels.relocate import turned
-from redknot_sglang.radix.spans import Span, Spans, union
+from redknot_sglang.radix.spans import Positions, Span
 from redknot_sglang.reuse.repair import Blend
 
 # A row whose squared relative change is below this (1 %) is as good as repaired.
@@ -67,8 +68,8 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
 
 def choose_rows(
     pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piece], segments: Sequence[Span]
-) -> dict[Span, Spans]:
-    """The rows that a policy repairs of each of `segments`.
+) -> dict[Span, Positions]:
+    """The rows that a policy repairs of each of `segments`, ascending.
 
     pool: a HeadClassPool with probes; mapping: local slot of each global slot; pieces: all of the prompt before the last
     segment's end, in order; segments: among them. Waits for the device.
@@ -90,8 +91,5 @@ def choose_rows(
         part = slice(start - first, end - first)
         top, order = (change[part] / size[part].mean()).sort(descending=True, stable=True)
         rows.append(torch.where(top[:count] > UNCHANGED, order[:count] + start, -1))
-    found = [chosen.tolist() for chosen in torch.cat(rows).cpu().split(counts)]
-    return {
-        segment: union((row, row + 1) for row in chosen if row >= 0)
-        for segment, chosen in zip(segments, found, strict=True)
-    }
+    found = [chosen.numpy() for chosen in torch.cat(rows).cpu().split(counts)]
+    return {segment: np.sort(chosen[chosen >= 0]) for segment, chosen in zip(segments, found, strict=True)}

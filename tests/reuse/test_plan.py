@@ -6,13 +6,14 @@ from __future__ import annotations
 from array import array
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from redknot_sglang.config import RedKnotError
-from redknot_sglang.radix.spans import union
+from redknot_sglang.radix.spans import runs_of
 from redknot_sglang.reuse.gather import Runs, Stretch
 from redknot_sglang.reuse.options import make_plan, split_at
 from redknot_sglang.reuse.plan import CONTEXT_START, SEGMENT_START, Plan
@@ -38,7 +39,7 @@ def plans(draw: st.DrawFn) -> tuple[Plan, int]:
     choices = {}
     for start, end in plan.undecided(0):
         rows = draw(st.sets(st.integers(start, end - 1), max_size=9))
-        choices[start, end] = union((row, row + 1) for row in rows)
+        choices[start, end] = np.array(sorted(rows), dtype=np.int64)
     return plan.choosing(choices), length
 
 
@@ -47,14 +48,10 @@ def computed_by_definition(plan: Plan, length: int) -> list[bool]:
     computed = [True] * length
     for start, end in plan.segments:
         for at in range(start, end):
-            chosen = plan.choices.get((start, end), [])
+            chosen = plan.choices.get((start, end), np.array([], dtype=np.int64)).tolist()
             first = isinstance(plan.repair, Boundary) and at < start + plan.repair.rows
-            computed[at] = first or any(a <= at < b for a, b in chosen)
+            computed[at] = first or at in chosen
     return computed
-
-
-def flags(spans: list[tuple[int, int]], length: int) -> list[bool]:
-    return [any(a <= at < b for a, b in spans) for at in range(length)]
 
 
 @given(plans(), st.integers(1, 60), st.integers(1, 50), st.integers(0, 6))
@@ -67,33 +64,29 @@ def test_chunks_cover_the_prompt_and_compute_what_the_definition_says(
     at, computed, live = 0, [], [False] * length
     while at < length:
         stop = plan.stretch(at, length, budget)
-        runs = plan.computed(at, stop)
-        assert at < stop and sum(b - a for a, b in runs) <= budget
+        rows, moved = plan.computed(at, stop).tolist(), plan.moved(at, stop)
+        assert at < stop and len(rows) <= budget and sorted([*rows, *moved.tolist()]) == list(range(at, stop))
         assert stop == length or wanted[stop - 1], "a chunk ends behind a computed row"
-        local = plan.local_rows(at, stop, window, sink)
-        assert all(not wanted[row] for a, b in local for row in range(a, b))
+        assert plan.reuses(at) == (not all(wanted[at:]))
+        local = moved[plan.local_rows(at, stop, window, sink)].tolist()
         for row in range(at, stop):
-            live[row] = wanted[row] or any(a <= row < b for a, b in local)
-        for a, b in runs:
-            for row in range(a, b):
-                assert all(live[seen] for seen in range(row) if seen < sink or seen > row - window), (
-                    "a seen row is dead"
-                )
+            live[row] = wanted[row] or row in local
+        for row in rows:
+            assert all(live[seen] for seen in range(row) if seen < sink or seen > row - window), "a seen row is dead"
         assert all(live[seen] for seen in range(max(0, stop - window + 1), stop)), "the next row's window is dead"
-        computed += runs
+        computed += rows
         at = stop
-    assert flags(computed, length) == wanted
+    assert computed == [row for row in range(length) if wanted[row]]
 
 
 @given(plans(), st.integers(1, 4), st.integers(0, 5))
 def test_local_rows_are_live_in_their_segment(drawn: tuple[Plan, int], window: int, sink: int) -> None:
     """What is relocated for local heads is a sink of the segment or in the window before its end."""
     plan, length = drawn
-    for a, b in plan.local_rows(0, length, window, sink):
-        for row in range(a, b):
-            start, end = next(span for span in plan.segments if span[0] <= row < span[1])
-            tail = plan.origin + row - start < sink or row >= end - window + 1
-            assert tail or plan.repair.probes, "only whole segments have local KV in their middle"
+    for row in plan.moved(0, length)[plan.local_rows(0, length, window, sink)].tolist():
+        start, end = next(span for span in plan.segments if span[0] <= row < span[1])
+        tail = plan.origin + row - start < sink or row >= end - window + 1
+        assert tail or plan.repair.probes, "only whole segments have local KV in their middle"
 
 
 @given(plans(), st.integers(0, 60))
@@ -135,16 +128,22 @@ def test_permuting_and_restoring_are_inverse(drawn: tuple[Plan, int], budget: in
     plan, length = drawn
     start = plan.stretch(0, length, budget)
     stop = plan.stretch(start, length, budget)
-    moved = [(max(a, start), min(b, stop)) for a, b in plan.reused if max(a, start) < min(b, stop)]
-    stretch = Stretch(start, stop, moved, plan.computed(start, stop))
+    stretch = Stretch(start, stop, plan.moved(start, stop), plan.computed(start, stop))
     tokens = array("q", range(length))
     permuted = stretch.permuted(tokens)
     assert sorted(permuted) == list(tokens)
     row = torch.tensor(permuted, dtype=torch.int32)
     stretch.restore(row)
     assert row.tolist() == list(tokens)
-    runs = Runs.of([3, start + stretch.num_moved], [8, stop], {1: stretch})
-    assert runs.positions().tolist() == [*range(3, 8), *(at for a, b in stretch.runs for at in range(a, b))]
+    runs = Runs.of([3, start + len(stretch.moved)], [8, stop], {1: stretch})
+    rows = [*range(3, 8), *stretch.rows.tolist()]
+    assert runs.positions().tolist() == rows
+    spans = zip(runs.requests, runs.starts, runs.stops, strict=True)
+    assert [(index, at) for index, a, b in spans for at in range(a, b)] == [
+        (int(i > 4), at) for i, at in enumerate(rows)
+    ]
+    starts, ends = runs_of(stretch.rows)
+    assert (starts[1:] > ends[:-1]).all() and len(runs.starts) == 1 + len(starts), "as few runs as can be"
 
 
 def test_separators_cut_segments_out_of_a_dialogue() -> None:
