@@ -25,7 +25,7 @@ from redknot_sglang.radix.spans import Positions, runs_of
 _SHORT_RUN = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stretch:
     """One chunk of a segmented request, the positions [start, stop).
 
@@ -54,7 +54,7 @@ class Stretch:
         row[order] = row[self.start : self.stop].clone()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     """Runs of adjacent rows of a whole batch, for attention and positions.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's own test kits (`sglang.test.kits`) against --redknot servers on the embedded model.
+"""SGLang's own test kits (`sglang.test.kits`), unmodified, against --redknot servers on the embedded model.
 
 What runs, and what it is given in place of a hub model:
 
@@ -7,7 +7,7 @@ What runs, and what it is given in place of a hub model:
   has no sinks: with sinks that request would reuse them, S tokens.
 - `cache_hit_kit`: conversations written here, in the format of the data set that it would download.
 - `radix_cache_server_kit`: its token ids go up to 31999, so the model's shape is served with that vocabulary and dummy weights; the kit
-  looks at the status only. The strict memory check is on. Its tree has 160 of 400 nodes unless --full is given.
+  looks at the status only. The strict memory check is on.
 
 What cannot run, and why:
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import random
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,14 +75,12 @@ def test_cache_hit_kit(redknot_server: Server, tmp_path: Path) -> None:
     assert figures["overall"]["cache_hit_rate"] > 0.5
 
 
-def test_radix_cache_server_kit(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sglang.test.kits import radix_cache_server_kit as kit
+def test_radix_cache_server_kit() -> None:
+    from sglang.test.kits.radix_cache_server_kit import run_radix_attention_test
 
-    if not full:
-        monkeypatch.setattr(kit, "gen_radix_tree", partial(kit.gen_radix_tree, num_nodes=160))
     shape = json.dumps({"vocab_size": KIT_VOCABULARY})
     args = ["--load-format=dummy", f"--json-model-override-args={shape}", "--max-running-requests=48"]
     random.seed(4)
     with harness.launch(["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", *args]) as server:
-        kit.run_radix_attention_test(server.url)
+        run_radix_attention_test(server.url)
         check_no_leak(server)
