@@ -40,6 +40,7 @@ from eval.gpu.maps import describe
 from eval.gpu.options import SERVED_STEPS, check, load_plan, make_parser, maps_of, steps_of
 from eval.gpu.results import Cell, Results, anonymous, chart_path
 from eval.gpu.table import tables
+from eval.picture import save
 from eval.provenance import origin
 from eval.servers import STOCK, Served, alone
 from redknot_sglang.cli.errors import CliError
@@ -200,7 +201,7 @@ def run(args: argparse.Namespace) -> bool:
         results.start_run(head)
         Bench(args, results, maps).run()
     print(tables([results.data]))
-    draw(results.data).save(args.png or chart_path(args.json))
+    save(draw(results.data), args.chart or chart_path(args.json))
     for failed in results.errors:
         print(f"not measured: {failed['what']}: {failed['error'].splitlines()[-1]}", file=sys.stderr)
     return not results.errors

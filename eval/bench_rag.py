@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from eval.picture import save
 from eval.rag.chart import draw
 from eval.rag.client import Client
 from eval.rag.corpus import Corpus
@@ -126,7 +127,7 @@ def run(args: argparse.Namespace) -> bool:
                 write_json(args.json, head, summaries, phases)
                 print(f"{kind}, {side}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     note = f"{head['hardware'].splitlines()[0]}, {args.requests} requests, {loop(args)}"
-    draw(phases, summaries, note).save(args.png)
+    save(draw(phases, summaries, note), args.png)
     show(summaries, head["kv"], args)
     return all(record.error is None for phase in phases for record in phase.records)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result file as a picture: times over length, and bars of what stands against stock.
 
-python -m eval.gpu.chart eval/results/gpu_qwen3-8b.json.xz --png eval/results/gpu_qwen3-8b.png
+python -m eval.gpu.chart eval/results/gpu_qwen3-8b.json.xz --out eval/results/gpu_qwen3-8b.webp
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from eval.gpu.results import read
 from eval.gpu.table import is_generated, ratio, rows, tokens, value
+from eval.picture import save
 from eval.servers import STOCK
 
 _WIDTH, _HEIGHT, _TOP, _MARGIN = 1240, 420, 76, 70
@@ -179,13 +180,13 @@ def main() -> None:
     """Exit code 2 if the file is no result of bench_gpu."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--png", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="picture, .webp or .png")
     args = parser.parse_args()
     data = read(args.result)
     if data is None:
         print(f"eval.gpu.chart: {args.result} is not a result of bench_gpu", file=sys.stderr)
         sys.exit(2)
-    draw(data).save(args.png)
+    save(draw(data), args.out)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     running.add_argument("--seconds", type=float, help="no cell begins later than this after the start")
     parser.add_argument("--json", type=Path, default=Path("out/gpu/gpu.json"), help="logs beside it (%(default)s)")
     parser.add_argument("--append", action="store_true", help="keep the cells that the file has")
-    parser.add_argument("--png", type=Path, help="(beside the JSON)")
+    parser.add_argument("--chart", type=Path, help="picture, .webp or .png (beside the JSON)")
     return parser
 
 

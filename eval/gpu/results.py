@@ -129,8 +129,8 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def chart_path(path: Path) -> Path:
-    """Where the picture of a result file is: x.png for x.json and x.json.xz."""
-    return (path.with_suffix("") if _is_compressed(path) else path).with_suffix(".png")
+    """Where the picture of a result file is: x.webp for x.json and x.json.xz."""
+    return (path.with_suffix("") if _is_compressed(path) else path).with_suffix(".webp")
 
 
 def _is_compressed(path: Path) -> bool:

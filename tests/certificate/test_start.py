@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,23 @@ def test_the_flag_needs_redknot() -> None:
 def test_the_shipped_map_is_certified() -> None:
     found = read_flags(flags(harness.HEAD_MAP, "--redknot-mode=segmented")).certification
     assert {"exact", "blend:0.08"} <= set(found.policies) and found.reason is None
+
+
+def test_the_calibrated_map_is_certified_on_prompts_of_its_own(tmp_path: Path) -> None:
+    results = Path(harness.__file__).parents[2] / "eval" / "results"
+    head_map = tmp_path / "calibrated_map.json"
+    head_map.write_bytes((results / head_map.name).read_bytes())
+    path = certificate_path(head_map)
+    path.write_bytes(lzma.decompress((results / f"{path.name}.xz").read_bytes()))
+    found = read_flags(flags(head_map, "--redknot-mode=segmented")).certification
+    assert set(found.policies) == {"exact", "blend:0.08"} and found.reason is None
+    document, provenance = read_certificate(path).document, json.loads(head_map.read_text())["provenance"]
+    settings = document["settings"]
+    assert (settings["n"], settings["lengths"]) == (400, [1024, 2048, 4096])
+    assert settings["seeds"][0] > provenance["data"]["seeds"][1] and provenance["kv"] < 0.45
+    for policy in document["policies"].values():
+        assert len(policy["cells"]) == 15 and all(cell["loss_points"] <= 2 for cell in policy["cells"])
+        assert all(mean["loss_points"] <= 1 for mean in policy["means"])
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_every_step_on_every_side(tmp_path: Path, fakes: FakeStart, capsys: pyte
     assert run_head["servers"]["rho.25-w64"]["head_map"] == {"rho": 0.25, "window": 64, "sink": 4}
     assert "/" not in run_head["servers"]["head_map"]["flags"].replace("application/", "")
     assert all(cell["n"] == len(cell["samples"]) >= 1 for cell in found["cells"])
-    assert Image.open(tmp_path / "new" / "gpu.png").size[0] == 1240
+    assert Image.open(tmp_path / "new" / "gpu.webp").size[0] == 1240
     assert "cold prompt of 256 tokens" in capsys.readouterr().out
 
 

@@ -55,7 +55,7 @@ def test_a_compressed_file_grows_alike(tmp_path: Path) -> None:
     assert len(json.loads(lzma.decompress(path.read_bytes()))["cells"]) == 2
     found = read(path)
     assert found is not None and found["cells"][0] == read(plain)["cells"][0]  # type: ignore[index]
-    assert chart_path(path) == chart_path(plain) == tmp_path / "gpu.png"
+    assert chart_path(path) == chart_path(plain) == tmp_path / "gpu.webp"
     path.write_bytes(b"not compressed")
     with pytest.raises(CliError, match="cannot be read"):
         read(path)
