@@ -30,7 +30,7 @@ from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.model import ProfiledModel, load_model
 from redknot_sglang.profile.reuse import reuse_sensitivity
 from redknot_sglang.profile.study import Study
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 
 SHAPES = Path(__file__).parent / "shapes"
 WINDOWS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -68,7 +68,7 @@ def measure(label: str, run: Callable[[], object]) -> dict[str, Any]:
 def make_study(model: ProfiledModel, tokens: int, args: argparse.Namespace) -> Study:
     """One prompt of `tokens` random ids with documents in it."""
     data = documents(random_data(model.model.config.vocab_size, (tokens,), 1, 0), args.document)
-    return Study(model, data, Work(None, 0), 4, (256,), WINDOWS, args.rows, goal=1)
+    return Study(model, data, WorkFile(None, 0), 4, (256,), WINDOWS, args.rows, goal=1)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

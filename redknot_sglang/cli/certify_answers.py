@@ -15,8 +15,8 @@ from redknot_sglang.cli.certify_plan import Plan
 from redknot_sglang.cli.certify_questions import Question
 from redknot_sglang.cli.certify_servers import Reply, Sides
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.profile.work import Work
 from redknot_sglang.seams import sglang_version
+from redknot_sglang.work_file import WorkFile
 
 
 class Answers:
@@ -35,7 +35,7 @@ class Answers:
         ]
         # Nobody could tell dummy weights of one folder from those of another.
         try:
-            self._work = Work(None if _is_dummy(sides) else path, base)
+            self._work = WorkFile(None if _is_dummy(sides) else path, base)
         except OSError as error:
             raise CertificateError(f"{path} cannot be read: {error.strerror}; --fresh starts without it") from None
         self._names = {id(question): _name(question) for question in plan.questions}

@@ -124,7 +124,7 @@ def _study(args: argparse.Namespace, sizes: dict[str, tuple[int, ...]], model: A
     import transformers
 
     from redknot_sglang.profile.study import Study
-    from redknot_sglang.profile.work import Work
+    from redknot_sglang.work_file import WorkFile
 
     path = args.out.with_name(args.out.name + ".work")
     if args.fresh:
@@ -135,7 +135,7 @@ def _study(args: argparse.Namespace, sizes: dict[str, tuple[int, ...]], model: A
     return Study(
         model=model,
         data=data,
-        work=Work(path, base),
+        work=WorkFile(path, base),
         sink=args.sink,
         windows=sizes["windows"],
         curve=tuple(sorted({*sizes["curve"], *sizes["windows"]})),

@@ -17,7 +17,7 @@ from redknot_sglang.profile.attention import full, grouped, windowed
 from redknot_sglang.profile.data import Data, Example
 from redknot_sglang.profile.model import Attend, ProfiledModel, Rows
 from redknot_sglang.profile.record import Matrix
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 
 Head = tuple[int, int]
 """(layer, KV head)."""
@@ -44,7 +44,7 @@ class Study:
 
     model: ProfiledModel
     data: Data
-    work: Work
+    work: WorkFile
     sink: int
     windows: tuple[int, ...]
     curve: tuple[int, ...]

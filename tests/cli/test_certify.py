@@ -26,7 +26,7 @@ from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.launch import ServerError
 from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys
 from tests.cli.fake_server import Reply, fake_server
 from tests.serving.harness import HEAD_MAP, MODEL
@@ -305,7 +305,7 @@ def test_a_work_file_that_does_not_work_is_said(
     def broken(*args: Any, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Work, "__init__" if message == "cannot be read" else "keep", broken)
+    monkeypatch.setattr(WorkFile, "__init__" if message == "cannot be read" else "keep", broken)
     monkeypatch.setattr(certify_servers, "launch", Servers().launch)
     assert main(["certify", str(MODEL), f"--head-map={head_map}", *SMALL]) == 2
     assert f"map.certificate.json.work {message}: No space left on device" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from redknot_sglang.profile.data import Data, Example
 from redknot_sglang.profile.model import ATTENTION, ProfiledModel
 from redknot_sglang.profile.study import Study
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 
 GLOBAL = [(0, 1), (1, 2)]
 WINDOW, SINK = 16, 1
@@ -74,12 +74,14 @@ def known_model() -> LlamaForCausalLM:
     return model
 
 
-def known_study(examples: int = 6, length: int = 96, work: Work | None = None, window: int = WINDOW) -> Study:
+def known_study(examples: int = 6, length: int = 96, work: WorkFile | None = None, window: int = WINDOW) -> Study:
     """A study of the model on prompts of about `length` tokens."""
     data = Data("random", "known", tuple(known_example(seed, length) for seed in range(examples)))
     model = ProfiledModel(known_model(), chunk=40)
     windows = (window,)
-    return Study(model, data, work or Work(None, 0), SINK, windows, (4, *windows, 32), length, goal=4, gate_steps=80)
+    return Study(
+        model, data, work or WorkFile(None, 0), SINK, windows, (4, *windows, 32), length, goal=4, gate_steps=80
+    )
 
 
 def known_example(seed: int, length: int) -> Example:

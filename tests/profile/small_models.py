@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from redknot_sglang.profile.data import Data, Example
 from redknot_sglang.profile.model import ATTENTION, ProfiledModel
 from redknot_sglang.profile.study import Study
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 
 CLASSES = ("llama", "qwen2", "qwen3", "mistral")
 LAYERS, Q_HEADS, KV_HEADS, DIM = 3, 6, 2, 8
@@ -45,7 +45,7 @@ def small_study(kind: str, example: Example, chunk: int, **changes: Any) -> Stud
     """A study of one example; `changes` to the fields of Study."""
     fields: dict[str, Any] = {"sink": 1, "windows": (4,), "curve": (1, 4, 9), "rows": 10**6, "goal": 3, **changes}
     data = Data("random", "test", (example,))
-    return Study(ProfiledModel(small_model(kind), chunk), data, Work(None, 0), **fields)
+    return Study(ProfiledModel(small_model(kind), chunk), data, WorkFile(None, 0), **fields)
 
 
 def naive_forward(kind: str, ids: list[int], edit: Edit = lambda *_: None, begin: int = 0) -> Tensor:

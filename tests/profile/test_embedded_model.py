@@ -20,7 +20,7 @@ from redknot_sglang.heads import load_head_map
 from redknot_sglang.profile.data import Data, Example, task_data
 from redknot_sglang.profile.model import ProfiledModel, dense, load_model
 from redknot_sglang.profile.study import Study, under_map
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 
 MODEL = Path(__file__).parents[2] / "eval" / "model"
 
@@ -58,7 +58,7 @@ def test_logits_under_the_head_map_equal_those_of_the_definition(profiled: Profi
     found = profiled.logits(x[-len(prompt.answer) - 1 :])
     torch.testing.assert_close(found, reference.logits, rtol=0, atol=2e-3)
     study = Study(
-        profiled, Data("tasks", "", (Example(tuple(ids), len(prompt.ids), True),)), Work(None, 0), head_map.sink,
+        profiled, Data("tasks", "", (Example(tuple(ids), len(prompt.ids), True),)), WorkFile(None, 0), head_map.sink,
         (head_map.window,), (head_map.window,), 8, 6,
     )  # fmt: skip
     wanted = torch.tensor(prompt.answer)

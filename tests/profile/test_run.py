@@ -18,7 +18,7 @@ from redknot_sglang.profile.record import KEYS, beside, load_record, save_record
 from redknot_sglang.profile.run import Plan, profile, write
 from redknot_sglang.profile.select import Target
 from redknot_sglang.profile.study import Study
-from redknot_sglang.profile.work import Work
+from redknot_sglang.work_file import WorkFile
 from tests.profile.known_heads import GLOBAL, SINK, WINDOW, known_study
 
 METHODS = ("mass", "distortion", "gates", "ablation", "greedy")
@@ -31,7 +31,7 @@ def plan(target: Target = BUDGET, methods: tuple[str, ...] = METHODS) -> Plan:
     return Plan(target, methods, "output", 3, MODEL, ModelInfo(model_type="llama"))
 
 
-def study(work: Work | None = None) -> Study:
+def study(work: WorkFile | None = None) -> Study:
     return known_study(examples=4, work=work)
 
 
@@ -116,11 +116,11 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> tuple[HeadMap, dict[str, Any], bytes, int]:
-    work = Work(None, "base")
+    work = WorkFile(None, "base")
     return *profile(quick(work), plan()), work.measured
 
 
-def quick(work: Work) -> Study:
+def quick(work: WorkFile) -> Study:
     return replace(known_study(examples=2, work=work), gate_steps=10)
 
 
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = tmp_path / "map.json.work"
-    first = Work(file, "base")
+    first = WorkFile(file, "base")
     once = first.once
 
     def kill(what: object, measure: Any) -> Any:
@@ -145,26 +145,18 @@ def test_an_interrupted_run_goes_on(
         profile(quick(first), plan())
     with file.open("a") as cut:
         cut.write('["half a li')  # what a kill leaves of a line
-    second = Work(file, "base")
+    second = WorkFile(file, "base")
     head_map, record, picture = profile(quick(second), plan())
     assert measurements + second.measured == uninterrupted[3]
     assert (head_map, picture) == (uninterrupted[0], uninterrupted[2])
     assert without_seconds(record) == without_seconds(uninterrupted[1])
-    third = Work(file, "base")
+    third = WorkFile(file, "base")
     profile(quick(third), plan())
     assert third.measured == 0
 
 
-def test_other_inputs_are_measured_anew(tmp_path: Path) -> None:
-    file = tmp_path / "work"
-    assert Work(file, "weights A").once("x", lambda: 1) == 1
-    assert Work(file, "weights B").once("x", lambda: 2) == 2
-    assert Work(file, "weights A").once("y", lambda: 3) == 3
-    assert Work(file, "weights A").once("x", lambda: 4) == 1
-
-
 def test_a_budget_that_no_window_meets_is_refused_before_anything_runs() -> None:
-    work = Work(None, 0)
+    work = WorkFile(None, 0)
     with pytest.raises(ProfileError, match="sink and window alone take 0.1 of the KV bytes at 170 tokens"):
         profile(study(work), plan(Target(170, kv=0.05)))
     assert work.measured == 0

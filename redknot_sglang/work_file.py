@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished measurements on disk, so that an interrupted profile goes on where it was.
+"""Finished measurements on disk, so that an interrupted profile or certification goes on where it was.
 
 A work file has a line of JSON per measurement, [key, value]; the key is a hash of all the measurement depends on. Lines
 are only added. A line that a kill cut short is not JSON and counts as not there.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Work:
+class WorkFile:
     """Measurements of this and of earlier runs; `measured` counts those this run had to make."""
 
     def __init__(self, path: Path | None, base: object) -> None:
