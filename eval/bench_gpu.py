@@ -110,7 +110,8 @@ class Bench:
         if "load" in steps:
             for side in self.sides(servers, "load"):
                 policy = None if side == STOCK else self.args.load_policy
-                measure = partial(load.measure, servers[side].url, side, policy, load_plan(self.args))
+                start = self.args.load_start and self.args.load_start[side != STOCK]
+                measure = partial(load.measure, servers[side].url, side, policy, load_plan(self.args), start)
                 self.note(f"load, {side}", measure, servers, side)
 
     def sides(self, servers: Mapping[str, Server], step: str) -> list[str]:
@@ -130,7 +131,9 @@ class Bench:
             return [(step, partial(prefix.measure, server.url, side, *common, new))]
         if step == "decode":
             batches = [batch for tokens, batch in args.decode if tokens == length]
-            room, steps = Plan.of(args, load_head_map(self.maps[self.first])).base, args.decode_steps
+            plan, steps = Plan.of(args, load_head_map(self.maps[self.first])), args.decode_steps
+            # Further maps have less room than stock and the first one.
+            room = plan.base if len(self.maps) > 1 and step in args.further_steps.split(",") else plan.main
             distinct = {batch: decode.distinct_prompts(batch, length, room, steps) for batch in batches}
             measure = partial(decode.measure, server.url, side, *common)
             return [(f"{step} {batch}", partial(measure, batch, distinct[batch], steps)) for batch in batches]
@@ -195,9 +198,6 @@ def run(args: argparse.Namespace) -> bool:
         results = Results(args.json, args.append)
         command = shlex.join(["python", "-m", "eval.bench_gpu", *map(anonymous, sys.argv[1:])])
         head = {"command": command, "shape": args.shape or "embedded", **origin(args)}
-        # What the command leaves at its default is in the code of the version.
-        usual = vars(make_parser("").parse_args([]))
-        head["options"] = {name: told for name, told in head["options"].items() if getattr(args, name) != usual[name]}
         results.start_run(head)
         Bench(args, results, maps).run()
     print(tables([results.data]))

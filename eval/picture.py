@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-_SHADES = 24
+_SHADES = 16
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -2,7 +2,7 @@
 """Step `load`: the highest rate of Poisson arrivals at which p99 of the time to first token keeps a limit.
 
 Permuted documents of a shared corpus (eval/rag), all seen before, each side with its cache. A probe sends arrivals of
-one rate for a fixed time, the same on both sides, so that a queue that grows has as long to grow; an answer that has not
+one rate for a fixed time, the same on both sides, so that a queue that grows has as long to grow; a first token that has not
 come after two limits counts as too late. Rates go up or down by a factor until one keeps the limit and one does
 not, then halve the gap on a logarithmic scale.
 """
@@ -45,10 +45,10 @@ class Plan:
     tokens: int
     per_request: int
     limit: float = 5.0
-    seconds: float = 20.0
+    seconds: float = 60.0
     factor: float = 1.3
     refine: int = 1
-    box: float = 90.0
+    box: float = 300.0
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,10 +62,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate. ttft: seconds of each request in order of arrival, infinite where no answer came in time."""
+    """One rate. ttft: seconds of each request in order of arrival, infinite where no token came in time. served: first
+    tokens a second until the last one, which past saturation is what the server can do. failed: requests that timed out
+    later than their first token.
+    """
 
     rate: float
     ttft: list[float]
+    served: float
+    failed: int
     seconds: float
     cached_share: float
 
@@ -75,10 +80,11 @@ class Probe:
         return quantile(self.ttft, 0.99) if all(map(math.isfinite, self.ttft)) else math.inf
 
     def as_json(self) -> dict[str, Any]:
-        """None stands for infinite times, which JSON has not."""
-        finite = [value if math.isfinite(value) else None for value in self.ttft]
+        """None stands for infinite times, which JSON has not; a tenth of a millisecond is what a client's clock is good for."""
+        finite = [round(value, 4) if math.isfinite(value) else None for value in self.ttft]
         p99 = self.p99 if math.isfinite(self.p99) else None
-        shown = {"rate": self.rate, "n": len(self.ttft), "p99": p99, "ttft": finite}
+        shown: dict[str, Any] = {"rate": self.rate, "n": len(self.ttft), "p99": p99}
+        shown |= {"served": self.served, "failed": self.failed, "ttft": finite}
         return {**shown, "seconds": self.seconds, "cached_share": self.cached_share}
 
 
@@ -182,8 +188,11 @@ async def _probe(url: str, corpus: Corpus, policy: str | None, plan: Plan, rate:
     _must_answer([record for record in records if record.error and not record.error.startswith("TimeoutError")])
     tokens = sum(record.prompt_tokens for record in done)
     share = sum(record.reused for record in done) / tokens if tokens else 0.0
-    ttft = [record.late_s + record.ttft_s if record.error is None else math.inf for record in records]
-    return Probe(rate, ttft, max(record.start_s + record.total_s for record in records), share)
+    ttft = [record.late_s + record.ttft_s if record.began else math.inf for record in records]
+    came = [record.start_s + record.ttft_s for record in records if record.began]
+    served = len(came) / max(came) if came else 0.0
+    failed = sum(record.began and record.error is not None for record in records)
+    return Probe(rate, ttft, served, failed, max(record.start_s + record.total_s for record in records), share)
 
 
 def _must_answer(records: list[Record]) -> None:

@@ -48,6 +48,8 @@ def rows(results: Iterable[dict[str, Any]], shape: str, device: str) -> dict[tup
             if _group(run) != (shape, device):
                 continue
             cells = [cell for cell in data["cells"] if cell["run"] == number and cell["step"] in ORDER]
+            # Kept for the record: measured in a way, or of code, that a later run has put right.
+            cells = [cell for cell in cells if "superseded" not in cell]
             stock = {_stock_key(cell): cell for cell in cells if cell["side"] == STOCK}
             for cell in cells:
                 beside = stock.get(_stock_key(cell))
@@ -62,6 +64,12 @@ def ratio(cell: dict[str, Any]) -> float:
     """How many times better than stock a cell of `rows` is."""
     ours, stock = cell["median"], cell["stock"]["median"]
     return float(ours / stock if cell["step"] in _MORE_IS_BETTER else stock / ours)
+
+
+def times(cell: dict[str, Any]) -> str:
+    """`ratio` in three digits; in two for `load`, whose rates are searched coarsely."""
+    found, digits = ratio(cell), 2 if cell["step"] == "load" else 3
+    return f"{found:.{max(0, digits - len(str(int(found))))}f}x"
 
 
 def _group(run: dict[str, Any]) -> tuple[str, str]:
@@ -97,7 +105,7 @@ def _named(found: dict[tuple[str, int, str], Cells], shape: str, device: str) ->
         stocks = {id(cell["stock"]): cell["stock"] for cell in shown.values()}
         # Maps of different runs have different stock cells; the ratio is of the map's own.
         latest = list(stocks.values())[-1]
-        texts = [f"{value(shown[side])}, {ratio(shown[side]):.2f}x" if side in shown else "" for side in sides]
+        texts = [f"{value(shown[side])}, {times(shown[side])}" if side in shown else "" for side in sides]
         lines.append(f"| {title(*key, latest)} | {value(latest)} | " + " | ".join(texts) + " |")
         least += [cell["n"] for cell in (*shown.values(), *stocks.values()) if cell["step"] not in _MORE_IS_BETTER]
     note = f"\n\nTimes are medians of at least {min(least)}." if least else ""
@@ -115,7 +123,7 @@ def _generated(found: dict[tuple[str, int, str], Cells], shape: str, device: str
     lines.append("|---" * (1 + len(lengths)) + "|")
     for side in sides:
         cells = [cold[length].get(side) for length in lengths]
-        texts = [f"{value(cell)}, {ratio(cell):.2f}x" if cell else "" for cell in cells]
+        texts = [f"{value(cell)}, {times(cell)}" if cell else "" for cell in cells]
         lines.append(f"| `{side}` | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
@@ -131,16 +139,20 @@ def title(step: str, length: int, case: str, stock: dict[str, Any]) -> str:
         return f"cached documents in a new order, {size} tokens, `{case}`, time to first token"
     if step == "decode":
         batch, distinct = int(case.removeprefix("batch ")), details["distinct_prompts"]
-        shared = f", {distinct} different prompts" if distinct < batch else ""
+        shared = (
+            ""
+            if distinct >= batch
+            else f", all of {distinct if distinct > 1 else 'one'} cached prompt{'s' * (distinct > 1)}"
+        )
         return f"decode step, {case}, {size} tokens each{shared}"
     if step == "concurrency":
         return f"requests of {size} tokens held at once in {case} of KV"
     if step == "serving":
         return f"requests a second of `sglang.benchmark.serving`, {size} tokens in, out {case}"
     few = min(probe["n"] for probe in details["probes"])
-    limit = f"p99 of {details['limit_s']:g} s to the first token"
+    limit = f"p99 of the time to first token under {details['limit_s']:g} s"
     return (
-        f"requests a second at {limit}, {size} tokens of cached documents, `{case}` (probes of {few} requests or more)"
+        f"highest rate tried with {limit}, {size} tokens of cached documents, `{case}` (requests/s; {few} or more each)"
     )
 
 

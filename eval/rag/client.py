@@ -26,12 +26,12 @@ class RequestFailed(RuntimeError):
 class Answer:
     """One request as the client saw it. Times are `time.perf_counter()` seconds.
 
-    ids: the answer without end marker. first_token: arrival of the first event with a token. meta: the server's
-    `meta_info`, empty if the request failed. error: what went wrong, None for a complete answer.
+    ids: the answer without end marker. first_token: arrival of the first event with a token, None if none came. meta: the
+    server's `meta_info`, empty if the request failed. error: what went wrong, None for a complete answer.
     """
 
     sent: float
-    first_token: float
+    first_token: float | None
     finished: float
     ids: list[int] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Client:
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError, KeyError) as problem:
             finished, ids, error = time.perf_counter(), [], f"{type(problem).__name__}: {problem}"
         meta = event.get("meta_info", {}) if error is None else {}
-        return Answer(sent, finished if first is None else first, finished, ids, meta, error)
+        return Answer(sent, first, finished, ids, meta, error)
 
     async def _events(self, data: bytes) -> AsyncIterator[dict[str, Any]]:
         headers = {"Content-Type": "application/json"}

@@ -23,11 +23,11 @@ Place = tuple[int, int]
 class Record:
     """One request. Times in seconds, start_s and late_s from the beginning of the phase.
 
-    late_s: how long after its arrival it was sent (open loop; else 0). prompt: its digest. Tokens of the prompt by
+    late_s: how long after its arrival it was sent (open loop; else 0). ttft_s: total_s if no token came. prompt: its digest. Tokens of the prompt by
     class, as the server counts them: `reused` came from the cache and `computed` did not; `relocated` were moved to
     where this prompt has them, those that were computed for its sake among them; `repaired` are those of `computed`
     that lie in a reused segment. output: token ids without the end marker, which `output_tokens` counts. right: None
-    where the answer is not scored.
+    where the answer is not scored. began: whether a first token came, though the answer may have failed after it.
     """
 
     dialogue: int
@@ -47,6 +47,7 @@ class Record:
     repaired: int = 0
     computed: int = 0
     error: str | None = None
+    began: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """For a result file."""
@@ -161,12 +162,13 @@ class Runner:
             task=question.task,
             prompt=prompt.digest,
             prompt_tokens=len(prompt.ids),
-            ttft_s=answer.first_token - answer.sent,
+            ttft_s=(answer.finished if answer.first_token is None else answer.first_token) - answer.sent,
             total_s=answer.finished - answer.sent,
             output=answer.ids,
             output_tokens=answer.meta.get("completion_tokens", 0),
             right=decode(answer.ids).strip() == question.answer if scored else None,
             error=error,
+            began=answer.first_token is not None,
             **classes,
         )
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.gpu.load import Plan, Probe, measure, search
+from eval.gpu.load import ANSWER_TOKENS, Plan, Probe, measure, search
 from tests.eval.rag.fake_native import Reply, fake_native, segmented_report
 
 SMALL = Plan(documents=6, tokens=96, per_request=3, limit=20.0, seconds=0.2, refine=1, box=1.0)
@@ -44,9 +46,9 @@ def test_the_search_ends_when_the_time_is_over(capacity: float, probes: int) -> 
 
 
 def test_a_request_without_an_answer_is_late_beyond_any_limit() -> None:
-    late = Probe(1.0, [0.1] * 99 + [math.inf], 2.0, 0.5)
+    late = Probe(1.0, [0.1] * 99 + [math.inf], 1.0, 0, 2.0, 0.5)
     assert late.p99 == math.inf and late.as_json()["p99"] is None and late.as_json()["ttft"][-1] is None
-    assert Probe(1.0, [float(i) for i in range(101)], 2.0, 0.5).p99 == 99.0
+    assert Probe(1.0, [float(i) for i in range(101)], 1.0, 0, 2.0, 0.5).p99 == 99.0
 
 
 def test_a_side_is_shown_all_documents_and_probed_at_rising_rates() -> None:
@@ -60,6 +62,33 @@ def test_a_side_is_shown_all_documents_and_probed_at_rising_rates() -> None:
     # One to wake it, two that show six documents, then those that count.
     assert len(stock.bodies) == 3 + sum(probe["n"] for probe in probes) and stock.flushes == 1
     assert cell.step == "load" and cell.case == "" and cell.length == 3 * 96
+
+
+def test_a_first_token_counts_though_the_answer_comes_too_late_to_be_waited_for() -> None:
+    plan = Plan(documents=6, tokens=96, per_request=3, limit=0.5, seconds=0.2, box=0.0)
+
+    def answer(body: dict[str, Any]) -> Reply:
+        most = body["sampling_params"]["max_new_tokens"]
+        # Only answers of a probe are slow: it gives up after twice the limit.
+        return Reply((5,) * most, after_first=lambda: time.sleep(1.3 * (most == ANSWER_TOKENS)))
+
+    with fake_native(answer) as stock:
+        cell = measure(stock.url, "stock", None, plan, start=20.0)
+    (probe,) = cell.details["probes"]
+    assert probe["failed"] == probe["n"] == 4 and probe["p99"] < 0.5 and cell.samples == [20.0]
+    assert probe["served"] > 10 and probe["cached_share"] == 0
+
+
+def test_a_server_that_gives_no_token_in_time_keeps_no_rate() -> None:
+    plan = Plan(documents=6, tokens=96, per_request=3, limit=0.2, seconds=0.2, box=0.0)
+
+    def answer(body: dict[str, Any]) -> Reply:
+        if (most := body["sampling_params"]["max_new_tokens"]) == ANSWER_TOKENS:
+            time.sleep(0.6)
+        return Reply((5,) * most)
+
+    with fake_native(answer) as stock, pytest.raises(RuntimeError, match="p99 was over"):
+        measure(stock.url, "stock", None, plan, start=20.0)
 
 
 def test_the_first_rate_is_that_of_a_closed_loop() -> None:

@@ -63,12 +63,12 @@ def test_one_line_for_what_has_stock_beside_it() -> None:
         "| qwen3-8b, NVIDIA H200 | stock | `one_of_eight` | `all_global` |",
         "|---|---|---|---|",
         "| cold prompt of 32K tokens, time to first token | 1.20 s | 600 ms, 2.00x | 1.20 s, 1.00x |",
-        "| cached documents in a new order, 32K tokens, `boundary:16`, time to first token | 1.31 s | 66 ms, 20.00x |  |",
+        "| cached documents in a new order, 32K tokens, `boundary:16`, time to first token | 1.31 s | 66 ms, 20.0x |  |",
         "| decode step, batch 8, 8K tokens each | 10.00 ms | 10.00 ms, 1.00x |  |",
-        "| decode step, batch 64, 8K tokens each, 18 different prompts | 20.00 ms | 10.00 ms, 2.00x |  |",
+        "| decode step, batch 64, 8K tokens each, all of 18 cached prompts | 20.00 ms | 10.00 ms, 2.00x |  |",
         "| requests of 32K tokens held at once in 24 GiB of KV | 5 | 34, 6.80x |  |",
-        "| requests a second at p99 of 5 s to the first token, 32K tokens of cached documents, `boundary:16` "
-        "(probes of 12 requests or more) | 0.50 | 4.00, 8.00x |  |",
+        "| highest rate tried with p99 of the time to first token under 5 s, 32K tokens of cached documents, `boundary:16` "
+        "(requests/s; 12 or more each) | 0.50 | 4.00, 8.0x |  |",
         "",
         "Times are medians of at least 3.",
         "",
@@ -93,6 +93,18 @@ def test_ratios_are_of_one_run_and_devices_are_kept_apart() -> None:
     assert "| 3.00 s | 1.50 s, 2.00x | 3.00 s, 1.00x |" in text and "| 9.00 s | 3.00 s, 3.00x |" in text
     assert text.count("NVIDIA H200") == text.count("NVIDIA H100 80GB HBM3") == 1
     assert draw(data).height > draw(result(early)).height
+
+
+def test_what_is_kept_for_the_record_is_not_shown() -> None:
+    data = result((H200, [cold("stock", 8192, 3.0), cold("one_of_eight", 8192, 1.0)]))
+    assert "3.00x" in tables([data])
+    data["cells"][1]["superseded"] = "the clock was wrong"
+    assert tables([data]) == ""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.5, "2.00x"), (0.01, "100x"), (0.0123, "81.3x"), (4.0, "0.25x")])
+def test_ratios_have_three_digits(seconds: float, shown: str) -> None:
+    assert f"{shown} |" in tables([result((H200, [cold("stock", 8192, 1.0), cold("one_of_eight", 8192, seconds)]))])
 
 
 def test_nothing_to_compare_gives_no_table_and_still_a_picture() -> None:

@@ -87,6 +87,8 @@ def test_the_warm_up_shows_each_document_once() -> None:
 def test_arrivals_are_poisson() -> None:
     times = make_arrivals(4000, rate=5.0, seed=1)
     assert times == make_arrivals(4000, 5.0, 1) and times != make_arrivals(4000, 5.0, 2)
+    assert times[-1] == pytest.approx(4000 / 5.0)
+    assert make_arrivals(7, 0.5, 3)[-1] == pytest.approx(14.0), "few arrivals have their rate, too"
     gaps = [after - before for before, after in pairwise([0.0, *times])]
     assert min(gaps) >= 0
     # Exponential gaps: mean and standard deviation are both 1 / rate.
