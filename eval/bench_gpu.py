@@ -108,11 +108,13 @@ class Bench:
                     for what, measure in self.jobs(step, length, side, servers[side]):
                         self.note(f"{what}, {length} tokens, {side}", measure, servers, side)
         if "load" in steps:
+            policies = self.args.load_policy.split(",")
+            starts = dict(zip([STOCK, *policies], self.args.load_start or [], strict=False))
             for side in self.sides(servers, "load"):
-                policy = None if side == STOCK else self.args.load_policy
-                start = self.args.load_start and self.args.load_start[side != STOCK]
-                measure = partial(load.measure, servers[side].url, side, policy, load_plan(self.args), start)
-                self.note(f"load, {side}", measure, servers, side)
+                for policy in [STOCK] if side == STOCK else policies:
+                    repair, plan = None if side == STOCK else policy, load_plan(self.args)
+                    measure = partial(load.measure, servers[side].url, side, repair, plan, starts.get(policy))
+                    self.note(f"load {policy}, {side}", measure, servers, side)
 
     def sides(self, servers: Mapping[str, Server], step: str) -> list[str]:
         """Servers that a step measures."""

@@ -122,7 +122,7 @@ def waves(specs: Sequence[Spec], memory: int | None, together: int | None) -> li
 def _segmented(args: argparse.Namespace, plan: Plan) -> list[str]:
     steps = steps_of(args)
     policies = args.policies.split(",") if "segments" in steps else []
-    policies += [args.load_policy] if "load" in steps else []
+    policies += args.load_policy.split(",") if "load" in steps else []
     # The local pool is sized for the policy whose cached segments need most of it.
     repair = next((policy for policy in policies if policy.startswith("blend")), policies[0])
     length = args.load_document_tokens if "load" in steps else plan.longest // args.segments

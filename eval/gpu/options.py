@@ -28,8 +28,7 @@ def _token_list(text: str) -> list[int]:
 
 
 def _rates(text: str) -> list[float]:
-    stock, ours = map(float, text.split(","))
-    return [stock, ours]
+    return [float(part) for part in text.split(",")]
 
 
 def _batches(text: str) -> list[tuple[int, int]]:
@@ -91,9 +90,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--load-documents", type=int, default=32, help="in the corpus (%(default)s)")
     group.add_argument("--load-document-tokens", type=int, default=2048, help="(%(default)s)")
     group.add_argument("--load-per-request", type=int, default=16, help="documents of a prompt (%(default)s)")
-    group.add_argument("--load-policy", default="boundary:16", help="repair policy (%(default)s)")
+    group.add_argument("--load-policy", default="boundary:16", help="repair policies (%(default)s)")
     group.add_argument("--load-limit", type=float, default=5.0, help="seconds that p99 must keep (%(default)s)")
-    group.add_argument("--load-start", type=_rates, help="first rates, STOCK,OURS (from closed-loop throughput)")
+    group.add_argument("--load-start", type=_rates, help="first rates, STOCK,POLICY,... (from closed-loop throughput)")
     group.add_argument("--load-seconds", type=float, default=60.0, help="of arrivals in a probe (%(default)s)")
     group.add_argument("--load-refine", type=int, default=1, help="probes between the bracketing rates (%(default)s)")
     group.add_argument("--load-box", type=float, default=300.0, help="seconds of a side (%(default)s)")

@@ -114,6 +114,9 @@ def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
 def plan_of(req: Any) -> Plan | None:
     """The plan of a scheduler's request, made at the first call and kept on the request."""
     if "redknot_plan" not in req.__dict__:
-        req.redknot_plan = make_plan(req.sampling_params.custom_params, len(req.origin_input_ids))
+        # Of a request that SGLang has refused, one token is left: offsets mean nothing there.
+        refused = req.to_finish is not None
+        params = None if refused else req.sampling_params.custom_params
+        req.redknot_plan = make_plan(params, len(req.origin_input_ids))
     plan: Plan | None = req.redknot_plan
     return plan

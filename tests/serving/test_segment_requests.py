@@ -134,6 +134,16 @@ def test_segments_longer_than_the_pool_are_a_400_and_the_server_goes_on(server: 
     assert ask_segmented(server, fewer, 4)[1]["segments"] == 1
 
 
+@pytest.mark.parametrize("policy", ["none", "blend:0.1"])
+def test_a_prompt_longer_than_the_pool_is_a_400_and_the_server_goes_on(server: harness.Server, policy: str) -> None:
+    # SGLang refuses it itself, inside the scheduler, and leaves one token of it.
+    request = SegmentedRequest(noise(random.Random("longer"), 6500), [4, 3600, 3600, 6490], policy)
+    body = {"input_ids": request.prompt, "sampling_params": {"max_new_tokens": 4, "custom_params": request.params}}
+    answer = server.post("/generate", body)
+    assert answer.status_code == 400 and "exceeds" in answer.text, answer.text
+    assert len(server.generate(request.prompt[:200], 4)["output_ids"]) == 4
+
+
 def test_prefill_mixed_with_decoding_answers_the_same(server: harness.Server) -> None:
     """Gather extends share batches with decoding rows; SGLang mixes them where nobody asks for log-probabilities."""
     rng = random.Random("mixed")

@@ -25,7 +25,7 @@ from tests.serving import harness
 
 SMALL = ["--requests=2", "--lengths=256", "--decode=256:1,256:2", "--decode-steps=4", "--segment-lengths=256"]
 SMALL += ["--segments=2", "--tail=16", "--policies=boundary:4", "--load-documents=6", "--load-document-tokens=96"]
-SMALL += ["--load-per-request=3", "--load-seconds=0.1", "--load-box=0", "--load-policy=none"]
+SMALL += ["--load-per-request=3", "--load-seconds=0.1", "--load-box=0", "--load-policy=none,boundary:4"]
 
 
 class FakeStart:
@@ -79,7 +79,7 @@ def test_every_step_on_every_side(tmp_path: Path, fakes: FakeStart, capsys: pyte
     assert sides(found, "decode") == {(side, f"batch {batch}") for side, _ in both for batch in (1, 2)}
     # Segments and load are of the first map.
     assert sides(found, "segments") == {("stock", ""), ("head_map", "boundary:4")}
-    assert sides(found, "load") == {("stock", ""), ("head_map", "none")}
+    assert sides(found, "load") == {("stock", ""), ("head_map", "none"), ("head_map", "boundary:4")}
     run_head = found["runs"][0]
     assert run_head["command"].startswith("python -m eval.bench_gpu") and run_head["versions"]["sglang"]
     assert run_head["servers"]["rho.25-w64"]["head_map"] == {"rho": 0.25, "window": 64, "sink": 4}
