@@ -5,7 +5,7 @@
     python -m eval.bench_gpu --shape qwen3-8b --steps concurrency --lengths 32K --append --json out/gpu/qwen3-8b.json
     python -m eval.bench_gpu --lengths 256,1024 --json out/gpu/cpu.json           # CPU, embedded model: tries the command
 
-All servers are started at the same time, once; while one is measured the others are stopped (SIGSTOP). Every cell is in
+As many servers as fit are started at the same time, once; while one is measured the others are stopped (SIGSTOP). Every cell is in
 the file as soon as it is measured, with its raw samples; `--append` adds to the file of an earlier run. Steps are gone
 through in the order given, each at all lengths, on stock and then on every map. A cell that fails is noted and the run
 goes on. Steps:
@@ -17,7 +17,7 @@ goes on. Steps:
 - serving: requests a second of `sglang.benchmark.serving`, everything sent at once (first map only);
 - load: highest rate of Poisson arrivals at which p99 of the time to first token keeps a limit (first map only);
 - concurrency: requests that run at once in the same bytes of KV, on servers of its own (first map only).
-Without `--checkpoint` weights are SGLang's dummies, under which `blend` repairs no rows.
+Without `--checkpoint` weights are SGLang's dummies, under which `blend` would repair no rows and is refused.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--segment-lengths", type=_token_list, default="32K,128K", help="of `segments` (%(default)s)")
     what.add_argument("--segments", type=int, default=16, help="documents of a segmented prompt (%(default)s)")
     what.add_argument("--tail", type=int, default=128, help="tokens behind them (%(default)s)")
-    what.add_argument("--policies", default="boundary:16,none,blend:0.08", help="repair policies (%(default)s)")
+    what.add_argument("--policies", default="boundary:16,none", help="repair policies (%(default)s)")
     what.add_argument("--serving-prompts", type=int, default=64, help="of `serving`, all at once (%(default)s)")
     what.add_argument("--serving-answer", type=int, default=256, help="tokens of their answers (%(default)s)")
     what.add_argument("--kv-gib", type=float, help="KV of each side in `concurrency` (24 up to 32K tokens, else 60)")
@@ -140,6 +140,9 @@ def check(args: argparse.Namespace) -> None:
         raise CliError(f"--shape {args.shape}: there is no such folder in eval/shapes")
     if not args.shape and (args.stock_prefill_graphs or args.redknot_prefill_graphs):
         raise CliError("--stock-prefill-graphs and --redknot-prefill-graphs are of a GPU; give --shape")
+    named = [*args.policies.split(","), *args.load_policy.split(",")]
+    if args.shape and not args.checkpoint and any(policy.startswith("blend") for policy in named):
+        raise CliError("under dummy weights context changes no row and blend repairs none; give --checkpoint")
     counts = [args.requests, args.decode_steps, args.segments, args.tail, args.chunk, *args.lengths]
     if min(counts) < 1 or (args.together is not None and args.together < 1):
         raise CliError("counts and lengths must be at least 1")

@@ -94,7 +94,8 @@ def refusal(certification: Certification, policy: str) -> str:
     known = ", ".join(certification.policies)
     return (
         f"policy {policy} is not certified on this server (certified: {known}); use one of these, have it certified with "
-        f"`{_command(policy)}`, or start the server with {FLAG}"
+        f"`{_command(policy)}` (and the others that you serve: a new certificate replaces the old), or start the server "
+        f"with {FLAG}"
     )
 
 

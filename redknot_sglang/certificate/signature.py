@@ -44,7 +44,7 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         raise CertificateError(
             f"{path} is not an Ed25519 public key; make it from the private one with "
-            f"`openssl pkey -in KEY -pubout -out {path.name}`"
+            f"`openssl pkey -in KEY -pubout -out {path.stem}.pub.pem`"
         )
     return key
 

@@ -110,6 +110,8 @@ class SegmentAdmission:
         kept = sum(len(path.key) for path in keys.values())
         # As SGLang counts it: of a long answer it reserves room for the first part only.
         own = len(req.origin_input_ids) + min(req.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
+        # A request that was retracted late in a longer answer starts again with all of it.
+        own = max(own, len(req.full_untruncated_fill_ids))
         needed = own + kept + 1
         heads = self._tree.local_heads
         remedy = "start with --redknot-segment-length at the usual length of a segment"

@@ -97,14 +97,16 @@ def split_at(
 
 
 def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
-    """The plan of a request whose options have been resolved, or None for exact mode. Raises RedKnotError.
+    """The plan of a request whose options have been resolved, or None for exact mode.
 
-    length: tokens of the prompt. Empty segments vanish. The last token is always computed, since its row gives the
-    first answer token, so a segment that ends with the prompt ends before it.
+    length: tokens of the prompt. Empty segments vanish, and what lies behind the prompt's end: SGLang may have cut it since
+    (`--allow-auto-truncate`), down to one token where it refuses it. The last token is always computed, since its row
+    gives the first answer token, so a segment that ends with the prompt ends before it.
     """
     if not params or params.get(MODE) != "segmented":
         return None
-    pairs = check_offsets(SEGMENTS, params.get(SEGMENTS, ()), length, "tokens")
+    offsets = params.get(SEGMENTS, ())
+    pairs = zip(offsets[::2], offsets[1::2], strict=True)
     segments = tuple((start, min(end, length - 1)) for start, end in pairs if start < min(end, length - 1))
     if not segments:
         return None
@@ -114,9 +116,6 @@ def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
 def plan_of(req: Any) -> Plan | None:
     """The plan of a scheduler's request, made at the first call and kept on the request."""
     if "redknot_plan" not in req.__dict__:
-        # Of a request that SGLang has refused, one token is left: offsets mean nothing there.
-        refused = req.to_finish is not None
-        params = None if refused else req.sampling_params.custom_params
-        req.redknot_plan = make_plan(params, len(req.origin_input_ids))
+        req.redknot_plan = make_plan(req.sampling_params.custom_params, len(req.origin_input_ids))
     plan: Plan | None = req.redknot_plan
     return plan

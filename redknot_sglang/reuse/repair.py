@@ -53,7 +53,8 @@ class Blend:
     @property
     def name(self) -> str:
         """As users write it."""
-        return f"blend:{self.share:g}"
+        # No exponent, which `parse_repair` does not read.
+        return f"blend:{self.share:.9f}".rstrip("0").rstrip(".")
 
     def count(self, rows: int) -> int:
         """Most rows that are repaired of a segment of `rows` rows."""

@@ -131,11 +131,14 @@ SEAMS = (
         "around",
         "locks on segments never stop a running request",
     ),
-    Seam(
-        "sglang.srt.managers.scheduler.Scheduler.abort_request",
-        _drop_aborted,
-        "after",
-        "locks of waiting segmented requests",
+    *(
+        Seam(
+            f"sglang.srt.managers.scheduler.Scheduler.{name}",
+            _drop_aborted,
+            "after",
+            "locks of waiting segmented requests, and isolated prefills that left the queue",
+        )
+        for name in ("abort_request", "_abort_on_waiting_timeout", "_abort_on_queued_limit")
     ),
     Seam(
         "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",

@@ -11,7 +11,7 @@ from redknot_sglang.certificate.document import EXACT
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam, active
-from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
+from redknot_sglang.serve.requests import check_unresolved, resolve_request, separator_id, special_ids
 from redknot_sglang.serve.segment_calls import RESOLVED
 
 
@@ -48,9 +48,10 @@ def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> No
 
 def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:
     config = active.config_of(manager.server_args)
-    asks = hasattr(obj, "sampling_params") and input_ids is not None and not hasattr(obj, RESOLVED)
-    if config is not None and asks:
-        resolve_request(manager, config, obj, input_ids)
+    if config is not None and hasattr(obj, "sampling_params") and not hasattr(obj, RESOLVED):
+        check_unresolved(obj)
+        if input_ids is not None:
+            resolve_request(manager, config, obj, input_ids)
     original(manager, obj, input_ids)
 
 

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 
 from redknot_sglang.certificate.check import refusal
 from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.reuse.isolated import WHOLE
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
 from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams.refusals import why_not_probe
@@ -39,10 +40,14 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     offsets: list[int] | None = None
     if chars is not None:
         tokens, offsets = _by_characters(manager.tokenizer, obj.text, chars, SEGMENTS in params)
+        if manager.redknot_separator in tokens:
+            raise RedKnotError(f"the prompt has separators and {CHARS}: use one of them")
     elif manager.redknot_separator is not None:
         tokens, offsets = split_at(input_ids, manager.redknot_separator, manager.redknot_special)
         if offsets is not None and SEGMENTS in (params or {}):
             raise RedKnotError(f"the prompt has separators and {SEGMENTS}: use one of them")
+        if not tokens and input_ids:
+            raise RedKnotError("the prompt holds separators only: there is nothing to answer")
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
@@ -56,6 +61,24 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
         input_ids[:] = tokens
     if resolved or params:
         obj.sampling_params = {**obj.sampling_params, "custom_params": resolved or None}
+
+
+def check_namespace(extra_key: Any) -> None:
+    """A client's namespace must not be one of those that hold segments computed in isolation. Raises RedKnotError."""
+    if isinstance(extra_key, str) and WHOLE in extra_key:
+        raise RedKnotError(f"extra_key must not contain {WHOLE!r}")
+
+
+def check_unresolved(obj: Any) -> None:
+    """What can be checked of any request: its namespace, and that nothing is asked of a prompt without tokens.
+
+    Raises RedKnotError.
+    """
+    check_namespace(obj.extra_key)
+    given = (obj.sampling_params or {}).get("custom_params") or {}
+    named = sorted(key for key in given if isinstance(key, str) and key.startswith("redknot_"))
+    if obj.input_embeds is not None and named and not (named == [MODE] and given[MODE] == "exact"):
+        raise RedKnotError(f"segments are made of tokens, not of input_embeds: use {MODE} exact")
 
 
 def _by_characters(tokenizer: Any, text: Any, chars: Any, both: bool) -> tuple[list[int], list[int]]:
@@ -81,7 +104,5 @@ def _check_servable(manager: Any, obj: Any) -> None:
         )
     if obj.return_logprob and obj.logprob_start_len not in (None, -1):
         raise RedKnotError("rows of reused segments have no log-probabilities: leave logprob_start_len out")
-    if obj.input_embeds is not None:
-        raise RedKnotError(f"segments are made of tokens, not of input_embeds: use {MODE} exact")
     if obj.session_params:
         raise RedKnotError(f"sessions cannot be segmented: send the whole prompt, or use {MODE} exact")

@@ -16,7 +16,7 @@ from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 from redknot_sglang.reuse.repair import Blend, parse_repair
-from redknot_sglang.serve.requests import resolve_request
+from redknot_sglang.serve.requests import check_namespace, resolve_request
 from redknot_sglang.serve.segment_calls import FORGET, LIST, RESOLVED, WANT, WHOLE_OPTION
 from redknot_sglang.serve.segment_text import SegmentText
 
@@ -93,6 +93,7 @@ def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
     for name in ("extra_key", "repair"):
         if fields[name] is not None and not isinstance(fields[name], str):
             raise RedKnotError(f"{name} must be text, got {type(fields[name]).__name__}")
+    check_namespace(fields["extra_key"])
     if config.segment_lead == "lead" and fields["lead"] is None:
         raise RedKnotError(
             "lead is missing: this server runs with --redknot-segment-lead lead and computes segments after it, so give "

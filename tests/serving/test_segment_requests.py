@@ -103,6 +103,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "unknown option": ({"redknot_segment": [0, 5]}, {}, "redknot_segment not known"),
     "no separator": ({"redknot_mode": "segmented"}, {}, "names no segments"),
     "characters of tokens": ({"redknot_segment_chars": [0, 5]}, {}, "needs the prompt as text"),
+    "isolated segments' namespace": ({}, {"extra_key": "\0redknot whole"}, "extra_key must not contain"),
     "input logprobs": (
         {"redknot_segments": [0, 50]},
         {"return_logprob": True, "logprob_start_len": 0},
@@ -119,6 +120,23 @@ def test_bad_requests_are_a_400_that_says_what_to_change(server: harness.Server,
     answer = server.post("/generate", body)
     assert answer.status_code == 400, answer.text
     assert names in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "names"),
+    [
+        (DEFAULT_SEPARATOR, {}, "separators only"),
+        (f"some {DEFAULT_SEPARATOR} words in it", {"redknot_segment_chars": [0, 3]}, "use one of them"),
+        (f"some {DEFAULT_SEPARATOR} words in it", {"redknot_segments": [0, 1]}, "use one of them"),
+    ],
+)
+def test_separators_never_reach_the_model(
+    server: harness.Server, prompt: str, params: dict[str, Any], names: str
+) -> None:
+    body = {"text": prompt, "sampling_params": {"max_new_tokens": 2, "custom_params": params}}
+    answer = server.post("/generate", body)
+    assert answer.status_code == 400 and names in answer.text, answer.text
+    assert len(server.generate(list(range(400, 420)), 2)["output_ids"]) == 2
 
 
 def test_segments_longer_than_the_pool_are_a_400_and_the_server_goes_on(server: harness.Server) -> None:

@@ -62,10 +62,18 @@ def test_sglang_reads_the_flags_of_every_shape(shape: str, tmp_path: Path) -> No
         limit = json.loads(one.json_model_override_args).get("max_position_embeddings")
         assert (limit or Served.of(args).config["max_position_embeddings"]) >= one.context_length
     config = make_config(take_options(vars(ours)), None)
-    assert config is not None and config.mode == "segmented" and config.repair == "blend:0.08"
+    assert config is not None and config.mode == "segmented" and config.repair == "boundary:16"
     assert config.kv_budget == stock.max_total_tokens * Served.of(args).token_bytes
     exact = make_config(take_options(vars(other)), None)
     assert exact is not None and exact.mode == "exact" and exact.head_map.name == "rho.5-w4096.json"
+
+
+def test_a_server_that_is_asked_under_blend_has_room_for_it(tmp_path: Path) -> None:
+    words = ["--shape=qwen3-8b", f"--checkpoint={tmp_path}", "--steps=segments,load"]
+    for policies in (["--policies=boundary:16,blend:0.08"], ["--load-policy=none,blend:0.08"]):
+        flags = parsed(specs_of(parse(*words, *policies), tmp_path)["one_of_eight"].flags)
+        config = make_config(take_options(vars(flags)), None)
+        assert config is not None and config.repair == "blend:0.08"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -146,6 +154,8 @@ def test_as_many_servers_are_up_as_the_gpu_holds(tmp_path: Path) -> None:
         (["--stock-prefill-graphs=128"], "give --shape"),
         (["--requests=0"], "at least 1"),
         (["--segment-lengths=256"], "no room"),
+        (["--shape=qwen3-8b", "--policies=blend:0.08"], "give --checkpoint"),
+        (["--shape=qwen3-8b", "--steps=load", "--load-policy=boundary:16,blend:0.08"], "give --checkpoint"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], message: str) -> None:
