@@ -36,18 +36,28 @@ class SegmentAdmission:
         self.allocator = tree.token_to_kv_pool_allocator
         self._pool = self.allocator.get_kvcache()
         self.sources = SegmentSources(tree)
+        self._adder: Any = None
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_one_req`; `call` runs the original. Returns its result.
 
         A request whose segments have to be computed first is passed over and waits in the queue.
         """
+        self._adder = adder
         result = self._admit(adder, req, call)
         idle = not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
         if result is AddReqResult.NO_TOKEN and idle:
             # Nothing runs that would make room: only locks can.
             self.sources.release_waiting(but=req)
         return result
+
+    def take_preempted(self) -> list[Any]:
+        """Running requests that this pass has preempted for others of which it then admitted none.
+
+        SGLang puts preempted requests back into the queue only after a pass that admits somebody, as its own always does.
+        """
+        adder, self._adder = self._adder, None
+        return [] if adder is None or adder.can_run_list else list(adder.preempt_list)
 
     def extend_chunk(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_chunked_req`; `call` runs the original. Returns its result."""
@@ -107,18 +117,21 @@ class SegmentAdmission:
             return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair boundary:K or none"
         paths = plan.paths(req.full_untruncated_fill_ids, 0)
         keys = {path.key.tobytes(): path for path in paths}
-        kept = sum(len(path.key) for path in keys.values())
-        # As SGLang counts it: of a long answer it reserves room for the first part only.
-        own = len(req.origin_input_ids) + min(req.sampling_params.max_new_tokens, CLIP_MAX_NEW_TOKENS)
-        # A request that was retracted late in a longer answer starts again with all of it.
-        own = max(own, len(req.full_untruncated_fill_ids))
+        # Segments that are computed after one lead share it in the tree.
+        lead = max((path.origin for path in keys.values()), default=0)
+        kept = lead + sum(len(path.key) - path.origin for path in keys.values())
+        # As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
+        # long answer for the next part only.
+        left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+        own = len(req.full_untruncated_fill_ids) + min(left, CLIP_MAX_NEW_TOKENS)
         needed = own + kept + 1
         heads = self._tree.local_heads
         remedy = "start with --redknot-segment-length at the usual length of a segment"
         if plan.repair.probes:
             remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
-        tails = sum(
-            len(path.key) if path.whole else heads.sink + min(len(path.key), heads.window) for path in keys.values()
+        tails = lead * plan.repair.probes + sum(
+            len(path.key) - path.origin if path.whole else heads.sink + min(len(path.key), heads.window)
+            for path in keys.values()
         )
         local = tails + self._tree.sliding_window_size + 2 * heads.window
         if self._tree.sliding_window_size < UNBOUNDED_WINDOW and local >= self.allocator.size_swa:

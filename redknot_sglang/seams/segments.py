@@ -11,11 +11,16 @@ from redknot_sglang.seams import Seam, active
 _STRETCHES = "redknot_stretches"
 
 
-def _know_scheduler(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """Isolated prefills need the scheduler's queue; the prefix cache does not know the scheduler."""
+def _one_pass(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Isolated prefills need the scheduler's queue, which the prefix cache does not know; nobody preempted is lost."""
     reuse = getattr(scheduler.tree_cache, "reuse", None)
-    if reuse is not None:
-        reuse.sources.isolated.scheduler = scheduler
+    if reuse is None:
+        return original(scheduler, *args, **kwargs)
+    reuse.sources.isolated.scheduler = scheduler
+    found = original(scheduler, *args, **kwargs)
+    for req in reuse.take_preempted():
+        scheduler._add_request_to_queue(req)
+    return found
 
 
 def _extend_chunk(original: Any, adder: Any, req: Any) -> Any:
@@ -103,9 +108,9 @@ def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any,
 SEAMS = (
     Seam(
         "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
-        _know_scheduler,
-        "before",
-        "missing segments are computed by requests of the scheduler's own",
+        _one_pass,
+        "around",
+        "missing segments are computed by requests of the scheduler's own, which may leave a pass with nobody to admit",
     ),
     Seam(
         "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",

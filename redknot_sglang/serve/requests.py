@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken
@@ -74,10 +75,12 @@ def check_unresolved(obj: Any) -> None:
 
     Raises RedKnotError.
     """
-    check_namespace(obj.extra_key)
+    check_namespace(getattr(obj, "extra_key", None))
     given = (obj.sampling_params or {}).get("custom_params") or {}
+    if not isinstance(given, Mapping):
+        raise RedKnotError(f"custom_params must be a JSON object, got {type(given).__name__}")
     named = sorted(key for key in given if isinstance(key, str) and key.startswith("redknot_"))
-    if obj.input_embeds is not None and named and not (named == [MODE] and given[MODE] == "exact"):
+    if getattr(obj, "input_embeds", None) is not None and named and not (named == [MODE] and given[MODE] == "exact"):
         raise RedKnotError(f"segments are made of tokens, not of input_embeds: use {MODE} exact")
 
 

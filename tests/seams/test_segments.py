@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""However a request leaves the queue, its locks and the isolated prefills that went with it are known to be gone."""
+"""However a request leaves the queue, its locks and isolated prefills are known to be gone; preempted ones come back."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.seams import segments
 
 
@@ -19,3 +21,21 @@ def test_all_ways_out_of_the_queue_are_watched(name: str) -> None:
     # What the original returns stays.
     assert seam.hook(True, scheduler, "incoming") is None and told == [["left"]]
     assert seam.hook(None, SimpleNamespace(tree_cache=SimpleNamespace(), waiting_queue=[])) is None
+
+
+@pytest.mark.parametrize("admitted", [[], ["somebody"]])
+def test_who_was_preempted_for_nobody_waits_again(admitted: list[str]) -> None:
+    tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: None))
+    reuse, queue = SegmentAdmission(tree), list[str]()
+    scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), _add_request_to_queue=queue.append)
+    adder = SimpleNamespace(can_run_list=admitted, preempt_list=["preempted"])
+
+    def one_pass(scheduler: Any) -> str:
+        reuse._adder = adder
+        return "plan"
+
+    (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("_get_new_batch_prefill_raw")]
+    assert seam.hook(one_pass, scheduler) == "plan"
+    # After a pass that admits somebody SGLang does it.
+    assert queue == ([] if admitted else ["preempted"])
+    assert seam.hook(lambda scheduler: None, scheduler) is None and len(queue) == 1 - len(admitted), "once"

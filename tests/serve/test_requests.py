@@ -32,6 +32,16 @@ def test_embeddings_are_served_in_exact_mode(params: dict[Any, Any] | None) -> N
     check_unresolved(request(input_embeds=[[0.0]], sampling_params=None))
 
 
+@pytest.mark.parametrize("params", [[1, 2], "abc", 5])
+def test_options_are_an_object(params: Any) -> None:
+    with pytest.raises(RedKnotError, match="must be a JSON object"):
+        check_unresolved(request(params))
+
+
+def test_a_request_for_an_embedding_has_neither_namespace_nor_options() -> None:
+    check_unresolved(SimpleNamespace(sampling_params={"max_new_tokens": 0}))
+
+
 @pytest.mark.parametrize(
     "params", [{"redknot_mode": "segmented"}, {"redknot_segments": [0, 4]}, {"redknot_mode": "exact", "redknot_x": 1}]
 )
