@@ -4,7 +4,8 @@
 Permuted documents of a shared corpus (eval/rag), all seen before, each side with its cache. A probe sends arrivals of
 one rate for a fixed time, the same on both sides, so that a queue that grows has as long to grow; a first token that has not
 come after two limits counts as too late. Rates go up or down by a factor until one keeps the limit and one does
-not, then halve the gap on a logarithmic scale.
+not, then halve the gap on a logarithmic scale. All probes draw their gaps between arrivals from one seed, so that a faster one is
+the same crowd closer together and not another crowd; what they ask differs, or the second would find its prompts cached.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ANSWER_TOKENS = 16
 _GIVE_UP = 2
 # Seconds of a request that is no probe's.
 _PATIENCE = 120
+_ARRIVALS_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def search(probe: Callable[[float], bool], start: float, factor: float, refine: 
 def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | None = None) -> Cell:
     """The cell of a side; policy: RedKnot's, None for stock. start: the first rate, else from closed-loop throughput.
 
-    The cell's value is the highest rate that kept the limit. Raises CliError if the warm-up fails, RuntimeError if no
+    The cell's value is what was served under the highest rate that kept the limit. A minute of arrivals can be a few
+    per cent faster than the server and still keep it, so that this is first tokens a second where those are fewer. Raises CliError if the warm-up fails, RuntimeError if no
     rate kept the limit in the time there is, OSError.
     """
     corpus = plan.corpus()
@@ -135,7 +138,7 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
     probes: list[Probe] = []
 
     def keeps(rate: float) -> bool:
-        probes.append(asyncio.run(_probe(url, corpus, policy, plan, rate, len(probes))))
+        probes.append(asyncio.run(_probe(url, corpus, policy, plan, rate, 1 + len(probes))))
         return probes[-1].p99 <= plan.limit
 
     first = start or asyncio.run(_closed_loop(url, corpus, policy, plan))
@@ -147,6 +150,7 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
     details = {
         "policy": policy or STOCK,
         "limit_s": plan.limit,
+        "kept_rate": found.kept,
         "failed_rate": found.failed if math.isfinite(found.failed) else None,
         "documents": plan.documents,
         "document_tokens": plan.tokens,
@@ -154,35 +158,37 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
         "answer_tokens": ANSWER_TOKENS,
         "probes": [probe.as_json() for probe in probes],
     }
-    return Cell("load", side, policy or "", plan.per_request * plan.tokens, "requests/s", [found.kept], details)
+    served = min(found.kept, next(probe.served for probe in probes if probe.rate == found.kept))
+    return Cell("load", side, policy or "", plan.per_request * plan.tokens, "requests/s", [served], details)
 
 
 async def _show(url: str, corpus: Corpus, policy: str | None, plan: Plan) -> None:
     async with Client(url, _PATIENCE) as client:
-        runner = Runner(client, corpus, policy, Load(1, None, ANSWER_TOKENS, False, 1))
+        runner = Runner(client, corpus, policy, Load(1, None, ANSWER_TOKENS, False, _ARRIVALS_SEED))
         await runner.wake()
         await runner.show_documents(plan.per_request)
 
 
 async def _run(
-    url: str, corpus: Corpus, policy: str | None, plan: Plan, load: Load, count: int, timeout: float
+    url: str, corpus: Corpus, policy: str | None, plan: Plan, load: Load, count: int, seed: int, timeout: float
 ) -> list[Record]:
-    dialogues = make_dialogues(corpus, PERMUTED, Shape(turns=1, documents=plan.per_request), count, load.seed)
+    dialogues = make_dialogues(corpus, PERMUTED, Shape(turns=1, documents=plan.per_request), count, seed)
     async with Client(url, timeout) as client:
         return await Runner(client, corpus, policy, load).run(dialogues)
 
 
 async def _closed_loop(url: str, corpus: Corpus, policy: str | None, plan: Plan) -> float:
     """Requests a second with four under way, from eight of them."""
-    records = await _run(url, corpus, policy, plan, Load(4, None, ANSWER_TOKENS, False, 1000), 8, _PATIENCE)
+    load = Load(4, None, ANSWER_TOKENS, False, _ARRIVALS_SEED)
+    records = await _run(url, corpus, policy, plan, load, 8, 1000, _PATIENCE)
     _must_answer(records)
     return len(records) / max(record.start_s + record.total_s for record in records)
 
 
-async def _probe(url: str, corpus: Corpus, policy: str | None, plan: Plan, rate: float, number: int) -> Probe:
+async def _probe(url: str, corpus: Corpus, policy: str | None, plan: Plan, rate: float, seed: int) -> Probe:
     count = max(2, round(rate * plan.seconds))
-    load = Load(None, rate, ANSWER_TOKENS, False, 1 + number)
-    records = await _run(url, corpus, policy, plan, load, count, _GIVE_UP * plan.limit)
+    load = Load(None, rate, ANSWER_TOKENS, False, _ARRIVALS_SEED)
+    records = await _run(url, corpus, policy, plan, load, count, seed, _GIVE_UP * plan.limit)
     done = [record for record in records if record.error is None]
     # A server that is too slow lets clients time out; one that refuses must not look like it.
     _must_answer([record for record in records if record.error and not record.error.startswith("TimeoutError")])

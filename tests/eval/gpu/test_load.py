@@ -56,7 +56,8 @@ def test_a_side_is_shown_all_documents_and_probed_at_rising_rates() -> None:
         cell = measure(stock.url, "stock", None, SMALL, start=40.0)
     probes = cell.details["probes"]
     rates = [probe["rate"] for probe in probes]
-    assert rates[0] == 40.0 and cell.samples == [max(rates)] and cell.details["failed_rate"] is None
+    assert rates[0] == 40.0 and cell.details["kept_rate"] == max(rates) and cell.details["failed_rate"] is None
+    assert cell.samples == [min(max(rates), probes[-1]["served"])]
     assert all(b == pytest.approx(1.3 * a) for a, b in zip(rates, rates[1:], strict=False))
     assert [probe["n"] for probe in probes] == [round(rate * 0.2) for rate in rates]
     # One to wake it, two that show six documents, then those that count.
@@ -75,7 +76,7 @@ def test_a_first_token_counts_though_the_answer_comes_too_late_to_be_waited_for(
     with fake_native(answer) as stock:
         cell = measure(stock.url, "stock", None, plan, start=20.0)
     (probe,) = cell.details["probes"]
-    assert probe["failed"] == probe["n"] == 4 and probe["p99"] < 0.5 and cell.samples == [20.0]
+    assert probe["failed"] == probe["n"] == 4 and probe["p99"] < 0.5 and cell.details["kept_rate"] == 20.0
     assert probe["served"] > 10 and probe["cached_share"] == 0
 
 
