@@ -55,7 +55,12 @@ FIRST = [
     Cell("prefix", "one_of_eight", "+128", 32768, "s", [0.03] * 5, {}),
     Cell("kernels", "attention", "", 0, "s", [40.0], {}),
 ]
-SECOND = [held("stock", 5), held("one_of_eight", 34), load("stock", "", 0.5, 0.8), load("one_of_eight", "boundary:16", 4.0)]
+SECOND = [
+    held("stock", 5),
+    held("one_of_eight", 34),
+    load("stock", "", 0.5, 0.8),
+    load("one_of_eight", "boundary:16", 4.0),
+]
 
 
 def test_one_line_for_what_has_stock_beside_it() -> None:
