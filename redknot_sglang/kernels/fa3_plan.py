@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
+from .host_copy import pinned
 from .page_list import ALL_PAGES, PageRule, sink_pages, window_pages, write_pages
 from .sink_fold import FoldPlan
 from .triton_merge import processors_of
@@ -138,7 +139,7 @@ class RecordedPlans:
         ints[at : at + ends[-1]] = np.arange(ends[-1]) + np.repeat(prefix - (ends - lens), lens)
         host = torch.from_numpy(ints)
         # A fresh buffer each time: the copy of the batch before may still be queued.
-        return host.pin_memory() if self._ints.is_cuda else host
+        return pinned(host, self._ints.device)
 
 
 def splits_for(rows: int, heads: int, spec: ClassSpec) -> int:

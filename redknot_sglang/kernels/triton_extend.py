@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .batch import ExtendBatch, HeadClass, ScatteredBatch
 from .extend_work import Item, Work
+from .host_copy import to_device
 from .triton_attend import attend_keys, load_pages, store_part
 from .triton_merge import merge_listed, workspace
 
@@ -67,9 +68,7 @@ class ExtendPlan:
     def of(cls, work: Work, batch: ExtendBatch) -> ExtendPlan:
         """Copies the work to the device; nothing waits."""
         device = batch.seq_lens.device
-        items, merges = (
-            torch.tensor(rows, dtype=torch.int32).to(device, non_blocking=True) for rows in (work.items, work.merges)
-        )
+        items, merges = (to_device(rows, device, torch.int32) for rows in (work.items, work.merges))
         most = max((merge.parts for merge in work.merges), default=0)
         positions = batch.positions if isinstance(batch, ScatteredBatch) else None
         return cls(items, merges, work.parts, most, positions, batch.prefix_lens)

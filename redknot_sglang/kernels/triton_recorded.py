@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
 from .extend_work import MAX_PARTS, MOST_WAVES, Item, Merge, Work
+from .host_copy import pinned, to_device
 from .page_list import near_pages, write_pages
 from .triton_extend import ExtendPlan
 
@@ -64,7 +65,7 @@ class RecordedWork:
         pages = {"global": (batch.req_to_token, self._starts[0])}
         if self._spec.local_widths:
             lens = np.array(self._near_lens(batch), dtype=np.int64)
-            self._starts[1, :bs] = torch.from_numpy(lens.cumsum() - lens).to(self._starts.device, non_blocking=True)
+            self._starts[1, :bs] = to_device(lens.cumsum() - lens, self._starts.device, torch.int64)
             write_pages(
                 near_pages(self._spec),
                 self._near,
@@ -113,7 +114,7 @@ class RecordedWork:
             at += size
         found = torch.from_numpy(host)
         # A fresh buffer each time: the copy of the batch before may still be queued.
-        return found.pin_memory() if self._ints.is_cuda else found
+        return pinned(found, self._ints.device)
 
     def _near_lens(self, batch: ExtendBatch) -> list[int]:
         return list(map(near_pages(self._spec).count, batch.prefix_lens_cpu, batch.seq_lens_cpu))

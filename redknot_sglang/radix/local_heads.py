@@ -66,8 +66,7 @@ class LocalHeads(LocalLocks):
             row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
             gone = [row[start:end] for start, end in gaps(union(kept + freed), owned_from, token_ids_len)]
             if gone:
-                # At once: each call waits for the device to count what it frees, and segments leave a gap each.
-                self.cache.token_to_kv_pool_allocator.free_swa(torch.cat(gone))
+                self.free_local(torch.cat(gone))
             live = [part for span in kept for part in gaps(freed, *span)]
         insert_params.live_spans = live
         insert_params.transient = insert_params.chunked and not is_finished and not is_whole(req)

@@ -11,9 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sglang.srt.mem_cache.unified_cache.cache_action import RecoverSWAWithLockedFull, SWARebuild
+from sglang.srt.mem_cache.unified_cache.cache_action import (
+    FreeComponentDeviceSlot,
+    RecoverSWAWithLockedFull,
+    SWARebuild,
+)
 from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
 from sglang.srt.mem_cache.unified_cache.components.tree_component import next_component_uuid
+from torch import Tensor
 
 # Node marks, kept in the component's metadata.
 SINK = "sink"  # the node lies in the first S positions
@@ -123,8 +128,26 @@ class LocalLocks(SWAComponent):
         self.tree_core.component_evictable_size_[self.component_type] -= tokens
         self.tree_core.component_protected_size_[self.component_type] += tokens
 
+    def free_local(self, slots: Tensor) -> None:
+        """Free the local slots of global slots that all have one: int64 or int32 [n].
+
+        SGLang's `free_swa` looks which of them have one. Then the host must know how many, waits for everything the
+        device has queued, and the device has nothing to do while the next batch is made.
+        """
+        allocator = self.cache.token_to_kv_pool_allocator
+        mapping = allocator.full_to_swa_index_mapping
+        local = mapping[slots]
+        if local.device.type == "cpu":
+            assert bool((local > 0).all()), "a slot whose local slot is to be freed has none"
+        allocator.swa_attn_allocator.free(local)
+        mapping[slots] = 0
+
     def apply_component_action(self, action: Any) -> None:
-        """A tombstone revived under a lock is protected from the start."""
+        """A live node has local slots all through; a tombstone revived under a lock is protected from the start."""
+        if isinstance(action, FreeComponentDeviceSlot):
+            for slots in action.indices:
+                self.free_local(slots)
+            return
         super().apply_component_action(action)
         if isinstance(action, RecoverSWAWithLockedFull | SWARebuild):
             node = self.tree_core.node_by_id(action.node_id)

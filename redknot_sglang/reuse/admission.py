@@ -13,6 +13,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from torch import Tensor
 
 from redknot_sglang.config import RedKnotError
+from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.spans import Flags, positions_of, spans_of
@@ -227,8 +228,8 @@ class SegmentAdmission:
         origins = moved - begins[which] + plan.origin
         # One copy to the device instead of many small ones.
         rows = np.stack([np.r_[0, ends[:-1]][which] + origins, origins, moved])
-        at, origin, position = torch.from_numpy(rows).to(device)
-        local = torch.from_numpy(np.flatnonzero(seen)).to(device)
+        at, origin, position = to_device(rows, device, torch.int64)
+        local = to_device(np.flatnonzero(seen), device, torch.int64)
         targets = self._allocate(len(moved), local)
         mapping = self.allocator.full_to_swa_index_mapping
         self._pool.relocations.add(move_rows(torch.cat(kept)[at], targets, origin, position, local, mapping))

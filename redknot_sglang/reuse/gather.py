@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
+from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.radix.spans import Positions, runs_of
 
 # Rows a run, on average, below which a batch's rows count as scattered.
@@ -50,7 +51,7 @@ class Stretch:
 
     def restore(self, row: Tensor) -> None:
         """Put a request's slots, written in SGLang's order, at their positions; row: int32 [context]."""
-        order = torch.from_numpy(self.order).to(row.device, non_blocking=True)
+        order = to_device(self.order, row.device, torch.int64)
         row[order] = row[self.start : self.stop].clone()
 
 
@@ -94,8 +95,7 @@ class Runs:
         if rows:
             requests, starts, stops = list(range(len(rows))), [at[0] for at in rows], [at[-1] + 1 for at in rows]
         index, prefix_lens, seq_lens = (
-            torch.tensor(values, dtype=torch.int32).to(positions.device, non_blocking=True)
-            for values in (requests, starts, stops)
+            to_device(values, positions.device, torch.int32) for values in (requests, starts, stops)
         )
         pages = req_to_token, req_pool_indices[index.long()], full_to_local
         plain = ExtendBatch(*pages, prefix_lens, seq_lens, starts, stops)
@@ -110,6 +110,6 @@ class Runs:
     def _num_rows(self) -> int:
         return sum(map(len, self.rows))
 
-    def positions(self) -> Tensor:
-        """True position of every row of the batch: int64 [rows], on the host."""
-        return torch.from_numpy(np.concatenate(self.rows))
+    def positions(self) -> Positions:
+        """True position of every row of the batch: int64 [rows]."""
+        return np.concatenate(self.rows)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.causal import causal_attention
+from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import turned
 from redknot_sglang.radix.spans import Positions, Span
 from redknot_sglang.reuse.repair import Blend
@@ -75,7 +76,8 @@ def choose_rows(
     segment's end, in order; segments: among them. Waits for the device.
     """
     probes, device = pool.probes, pieces[0].slots.device
-    here = torch.cat([torch.arange(piece.origin, piece.origin + len(piece.slots)) for piece in pieces]).to(device)
+    origins = [np.arange(piece.origin, piece.origin + len(piece.slots)) for piece in pieces]
+    here = to_device(np.concatenate(origins), device, torch.int64)
     slots = torch.cat([piece.slots for piece in pieces])
     there = torch.arange(len(slots), device=device)
     cos, sin = pool.rotation.turn(here, there)

@@ -71,11 +71,12 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     runner.attn_backend.probed = batch.forward_mode.is_extend() and any(is_whole(req) for req in batch.reqs)
     if not stretches:
         return
+    from redknot_sglang.kernels.host_copy import to_device
     from redknot_sglang.reuse.gather import Runs
 
     ends = [prefix + rows for prefix, rows in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
     runs = Runs.of(batch.prefix_lens, ends, stretches)
-    result.positions = runs.positions().to(result.positions.device, result.positions.dtype, non_blocking=True)
+    result.positions = to_device(runs.positions(), result.positions.device, result.positions.dtype)
     runner.attn_backend.runs = runs
 
 
