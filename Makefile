@@ -45,7 +45,7 @@ bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
 test: $(STAMP) ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --durations=25
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
 
 test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 conversations, 27 maps (over an hour)
 	$(PY) -m pytest -m "not gpu" --full -rA --durations=15 tests/serving

@@ -20,6 +20,16 @@ if install_kernel_stand_in():
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
+# Files of serving tests by what they take. A file stays on one worker (--dist loadfile).
+_LONG = (
+    "test_segments.py",
+    "test_sglang_kits.py",
+    "test_windowed_map.py",
+    "test_conversations.py",
+    "test_capacity.py",
+    "test_calibrate.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--full`: acceptance size (100 prompts, 200 conversations, the whole grid) instead of a sample; over an hour."""
@@ -42,7 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    items.sort(key=lambda item: item.get_closest_marker("serving") is not None)
+    items.sort(key=lambda item: (item.get_closest_marker("serving") is not None, _place(item)))
+
+
+def _place(item: pytest.Item) -> int:
+    """Position of a test's file: those that take minutes come first, so that no worker is left with one at the end."""
+    return _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,11 @@ SINK = "sink"  # the node lies in the first S positions
 TRANSIENT = "transient"  # a chunk boundary nobody but the computing request has used
 
 
+def unmap(mapping: Tensor, slots: Tensor) -> None:
+    """Let global slots, int64 [n], have no local ones. `mapping[slots] = 0` would copy the 0 to the device and wait for it."""
+    mapping.index_fill_(0, slots, 0)
+
+
 class LocalLocks(SWAComponent):
     """Locks of tails and sinks on UnifiedRadixCache's nodes, and what they protect from eviction."""
 
@@ -134,13 +139,14 @@ class LocalLocks(SWAComponent):
         SGLang's `free_swa` looks which of them have one. Then the host must know how many, waits for everything the
         device has queued, and the device has nothing to do while the next batch is made.
         """
+        slots = slots.long()
         allocator = self.cache.token_to_kv_pool_allocator
         mapping = allocator.full_to_swa_index_mapping
         local = mapping[slots]
         if local.device.type == "cpu":
             assert bool((local > 0).all()), "a slot whose local slot is to be freed has none"
         allocator.swa_attn_allocator.free(local)
-        mapping[slots] = 0
+        unmap(mapping, slots)
 
     def apply_component_action(self, action: Any) -> None:
         """A live node has local slots all through; a tombstone revived under a lock is protected from the start."""

@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
+from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from torch import Tensor
 
-from redknot_sglang.config import RedKnotError
 from redknot_sglang.kernels.host_copy import to_device
-from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.pool.relocation import move_rows
-from redknot_sglang.radix.spans import Flags, positions_of, spans_of
+from redknot_sglang.radix.local_locks import unmap
+from redknot_sglang.radix.spans import Flags, Span, positions_of, spans_of
+from redknot_sglang.reuse.feasible import why_impossible
 from redknot_sglang.reuse.gather import Stretch
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
-from redknot_sglang.reuse.probe import Piece, choose_rows
+from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.repair import Blend
 from redknot_sglang.reuse.sources import SegmentSources
-from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+
+# Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
+_CHOICES_AHEAD = 4
 
 
 class SegmentAdmission:
@@ -38,13 +40,15 @@ class SegmentAdmission:
         self._pool = self.allocator.get_kvcache()
         self.sources = SegmentSources(tree)
         self._adder: Any = None
+        self._asked = 0
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_one_req`; `call` runs the original. Returns its result.
 
         A request whose segments have to be computed first is passed over and waits in the queue.
         """
-        self._adder = adder
+        if self._adder is not adder:
+            self._adder, self._asked = adder, 0
         result = self._admit(adder, req, call)
         idle = not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
         if result is AddReqResult.NO_TOKEN and idle:
@@ -84,70 +88,48 @@ class SegmentAdmission:
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
-        problem = self._impossible(req, plan)
+        problem = why_impossible(self._tree, req, plan)
         if problem is not None:
             req.redknot_plan = None
             req.set_finish_with_abort(problem)
             return AddReqResult.CONTINUE
         if not self.sources.gather(adder, req, plan, start):
             return AddReqResult.CONTINUE
-        plan = self._decided(req, plan, start)
+        if plan.undecided(start):
+            if not self._choose(req, plan, start):
+                self.sources.refused(adder, req)
+                return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
+            plan = req.redknot_plan
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
 
-    def _decided(self, req: Any, plan: Plan, start: int) -> Plan:
-        """The plan with the repaired rows of all segments behind `start` known."""
-        undecided = plan.undecided(start)
-        if undecided:
-            assert isinstance(plan.repair, Blend)
-            sources = sorted(req.redknot_sources.items())
-            before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
-            pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
-            self.sources.isolated.wait_for_forwards()
-            mapping = self.allocator.full_to_swa_index_mapping
-            req.redknot_plan = plan = plan.choosing(choose_rows(self._pool, mapping, plan.repair, pieces, undecided))
-            req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
-            self.sources.keep(req, plan.sources(start))
-        return plan
+    def _choose(self, req: Any, plan: Plan, start: int) -> bool:
+        """Decide which rows of the segments behind `start` are repaired; False if that is asked of the device only now.
 
-    def _impossible(self, req: Any, plan: Plan) -> str | None:
-        """Why the request can never run, or None."""
-        if isinstance(self._pool.rotation, RedKnotError):
-            return f"segmented mode needs relocation, and {self._pool.rotation}; use redknot_mode exact"
-        if plan.repair.probes and self._pool.probes is None:
-            return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair boundary:K or none"
-        paths = plan.paths(req.full_untruncated_fill_ids, 0)
-        keys = {path.key.tobytes(): path for path in paths}
-        # Segments that are computed after one lead share it in the tree.
-        lead = max((path.origin for path in keys.values()), default=0)
-        kept = lead + sum(len(path.key) - path.origin for path in keys.values())
-        # As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
-        # long answer for the next part only.
-        left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-        own = len(req.full_untruncated_fill_ids) + min(left, CLIP_MAX_NEW_TOKENS)
-        needed = own + kept + 1
-        heads = self._tree.local_heads
-        remedy = "start with --redknot-segment-length at the usual length of a segment"
-        if plan.repair.probes:
-            remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
-        tails = lead * plan.repair.probes + sum(
-            len(path.key) - path.origin if path.whole else heads.sink + min(len(path.key), heads.window)
-            for path in keys.values()
-        )
-        local = tails + self._tree.sliding_window_size + 2 * heads.window
-        if self._tree.sliding_window_size < UNBOUNDED_WINDOW and local >= self.allocator.size_swa:
-            return (
-                f"this segmented request needs {local} local KV slots at a time, {tails} of them for its "
-                f"segments, and the server has {self.allocator.size_swa}: use redknot_mode exact or fewer segments, or "
-                f"{remedy}"
-            )
-        if needed < self.allocator.size_full:
-            return None
-        return (
-            f"this segmented request needs {needed} KV slots, {own} of its own beside {kept} of its "
-            f"segments, and the server has {self.allocator.size_full}: use redknot_mode exact, fewer or shorter "
-            "segments, lower max_new_tokens, or raise --max-total-tokens or --redknot-kv-budget"
-        )
+        A forward under way is queued before the question. To wait for both would leave the device idle until the next
+        batch is made, so that the request is passed over once while there is one. What was chosen stays right if its segments
+        are evicted meanwhile: computed again they are the same.
+        """
+        undecided = plan.undecided(start)
+        choice: Choice | None = req.__dict__.pop("redknot_choice", None)
+        if choice is None or choice.segments != undecided:
+            choice = self._ask(req, plan, undecided)
+            if self.sources.isolated.is_forward_under_way:
+                req.redknot_choice = choice
+                self._asked += 1
+                return False
+        req.redknot_plan = plan.choosing(choice.rows())
+        self.sources.keep(req, req.redknot_plan.sources(start))
+        return True
+
+    def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:
+        assert isinstance(plan.repair, Blend)
+        sources = sorted(req.redknot_sources.items())
+        before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
+        pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
+        self.sources.isolated.wait_for_forwards()
+        req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
+        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair, pieces, undecided)
 
     def _extend(self, adder: Any, req: Any, plan: Plan, start: int, rows: int, call: Callable[[], Any]) -> Any:
         """Let SGLang admit the request as if what is relocated were cached; then make it so.
@@ -246,6 +228,7 @@ class SegmentAdmission:
         if slots is None or local_slots is None:
             raise RuntimeError(f"admission promised {count} global and {len(local)} local slots that are not there")
         mapping = allocator.full_to_swa_index_mapping
-        mapping[slots] = 0
+        slots = slots.long()
+        unmap(mapping, slots)
         mapping[slots[local]] = local_slots.to(mapping.dtype)
-        return slots.to(torch.int64)
+        return slots

@@ -70,6 +70,11 @@ class IsolatedPrefills:
             if req.req_pool_idx is None and id(req) not in left:
                 del self._under_way[identity]
 
+    @property
+    def is_forward_under_way(self) -> bool:
+        """Whether the scheduler has launched a batch whose results it has not looked at."""
+        return bool(getattr(self.scheduler, "result_queue", None))
+
     def wait_for_forwards(self) -> None:
         """Have the current stream wait for the forwards that are under way: they may still write what it reads next."""
         stream = getattr(self.scheduler, "forward_stream", None)

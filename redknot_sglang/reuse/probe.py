@@ -67,13 +67,31 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
     return values[:, list(heads.global_heads(following))].flatten(1).contiguous()
 
 
-def choose_rows(
-    pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piece], segments: Sequence[Span]
-) -> dict[Span, Positions]:
-    """The rows that a policy repairs of each of `segments`, ascending.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The rows to repair of some segments, on their way to the host.
+
+    found: int64 [sum of counts], on the host once `copied` has happened (None: it has); -1 where a row needs no repair.
+    """
+
+    segments: Sequence[Span]
+    counts: Sequence[int]
+    found: Tensor
+    copied: torch.cuda.Event | None
+
+    def rows(self) -> dict[Span, Positions]:
+        """Of each segment, ascending. Waits until they are there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        found = [chosen.numpy() for chosen in self.found.split(list(self.counts))]
+        return {segment: np.sort(chosen[chosen >= 0]) for segment, chosen in zip(self.segments, found, strict=True)}
+
+
+def choose_rows(pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piece], segments: Sequence[Span]) -> Choice:
+    """Queue the choice of the rows that a policy repairs of each of `segments`.
 
     pool: a HeadClassPool with probes; mapping: local slot of each global slot; pieces: all of the prompt before the last
-    segment's end, in order; segments: among them. Waits for the device.
+    segment's end, in order; segments: among them.
     """
     probes, device = pool.probes, pieces[0].slots.device
     origins = [np.arange(piece.origin, piece.origin + len(piece.slots)) for piece in pieces]
@@ -93,5 +111,9 @@ def choose_rows(
         part = slice(start - first, end - first)
         top, order = (change[part] / size[part].mean()).sort(descending=True, stable=True)
         rows.append(torch.where(top[:count] > UNCHANGED, order[:count] + start, -1))
-    found = [chosen.numpy() for chosen in torch.cat(rows).cpu().split(counts)]
-    return {segment: np.sort(chosen[chosen >= 0]) for segment, chosen in zip(segments, found, strict=True)}
+    found, copied = torch.cat(rows), None
+    if found.is_cuda:
+        found = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+    return Choice(segments, counts, found, copied)

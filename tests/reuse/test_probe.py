@@ -73,7 +73,7 @@ def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: b
         change[p] = float(((got - alone).flatten() @ probes.readout).square().sum())
         size[p] = float((alone.flatten() @ probes.readout).square().sum())
 
-    chosen = choose_rows(pool, mapping, Blend(share), pieces, SEGMENTS[first:])
+    chosen = choose_rows(pool, mapping, Blend(share), pieces, SEGMENTS[first:]).rows()
     assert list(chosen) == SEGMENTS[first:]
     for start, end in SEGMENTS[first:]:
         mean = sum(size[p] for p in range(start, end)) / (end - start)

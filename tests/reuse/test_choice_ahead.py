@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When admission waits for the rows a probe chooses, and when it asks and comes back in the next pass."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from redknot_sglang.radix.spans import Span
+from redknot_sglang.reuse import admission
+from redknot_sglang.reuse.isolated import IsolatedPrefills
+from redknot_sglang.reuse.plan import Plan
+from redknot_sglang.reuse.probe import Choice
+from redknot_sglang.reuse.repair import Blend
+
+SEGMENTS = [(2, 6), (6, 9)]
+
+
+class Sources:
+    """Locks of the request are not looked at here."""
+
+    def __init__(self) -> None:
+        self.isolated = IsolatedPrefills()
+        self.isolated.scheduler = SimpleNamespace(result_queue=[])
+
+    def keep(self, req: Any, spans: Any) -> None:
+        req.kept = list(spans)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
+    found: list[list[Span]] = []
+
+    def choose_rows(pool: Any, mapping: Any, policy: Blend, pieces: Any, segments: list[Span]) -> Choice:
+        found.append(list(segments))
+        return Choice(segments, [1] * len(segments), torch.tensor([start + 1 for start, _ in segments]), None)
+
+    monkeypatch.setattr(admission, "choose_rows", choose_rows)
+    return found
+
+
+def make(under_way: bool) -> tuple[Any, Any]:
+    """An admission, on a device that runs a forward or does not, and a request whose segments are all there."""
+    it: Any = admission.SegmentAdmission.__new__(admission.SegmentAdmission)
+    it.sources, it._asked = Sources(), 0
+    it.sources.isolated.scheduler.result_queue += [object()] * under_way
+    it.allocator = SimpleNamespace(full_to_swa_index_mapping=None)
+    it._pool = SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
+    source = SimpleNamespace(path=SimpleNamespace(origin=0), slots=torch.zeros(0))
+    req = SimpleNamespace(redknot_plan=Plan(tuple(SEGMENTS), Blend(0.25)))
+    req.redknot_sources = dict.fromkeys([(0, 2), *SEGMENTS], source)
+    return it, req
+
+
+def test_an_idle_device_is_waited_for(asked: list[list[Span]]) -> None:
+    it, req = make(under_way=False)
+    assert it._choose(req, req.redknot_plan, 0) and asked == [SEGMENTS]
+    assert {span: rows.tolist() for span, rows in req.redknot_plan.choices.items()} == {(2, 6): [3], (6, 9): [7]}
+    assert req.redknot_probed_flops == 7 and req.kept == SEGMENTS
+
+
+def test_a_busy_device_is_asked_and_answers_in_the_next_pass(asked: list[list[Span]]) -> None:
+    it, req = make(under_way=True)
+    assert not it._choose(req, req.redknot_plan, 0) and it._asked == 1
+    assert not req.redknot_plan.choices, "nothing is known yet"
+    assert it._choose(req, req.redknot_plan, 0) and asked == [SEGMENTS] and it._asked == 1
+    assert np.array_equal(req.redknot_plan.choices[2, 6], [3]) and "redknot_choice" not in vars(req)
+
+
+def test_an_answer_to_another_question_is_not_taken(asked: list[list[Span]]) -> None:
+    it, req = make(under_way=True)
+    assert not it._choose(req, req.redknot_plan, 0)
+    # Meanwhile more of the prompt is found in the tree.
+    assert not it._choose(req, req.redknot_plan, 6) and asked == [SEGMENTS, SEGMENTS[1:]]
+    assert it._choose(req, req.redknot_plan, 6) and list(req.redknot_plan.choices) == [(6, 9)]
