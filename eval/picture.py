@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-_SHADES = 16
+_SHADES = 12
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -61,9 +61,9 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def write_certificate(path: Path, sealed: Mapping[str, Any]) -> None:
-    """Write a sealed document for people to read and compare. Raises CertificateError."""
+    """Write a sealed document on one line; `python -m json.tool` shows it on many. Raises CertificateError."""
     try:
-        path.write_text(json.dumps(sealed, indent=1) + "\n")
+        path.write_text(json.dumps(sealed, separators=(",", ":")) + "\n")
     except OSError as error:
         raise CertificateError(f"{path} cannot be written: {error.strerror}") from None
 
