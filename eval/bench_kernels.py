@@ -98,10 +98,14 @@ class Hardware:
 
     @classmethod
     def measure(cls) -> Hardware:
-        """A 1 GiB copy (read and write counted) and an 8192-cubed bf16 matmul."""
+        """A 1 GiB copy (read and write counted), the faster of a memcpy and a kernel, and an 8192-cubed bf16 matmul."""
         source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
-        copy = graph_time([lambda: target.copy_(source)] * 4)
+        # A graph's memcpy moved 2.8 TB/s on an H200 whose attention read 4.4.
+        words, out = source.view(torch.int32), target.view(torch.int32)
+        copy = min(
+            graph_time([c] * 4) for c in (lambda: target.copy_(source), lambda: torch.bitwise_not(words, out=out))
+        )
         a = torch.randn(8192, 8192, dtype=DTYPE, device=DEVICE)
         product = graph_time([lambda: a @ a] * 4)
         return cls(2 * source.numel() / copy, 2 * 8192**3 / product)
