@@ -94,6 +94,10 @@ def _host_backend(kwargs: dict[str, Any]) -> str:
 def _check(server_args: Any, config: RedKnotConfig) -> None:
     model_config = server_args.get_model_config()
     refuse_unsupported(server_args, model_config)
+    if server_args.device == "cpu" and config.attention not in (None, "torch"):
+        raise RedKnotError(
+            f"--redknot-attention {config.attention} needs a GPU, and this server runs on the CPU; leave it out"
+        )
     length = config.context_length
     if length is not None and length > model_config.context_len:
         raise RedKnotError(

@@ -69,6 +69,7 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "tokenizer workers": (["--tokenizer-worker-num=2"], "--tokenizer-worker-num 2"),
     "context length 0": (["--redknot-context-length=0"], "--redknot-context-length"),
     "context length over the model's": (["--redknot-context-length=99999"], "exceeds the model's context length"),
+    "a GPU's attention on a CPU": (["--device=cpu", "--redknot-attention=fa3"], "--redknot-attention fa3 needs a GPU"),
     "a budget that is no size": (["--redknot-kv-budget=lots"], "--redknot-kv-budget 'lots'"),
 }
 
