@@ -128,8 +128,8 @@ def measure(url: str, side: str, policy: str | None, plan: Plan, start: float | 
     """The cell of a side; policy: RedKnot's, None for stock. start: the first rate, else from closed-loop throughput.
 
     The cell's value is what was served under the highest rate that kept the limit. A minute of arrivals can be a few
-    per cent faster than the server and still keep it, so that this is first tokens a second where those are fewer. Raises CliError if the warm-up fails, RuntimeError if no
-    rate kept the limit in the time there is, OSError.
+    per cent faster than the server and still keep it, so that this is first tokens a second where those are fewer.
+    Raises CliError if the warm-up fails, RuntimeError if no rate kept the limit in the time there is, OSError.
     """
     corpus = plan.corpus()
     flush(url)
