@@ -119,7 +119,6 @@ class SegmentAdmission:
                 self._asked += 1
                 return False
         req.redknot_plan = plan.choosing(choice.rows())
-        self.sources.keep(req, req.redknot_plan.sources(start))
         return True
 
     def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:

@@ -20,12 +20,18 @@ from redknot_sglang.reuse.plan import Path
 _PREFIX = "redknot-segment-"
 # Namespace, beside the request's own, of segments of which local heads keep all rows.
 WHOLE = "\0redknot whole"
+# Namespace and tokens of a path.
 Identity = tuple[str | None, bytes]
 
 
 def namespace_of(extra_key: str | None, whole: bool) -> str | None:
     """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
     return (extra_key or "") + WHOLE if whole else extra_key
+
+
+def identity_of(req: Any, path: Path) -> Identity:
+    """Namespace and tokens of a path that a request needs."""
+    return namespace_of(req.extra_key, path.whole), path.key.tobytes()
 
 
 class IsolatedPrefills:
@@ -43,7 +49,7 @@ class IsolatedPrefills:
         """
         fresh, behind = set(), []
         for path in missing:
-            identity = namespace_of(req.extra_key, path.whole), path.key.tobytes()
+            identity = identity_of(req, path)
             if identity in self._under_way:
                 continue
             prefill = self._make(req, path.key)
@@ -54,10 +60,14 @@ class IsolatedPrefills:
             fresh.add(path.span)
         if behind:
             # The scheduler is walking the queue: it comes to them in this very pass.
-            queue = self.scheduler.waiting_queue
+            queue = self.waiting
             at = next(i for i, waiting in enumerate(queue) if waiting is req)
             queue[at + 1 : at + 1] = behind
         return fresh
+
+    def are_under_way(self, identities: Iterable[Identity]) -> bool:
+        """Whether one of these paths is being computed, or about to be."""
+        return any(identity in self._under_way for identity in identities)
 
     def done(self, req: Any) -> None:
         """A request has ended; no-op unless it was an isolated prefill."""
@@ -69,6 +79,11 @@ class IsolatedPrefills:
         for identity, req in list(self._under_way.items()):
             if req.req_pool_idx is None and id(req) not in left:
                 del self._under_way[identity]
+
+    @property
+    def waiting(self) -> list[Any]:
+        """The scheduler's queue."""
+        return self.scheduler.waiting_queue if self.scheduler is not None else []
 
     @property
     def is_forward_under_way(self) -> bool:

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-# Namespace and tokens of a path.
-Identity = tuple[str | None, bytes]
+from redknot_sglang.reuse.isolated import Identity
 
 
 class Locked(Protocol):
@@ -29,7 +28,7 @@ class SharedSegments:
     """Locks on what at least two running requests have relocated.
 
     unlock: gives up the lock of a path. touch: makes a path the one that was used last: it was in use until now, and without
-    a lock it would go before the answers that just ended.
+    a lock it would go before the answers that just ended, which few go on from.
     Locks depend on running requests alone: where nothing runs there are none, so nobody waits for them for ever.
     """
 
@@ -41,23 +40,25 @@ class SharedSegments:
     def used(self, req: Any, path: Locked) -> None:
         """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
         # A dict for its order: what is touched when decides what is evicted, and all ranks must decide alike.
-        mine: dict[Identity, None] = req.__dict__.setdefault("redknot_used", {})
+        mine: dict[Identity, Locked] = req.__dict__.setdefault("redknot_used", {})
         if path.identity not in mine:
-            mine[path.identity] = None
+            mine[path.identity] = path
             self._users[path.identity] += 1
         if self._users[path.identity] > 1 and path.identity not in self._locks:
             self._locks[path.identity] = path
         else:
             self._unlock(path)
 
-    def ended(self, req: Any) -> None:
-        """A request runs no longer."""
-        for identity in req.__dict__.pop("redknot_used", ()):
+    def ended(self, req: Any, touch_all: bool = False) -> None:
+        """A request runs no longer. touch_all: make all that it used the last used, not only what had a lock."""
+        mine: dict[Identity, Locked] = req.__dict__.pop("redknot_used", {})
+        for identity, path in mine.items():
             self._users[identity] -= 1
-            if self._users[identity] < 2 and identity in self._locks:
-                path = self._locks.pop(identity)
+            lock = self._locks.pop(identity, None) if self._users[identity] < 2 else None
+            if lock is not None or (touch_all and identity not in self._locks):
                 self._touch(path)
-                self._unlock(path)
+            if lock is not None:
+                self._unlock(lock)
             if not self._users[identity]:
                 del self._users[identity]
 

@@ -12,9 +12,9 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
-from redknot_sglang.reuse.isolated import IsolatedPrefills, namespace_of
+from redknot_sglang.reuse.isolated import Identity, IsolatedPrefills, identity_of
 from redknot_sglang.reuse.plan import Path, Plan
-from redknot_sglang.reuse.shared import Identity, SharedSegments
+from redknot_sglang.reuse.shared import SharedSegments
 
 
 @dataclass
@@ -49,23 +49,29 @@ class SegmentSources:
 
     def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> bool:
         """Lock all paths that the request needs to go on from `start`; False if some have to be computed first."""
+        if self._pinned is not None and self.isolated.are_under_way(req.__dict__.get("redknot_awaited", ())):
+            # Under load many requests wait for the same path, and looking up all of theirs in every pass takes longer
+            # than the forward that computes it.
+            self._check_room(adder)
+            return False
         first = self._pinned is None or self._pinned[0] is req
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
         missing = []
         for path in plan.paths(req.full_untruncated_fill_ids, start):
             if path.span in sources:
                 continue
-            namespace = namespace_of(req.extra_key, path.whole)
-            locked = self._tree.lock_path(path.key, namespace, path.whole)
+            identity = identity_of(req, path)
+            locked = self._tree.lock_path(path.key, identity[0], path.whole)
             if locked is None:
                 missing.append(path)
             else:
-                sources[path.span] = Source(path, (namespace, path.key.tobytes()), *locked)
+                sources[path.span] = Source(path, identity, *locked)
         if not missing:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
             return True
         self._wait(adder, req, sources)
+        req.redknot_awaited = [identity_of(req, path) for path in missing]
         fresh = self.isolated.request(req, missing)
         req.redknot_fresh = req.__dict__.get("redknot_fresh", set()) | fresh
         return False
@@ -95,7 +101,9 @@ class SegmentSources:
     def ended(self, req: Any) -> None:
         """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""
         self.release(req)
-        self.shared.ended(req)
+        # Where requests wait, room is short, and they are likely to need what this one was made of. A lookup for each path
+        # takes milliseconds together, which an answer nobody waits behind is spared.
+        self.shared.ended(req, touch_all=bool(self.isolated.waiting))
         self.isolated.done(req)
 
     def make_room(self) -> None:
@@ -120,6 +128,9 @@ class SegmentSources:
         elif self._pinned[0] is not req:
             for source in sources.values():
                 self._unlock(source)
+        self._check_room(adder)
+
+    def _check_room(self, adder: Any) -> None:
         # What this pass has admitted already may count on evicting what the locks hold.
         if adder.rem_total_tokens <= 0 or adder.rem_swa_tokens <= 0:
             self.release_waiting()

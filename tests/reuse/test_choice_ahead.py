@@ -27,9 +27,6 @@ class Sources:
         self.isolated = IsolatedPrefills()
         self.isolated.scheduler = SimpleNamespace(result_queue=[])
 
-    def keep(self, req: Any, spans: Any) -> None:
-        req.kept = list(spans)
-
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
@@ -60,7 +57,7 @@ def test_an_idle_device_is_waited_for(asked: list[list[Span]]) -> None:
     it, req = make(under_way=False)
     assert it._choose(req, req.redknot_plan, 0) and asked == [SEGMENTS]
     assert {span: rows.tolist() for span, rows in req.redknot_plan.choices.items()} == {(2, 6): [3], (6, 9): [7]}
-    assert req.redknot_probed_flops == 7 and req.kept == SEGMENTS
+    assert req.redknot_probed_flops == 7
 
 
 def test_a_busy_device_is_asked_and_answers_in_the_next_pass(asked: list[list[Span]]) -> None:

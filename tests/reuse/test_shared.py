@@ -11,7 +11,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.reuse.shared import Identity, SharedSegments
+from redknot_sglang.reuse.isolated import Identity
+from redknot_sglang.reuse.shared import SharedSegments
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,6 @@ class Locks:
         self.held.remove(path)
 
     def touch(self, path: Path) -> None:
-        assert path in self.held, "what is touched too late may be gone"
         self.touched.append(path.identity[1])
 
     @property
@@ -70,6 +70,26 @@ def test_paths_are_touched_in_the_order_in_which_they_were_used() -> None:
             locks.shared.used(request, locks.lock(name))
     locks.shared.ended(requests[0])
     assert locks.touched == [bytes([name]) for name in order]
+
+
+def test_where_others_wait_what_nobody_shares_is_touched_too() -> None:
+    locks, (one, two) = Locks(), (SimpleNamespace(), SimpleNamespace())
+    for name in (1, 2, 3):
+        locks.shared.used(one, locks.lock(name))
+    for name in (2, 4):
+        locks.shared.used(two, locks.lock(name))
+    locks.shared.ended(one, touch_all=True)
+    assert locks.touched == [b"\1", b"\2", b"\3"] and locks.names == []
+    locks.shared.ended(two)
+    assert len(locks.touched) == 3
+
+
+def test_what_others_still_share_stays_locked_and_needs_no_touch() -> None:
+    locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
+    for request in requests:
+        locks.shared.used(request, locks.lock(5))
+    locks.shared.ended(requests[0], touch_all=True)
+    assert locks.names == [5] and locks.touched == []
 
 
 def test_locks_that_were_given_up_come_back_with_the_next_user() -> None:

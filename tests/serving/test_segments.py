@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
+import requests as http
 
 from tests.serving import harness
 from tests.serving.answers import TOLERANCE, Answer, agree
@@ -125,6 +127,38 @@ def test_documents_that_running_requests_share_stay_however_many_wait() -> None:
         check_no_leak(server)
     own = 4 + 8 * 16 + 12
     assert max(report["computed_tokens"] for report in reports) <= own
+
+
+def test_text_that_running_requests_share_stays_however_many_wait() -> None:
+    """`blend` needs text between documents to choose rows; nobody relocates it, and it must stay like documents."""
+    rng = random.Random("text")
+    between, documents = noise(rng, 100), [noise(rng, 240) for _ in range(8)]
+
+    def request() -> SegmentedRequest:
+        # No prompt begins as another does, which would let it reuse more than segments.
+        prompt, offsets = noise(rng, 1), list[int]()
+        for number, document in enumerate(rng.sample(documents, 8)):
+            prompt = prompt + between * (number == 4)
+            offsets += [len(prompt), len(prompt) + len(document)]
+            prompt = prompt + document
+        return SegmentedRequest(prompt + noise(rng, 12), offsets, "blend:0.05")
+
+    flags = ["--chunked-prefill-size=2048", "--max-total-tokens=15500", "--enable-metrics"]
+    with harness.launch([*ARGUMENTS, *flags]) as server:
+        ask_segmented(server, request(), 1)
+        before = isolated_rows(server)
+        ask_all_segmented(server, [request() for _ in range(24)], 60, at_once=24)
+        check_no_leak(server)
+        again = isolated_rows(server) - before
+    # The first token of each prompt is its own.
+    assert 24 <= again < len(between)
+
+
+def isolated_rows(server: harness.Server) -> float:
+    """Rows that isolated prefills have computed."""
+    text = http.get(server.url + "/metrics", timeout=60).text
+    lines = re.findall(r'^redknot:segment_rows_total\{.*kind="isolated".*\} (.*)$', text, re.MULTILINE)
+    return sum(map(float, lines))
 
 
 @pytest.mark.parametrize(
