@@ -27,6 +27,7 @@ _FIELDS = (
     "redknot_repair",
     "redknot_segment_lead",
     "redknot_segment_length",
+    "redknot_segment_tokens",
     "redknot_separator",
     "redknot_certificate_key",
     "redknot_uncertified",
@@ -48,7 +49,8 @@ class RedKnotConfig:
     kv_budget: bytes for the KV of both classes on one rank, or None for SGLang's memory fraction.
     mode, repair: what requests get that do not say. segment_lead: "lead" computes segments after the prompt's lead.
     separator: text that separates lead, segments and tail in a prompt. segment_length: expected tokens of a segment, or
-    None if few are expected; each segment keeps a tail of local slots.
+    None if few are expected; each segment keeps a tail of local slots. segment_tokens: tokens of distinct segments that
+    the cache is to hold beside running requests, or None if unknown.
     certificate_key: public key that the certificate must be signed with. uncertified: whether what has no certificate is
     served. certification: what the check at start found.
     """
@@ -62,6 +64,7 @@ class RedKnotConfig:
     segment_lead: str = "none"
     separator: str = DEFAULT_SEPARATOR
     segment_length: int | None = None
+    segment_tokens: int | None = None
     certificate_key: Path | None = None
     uncertified: bool = False
     certification: Certification = Certification(enforced=False)
@@ -69,7 +72,7 @@ class RedKnotConfig:
     @property
     def expects_segments(self) -> bool:
         """Whether the server was told that its requests have segments."""
-        return self.mode == "segmented" or self.segment_length is not None
+        return self.mode == "segmented" or (self.segment_length or self.segment_tokens) is not None
 
     @property
     def policy(self) -> str:
@@ -152,6 +155,13 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "a window. Default: sized for whole conversations.",
     )
     group.add_argument(
+        "--redknot-segment-tokens",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Tokens of distinct segments that the cache is to hold beside running requests. Default: unknown.",
+    )
+    group.add_argument(
         "--redknot-separator",
         metavar="TEXT",
         default=None,
@@ -186,17 +196,17 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise RedKnotError(f"{flags} has no effect without --redknot; add --redknot or leave it out")
         return None
-    length, segment_length = (_tokens(options, name) for name in ("context_length", "segment_length"))
     attention = options.get("redknot_attention")
     if attention is not None and attention not in ATTENTION_CHOICES:
         raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
     budget, key = options.get("redknot_kv_budget"), options.get("redknot_certificate_key")
     return RedKnotConfig(
         head_map=_find_head_map(options.get("redknot_head_map"), model_path),
-        context_length=length,
+        context_length=_tokens(options, "context_length"),
         attention=attention,
         kv_budget=None if budget is None else parse_bytes(budget),
-        segment_length=segment_length,
+        segment_length=_tokens(options, "segment_length"),
+        segment_tokens=_tokens(options, "segment_tokens"),
         certificate_key=None if key is None else Path(key),
         uncertified=bool(options.get("redknot_uncertified")),
         certification=Certification(enforced=False),

@@ -38,12 +38,14 @@ def test_flags_become_a_config() -> None:
         "--redknot-certificate-key",
         "k.pem",
         "--redknot-uncertified",
+        "--redknot-segment-tokens=65536",
     ]
     options = vars(parser.parse_args(argv))
     config = make_config(take_options(options), "model")
     assert config is not None
     assert (config.head_map, config.context_length, config.kv_budget) == (Path("m.json"), 4096, 2**30)
     assert (config.certificate_key, config.uncertified) == (Path("k.pem"), True)
+    assert (config.segment_tokens, config.expects_segments, config.policy) == (65536, True, "exact")
     assert options == {}, "SGLang's arguments must not see ours"
 
 
@@ -82,6 +84,7 @@ def test_the_map_beside_the_model_is_the_default(tmp_path: Path) -> None:
     [
         ("redknot_context_length", 0, "positive number"),
         ("redknot_context_length", True, "positive number"),
+        ("redknot_segment_tokens", 0, "--redknot-segment-tokens must be a positive number"),
         ("redknot_attention", "cuda", "one of fa3"),
         ("redknot_kv_budget", "lots", "is not a size"),
         ("redknot_repair", "magic", "'magic' is not known"),

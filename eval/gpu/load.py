@@ -82,8 +82,8 @@ class Probe:
         return quantile(self.ttft, 0.99) if all(map(math.isfinite, self.ttft)) else math.inf
 
     def as_json(self) -> dict[str, Any]:
-        """None stands for infinite times, which JSON has not; a tenth of a millisecond is what a client's clock is good for."""
-        finite = [round(value, 4) if math.isfinite(value) else None for value in self.ttft]
+        """None stands for infinite times, which JSON has not; times have three digits, so that thousands take little room."""
+        finite = [float(f"{value:.3g}") if math.isfinite(value) else None for value in self.ttft]
         p99 = self.p99 if math.isfinite(self.p99) else None
         shown: dict[str, Any] = {"rate": self.rate, "n": len(self.ttft), "p99": p99}
         shown |= {"served": self.served, "failed": self.failed, "ttft": finite}

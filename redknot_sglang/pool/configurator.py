@@ -16,7 +16,7 @@ from redknot_sglang.pool.sizing import (
     class_bytes,
     least_slots,
     local_for_global,
-    segment_length_for,
+    segments_for,
     split_budget,
 )
 from redknot_sglang.seams.model_config import head_map_of
@@ -42,7 +42,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._cost = max(costs, key=lambda cost: cost.global_slot)
         self._budget = config.kv_budget
         self._context_length = config.context_length or model_config.context_len
-        self._segment_length = segment_length_for(config, whole)
+        self._segments = segments_for(config)
         chunk = server_args.chunked_prefill_size
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 
@@ -54,13 +54,13 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
                 f"--redknot-kv-budget asks for {budget} bytes, only {available_bytes} are free for KV; "
                 "lower it or raise --mem-fraction-static"
             )
-        lengths = self._context_length, self._chunk, self._segment_length
+        lengths = self._context_length, self._chunk, self._segments
         slots = split_budget(self._head_map, self._cost, budget, *lengths)
         return self._checked(slots)
 
     def calculate_pool_sizes_from_max_tokens(self, max_total_num_tokens: int, page_size: int) -> MemoryPoolConfig:
         """Size the local pool for a given number of global slots."""
-        lengths = self._context_length, self._chunk, self._segment_length
+        lengths = self._context_length, self._chunk, self._segments
         return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))
 
     def _checked(self, slots: PoolSlots) -> MemoryPoolConfig:

@@ -7,9 +7,12 @@ that length are held, each with one global slot per token and a fixed number of 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
-from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.reuse.repair import parse_repair
 
@@ -50,6 +53,22 @@ class PoolSlots:
     local_slots: int
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Segments that the cache is to hold.
+
+    length: tokens of one, None if few are expected. whole: they keep local slots of all tokens, not sink and window.
+    tokens: of all, beside running sequences; None if unknown.
+    """
+
+    length: int | None = None
+    whole: bool = False
+    tokens: int | None = None
+
+
+NO_SEGMENTS = Segments()
+
+
 def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
     """Bytes per slot for this rank's head map, `head_dim` values of `itemsize` bytes for each of K and V.
 
@@ -80,46 +99,91 @@ def least_slots(head_map: HeadMap) -> int:
 
 
 def split_budget(
-    head_map: HeadMap, cost: ClassBytes, budget: int, context_length: int, chunk: int, segment_length: int | None = None
+    head_map: HeadMap,
+    cost: ClassBytes,
+    budget: int,
+    context_length: int,
+    chunk: int,
+    segments: Segments = NO_SEGMENTS,
 ) -> PoolSlots:
-    """Slots per class for `budget` bytes.
+    """Slots per class for `budget` bytes. Raises RedKnotError if they do not hold the segments beside one request.
 
-    context_length: tokens of the expected sequence. segment_length: tokens of the expected segment, if segments are
-    what the cache is to hold. chunk: tokens of a prefill chunk. Two chunks of one request can be
+    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk. Two chunks of one request can be
     in flight, wholly live, so the local pool gets room for them beside the sequences; at most a quarter of the budget.
     """
     if head_map.all_global:
         slots = budget // (cost.global_slot + cost.probe)
         return PoolSlots(slots, slots)
     in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local))
-    ratio = _local_ratio(head_map, context_length, segment_length)
-    global_slots = int((budget - in_flight * cost.local) / (cost.global_slot + ratio * cost.local))
-    return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
+    ratio = _local_ratio(head_map, context_length, segments)
+
+    def beside(held: PoolSlots) -> PoolSlots:
+        rest = budget - (in_flight + held.local_slots) * cost.local - held.global_slots * cost.global_slot
+        global_slots = int(rest / (cost.global_slot + ratio * cost.local))
+        return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
+
+    return _with_segments(head_map, segments, ratio, beside)
 
 
 def local_for_global(
-    head_map: HeadMap, global_slots: int, context_length: int, chunk: int, segment_length: int | None = None
+    head_map: HeadMap, global_slots: int, context_length: int, chunk: int, segments: Segments = NO_SEGMENTS
 ) -> PoolSlots:
-    """Slots per class when the number of global slots is given (`--max-total-tokens`)."""
+    """Slots per class when the number of global slots is given (`--max-total-tokens`). Raises as `split_budget`."""
     if head_map.all_global:
         return PoolSlots(global_slots, global_slots)
-    local_slots = int(global_slots * _local_ratio(head_map, context_length, segment_length)) + 2 * chunk
+    ratio = _local_ratio(head_map, context_length, segments)
+
+    def beside(held: PoolSlots) -> PoolSlots:
+        rest = global_slots - held.global_slots
+        return PoolSlots(rest, int(rest * ratio) + 2 * chunk)
+
+    local_slots = _with_segments(head_map, segments, ratio, beside).local_slots
     return PoolSlots(global_slots, min(global_slots, local_slots))
 
 
-def segment_length_for(config: RedKnotConfig, head_map: HeadMap) -> int | None:
-    """Tokens of a segment by which the local pool is sized, or None if the cache is not to hold segments.
+def segments_for(config: RedKnotConfig) -> Segments:
+    """What the flags say of segments. Under a repair policy that probes they keep local slots of all tokens."""
+    whole = config.expects_segments and parse_repair(config.repair).probes
+    return Segments(config.segment_length, whole, config.segment_tokens)
 
-    Under a repair policy that probes, segments keep local slots of all tokens. Half of the global slots are then matched
-    by local ones, those of segments; the other half are requests' own.
+
+def _with_segments(
+    head_map: HeadMap, segments: Segments, ratio: float, beside: Callable[[PoolSlots], PoolSlots]
+) -> PoolSlots:
+    """All slots, of the segments and of what is left `beside` them, at least those of one request."""
+
+    def held(tokens: int) -> PoolSlots:
+        tail = head_map.sink + head_map.window
+        if segments.whole:
+            return PoolSlots(tokens, tokens)
+        if segments.length:
+            return PoolSlots(tokens, min(tokens, tail * ceil(tokens / segments.length)))
+        return PoolSlots(tokens, ceil(tokens * ratio))
+
+    def too_many(tokens: int) -> bool:
+        left = beside(held(tokens))
+        return min(left.global_slots, left.local_slots) < least_slots(head_map)
+
+    if segments.tokens and too_many(segments.tokens):
+        fit = max(0, bisect_left(range(segments.tokens), True, key=too_many) - 1)
+        raise RedKnotError(
+            f"--redknot-segment-tokens {segments.tokens} leave no room for a request, {fit} would; lower it or raise "
+            "--redknot-kv-budget, --max-total-tokens or --mem-fraction-static"
+        )
+    kept = held(segments.tokens or 0)
+    own = beside(kept)
+    return PoolSlots(kept.global_slots + own.global_slots, kept.local_slots + own.local_slots)
+
+
+def _local_ratio(head_map: HeadMap, context_length: int, segments: Segments) -> float:
+    """Local slots per global slot: of sequences of the expected length, or of cached segments if that is more.
+
+    How many tokens of segments there will be may be unknown. Those that keep all local slots then get half of the global
+    ones, the other half are requests' own.
     """
-    if config.expects_segments and parse_repair(config.repair).probes:
-        return 2 * (head_map.sink + head_map.window)
-    return config.segment_length
-
-
-def _local_ratio(head_map: HeadMap, context_length: int, segment_length: int | None) -> float:
-    """Local slots per global slot: of sequences of the expected length, or of cached segments if that is more."""
-    sequences = local_slots_per_sequence(head_map) / context_length
-    segments = (head_map.sink + head_map.window) / segment_length if segment_length else 0.0
-    return min(1.0, max(sequences, segments))
+    shares = [local_slots_per_sequence(head_map) / context_length]
+    if segments.tokens is None and segments.whole:
+        shares.append(0.5)
+    elif segments.tokens is None and segments.length:
+        shares.append((head_map.sink + head_map.window) / segments.length)
+    return min(1.0, max(shares))

@@ -24,7 +24,7 @@ from redknot_sglang.config import (
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
 from redknot_sglang.pool.probe import probe_width
-from redknot_sglang.pool.sizing import class_bytes, least_slots, segment_length_for, split_budget
+from redknot_sglang.pool.sizing import class_bytes, least_slots, local_for_global, segments_for, split_budget
 from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
 from redknot_sglang.seams.model_config import head_map_of
@@ -105,8 +105,8 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
             "lower it or raise --context-length"
         )
 
-    if config.kv_budget is not None:
-        _check_budget(server_args, model_config, config, config.kv_budget)
+    if config.kv_budget is not None or config.segment_tokens is not None:
+        _check_sizes(server_args, model_config, config)
     reason = why_not_probe(server_args)
     if config.mode == "segmented" and parse_repair(config.repair).probes and reason is not None:
         raise RedKnotError(f"--redknot-repair {config.repair} {reason}; use --redknot-repair boundary:K or none")
@@ -127,8 +127,8 @@ def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
     return certify_start(served, config.certificate_key, config.uncertified)
 
 
-def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, budget: int) -> None:
-    """Refuse a budget that holds no request here, where it is one line, and not in the scheduler process."""
+def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
+    """Refuse sizes that hold no request here, where it is one line, and not in the scheduler process."""
     head_map = head_map_of(model_config).shard(0, server_args.tp_size)
     group = model_config.num_attention_heads // head_map_of(model_config).num_kv_heads
     width = probe_width(config, head_map_of(model_config), group, server_args.tp_size)
@@ -136,8 +136,11 @@ def _check_budget(server_args: Any, model_config: Any, config: RedKnotConfig, bu
     context_length = config.context_length or model_config.context_len
     chunk = server_args.chunked_prefill_size
     chunk = chunk if chunk and chunk > 0 else context_length
-    slots = split_budget(head_map, cost, budget, context_length, chunk, segment_length_for(config, head_map))
-    if min(slots.global_slots, slots.local_slots) < least_slots(head_map):
+    lengths, budget = (context_length, chunk, segments_for(config)), config.kv_budget
+    if server_args.max_total_tokens is not None:
+        local_for_global(head_map, server_args.max_total_tokens, *lengths)
+    slots = None if budget is None else split_budget(head_map, cost, budget, *lengths)
+    if slots and min(slots.global_slots, slots.local_slots) < least_slots(head_map):
         raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
 
 

@@ -3,11 +3,22 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.pool.sizing import ClassBytes, class_bytes, local_for_global, local_slots_per_sequence, split_budget
+from redknot_sglang.pool.sizing import (
+    ClassBytes,
+    PoolSlots,
+    Segments,
+    class_bytes,
+    least_slots,
+    local_for_global,
+    local_slots_per_sequence,
+    split_budget,
+)
 
 
 def make_map(num_global: int, window: int = 256, sink: int = 4) -> HeadMap:
@@ -53,3 +64,59 @@ def test_a_given_number_of_global_slots_is_kept() -> None:
     assert slots.global_slots == 100_000
     assert slots.local_slots == int(100_000 * local_slots_per_sequence(head_map) / 32768) + 2 * 2048
     assert local_for_global(head_map, 1000, 32768, 2048).local_slots == 1000
+
+
+@given(
+    num_global=st.integers(0, 7),
+    budget=st.integers(2**28, 2**36),
+    context=st.sampled_from((512, 32768)),
+    chunk=st.sampled_from((64, 8192)),
+    kind=st.sampled_from(((None, False), (2048, False), (100, False), (2048, True))),
+    tokens=st.integers(1, 2**19),
+)
+def test_segments_and_sequences_fit_into_the_budget_or_it_says_how_many_would(
+    num_global: int, budget: int, context: int, chunk: int, kind: tuple[int | None, bool], tokens: int
+) -> None:
+    head_map, (length, whole) = make_map(num_global), kind
+    cost = class_bytes(head_map, 128, 2, probe_width=4)
+
+    def split(count: int) -> PoolSlots:
+        return split_budget(head_map, cost, budget, context, chunk, Segments(length, whole, count))
+
+    try:
+        slots = split(tokens)
+    except RedKnotError as error:
+        fit = int(str(error).split(", ")[1].split()[0])
+        with pytest.raises(RedKnotError, match="lower it or raise --redknot-kv-budget"):
+            split(fit + 1)
+        if fit:
+            split(fit)
+        return
+    assert slots.global_slots * cost.global_slot + slots.local_slots * cost.local <= budget
+    ratio = min(1.0, local_slots_per_sequence(head_map) / context)
+    tails = min(tokens, 260 * -(-tokens // length)) if length else ratio * tokens
+    own = slots.local_slots - (tokens if whole else tails)
+    in_flight = min(2 * chunk, int(0.25 * budget / cost.local))
+    assert slots.global_slots - tokens >= least_slots(head_map) and own > least_slots(head_map) - 1
+    assert abs(own - in_flight - ratio * (slots.global_slots - tokens)) <= 2
+
+
+def test_known_segments_leave_qwen3_8b_almost_three_times_the_tokens() -> None:
+    cost = class_bytes(make_map(1), 128, 2, probe_width=4)
+    assert (cost.local, cost.global_slot) == (131072, 18432)
+    unknown, known = (
+        split_budget(make_map(1), cost, int(38.9e9), 34064, 8192, Segments(whole=True, tokens=tokens))
+        for tokens in (None, 65536)
+    )
+    assert 430_000 < unknown.global_slots < 440_000 and known.global_slots > 1_200_000
+
+
+def test_segments_beside_a_given_number_of_global_slots() -> None:
+    def local(slots: int, tokens: int | None) -> int:
+        return local_for_global(make_map(1), slots, 32768, 2048, Segments(whole=True, tokens=tokens)).local_slots
+
+    assert local(100_000, None) == 50_000 + 4096
+    assert local(100_000, 20_000) == 20_000 + int(80_000 * 548 / 32768) + 4096
+    assert local(20_556, 20_000) == 20_556
+    with pytest.raises(RedKnotError, match="--redknot-segment-tokens 20000 leave no room for a request, 19443 would"):
+        local(19_999, 20_000)

@@ -144,6 +144,7 @@ def test_text_that_running_requests_share_stays_however_many_wait() -> None:
         return SegmentedRequest(prompt + noise(rng, 12), offsets, "blend:0.05")
 
     flags = ["--chunked-prefill-size=2048", "--max-total-tokens=15500", "--enable-metrics"]
+    flags.append("--redknot-segment-tokens=2100")
     with harness.launch([*ARGUMENTS, *flags]) as server:
         ask_segmented(server, request(), 1)
         before = isolated_rows(server)

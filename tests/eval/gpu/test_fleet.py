@@ -15,7 +15,7 @@ from eval.servers import ROOT, Served
 from redknot_sglang.cli.errors import CliError
 from redknot_sglang.config import add_cli_args, make_config, take_options
 from redknot_sglang.heads.head_map import load_head_map
-from redknot_sglang.pool.sizing import class_bytes, split_budget
+from redknot_sglang.pool.sizing import Segments, class_bytes, split_budget
 
 SHAPES = sorted(path.name for path in (ROOT / "shapes").iterdir())
 H200 = 143771 * 2**20
@@ -98,7 +98,7 @@ def test_segments_of_a_prompt_and_the_prompt_fit_under_blend(length: int, tmp_pa
     head_map = load_head_map(maps_of(args, served.folder, tmp_path)["one_of_eight"])
     plan = Plan.of(args, head_map)
     cost = class_bytes(head_map, 128, 2, probe_width=4)
-    slots = split_budget(head_map, cost, plan.main * served.token_bytes, length + 1024, 8192, 2 * 260)
+    slots = split_budget(head_map, cost, plan.main * served.token_bytes, length + 1024, 8192, Segments(whole=True))
     assert slots.global_slots >= 2 * length + 2048 and slots.local_slots >= length + 2 * 8192
 
 
