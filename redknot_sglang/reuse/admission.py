@@ -88,11 +88,14 @@ class SegmentAdmission:
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
-        problem = why_impossible(self._tree, req, plan)
-        if problem is not None:
-            req.redknot_plan = None
-            req.set_finish_with_abort(problem)
-            return AddReqResult.CONTINUE
+        # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
+        if req.__dict__.get("redknot_feasible") != length:
+            problem = why_impossible(self._tree, req, plan)
+            if problem is not None:
+                req.redknot_plan = None
+                req.set_finish_with_abort(problem)
+                return AddReqResult.CONTINUE
+            req.redknot_feasible = length
         if not self.sources.gather(adder, req, plan, start):
             return AddReqResult.CONTINUE
         if plan.undecided(start):
