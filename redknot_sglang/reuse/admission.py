@@ -170,7 +170,7 @@ class SegmentAdmission:
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == len(stretch.rows)
         req.redknot_stretch = stretch
-        self.sources.keep(req, plan.sources(stretch.stop), relocated=True)
+        self.sources.keep(req, plan.sources(stretch.stop))
         return result
 
     def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, Flags] | None:

@@ -4,7 +4,7 @@
 A request needs its segments only until it has relocated them. Where memory is full, each admission would then evict what
 the next one is made of, and computing that again takes longer than waiting for a running request to end: past
 saturation the server would do little else. Segments of one request alone go as ever, since locking them would let fewer
-requests run. Of shared ones each lock holds one copy beside two or more that run, so that locks take half as many global
+requests run. Text between segments that `blend` needs to choose rows counts as a segment here. Of shared ones each lock holds one copy beside two or more that run, so that locks take half as many global
 slots as running requests at most.
 """
 
@@ -32,7 +32,7 @@ class SharedSegments:
     Locks depend on running requests alone: where nothing runs there are none, so nobody waits for them for ever.
     """
 
-    def __init__(self, unlock: Callable[[Any], object], touch: Callable[[Any], object]) -> None:
+    def __init__(self, unlock: Callable[[Any], object], touch: Callable[[Identity], object]) -> None:
         self._unlock, self._touch = unlock, touch
         self._users: Counter[Identity] = Counter()
         self._locks: dict[Identity, Locked] = {}
@@ -40,9 +40,9 @@ class SharedSegments:
     def used(self, req: Any, path: Locked) -> None:
         """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
         # A dict for its order: what is touched when decides what is evicted, and all ranks must decide alike.
-        mine: dict[Identity, Locked] = req.__dict__.setdefault("redknot_used", {})
+        mine: dict[Identity, None] = req.__dict__.setdefault("redknot_used", {})
         if path.identity not in mine:
-            mine[path.identity] = path
+            mine[path.identity] = None
             self._users[path.identity] += 1
         if self._users[path.identity] > 1 and path.identity not in self._locks:
             self._locks[path.identity] = path
@@ -51,12 +51,11 @@ class SharedSegments:
 
     def ended(self, req: Any, touch_all: bool = False) -> None:
         """A request runs no longer. touch_all: make all that it used the last used, not only what had a lock."""
-        mine: dict[Identity, Locked] = req.__dict__.pop("redknot_used", {})
-        for identity, path in mine.items():
+        for identity in req.__dict__.pop("redknot_used", ()):
             self._users[identity] -= 1
             lock = self._locks.pop(identity, None) if self._users[identity] < 2 else None
             if lock is not None or (touch_all and identity not in self._locks):
-                self._touch(path)
+                self._touch(identity)
             if lock is not None:
                 self._unlock(lock)
             if not self._users[identity]:

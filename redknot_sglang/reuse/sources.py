@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -90,14 +91,10 @@ class SegmentSources:
         for source in (sources or {}).values():
             self._unlock(source)
 
-    def keep(self, req: Any, spans: Collection[Span], relocated: bool = False) -> None:
-        """Drop the locks of a request on all paths but those for `spans`. relocated: it runs, and has used the others."""
+    def keep(self, req: Any, spans: Collection[Span]) -> None:
+        """A request that runs has used all paths but those for `spans`: others decide how long the rest stays locked."""
         for span in [span for span in req.redknot_sources if span not in spans]:
-            source = req.redknot_sources.pop(span)
-            if relocated:
-                self.shared.used(req, source)
-            else:
-                self._unlock(source)
+            self.shared.used(req, req.redknot_sources.pop(span))
 
     def ended(self, req: Any) -> None:
         """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""
@@ -143,9 +140,9 @@ class SegmentSources:
         if adder.rem_total_tokens <= 0 or adder.rem_swa_tokens <= 0:
             self.release_waiting()
 
-    def _touch(self, source: Source) -> None:
-        namespace, _ = source.identity
-        self._tree.match_prefix(MatchPrefixParams(key=RadixKey(source.path.key, namespace)))
+    def _touch(self, identity: Identity) -> None:
+        namespace, tokens = identity
+        self._tree.match_prefix(MatchPrefixParams(key=RadixKey(array("q", tokens), namespace)))
 
     def _unlock(self, source: Source) -> None:
         self._tree.dec_lock_ref(source.node, source.lock.to_dec_params())

@@ -28,6 +28,8 @@ class Locks:
     def __init__(self) -> None:
         self.held: list[Path] = []
         self.touched: list[bytes] = []
+        self.touch_all = False
+        self.locked: list[Identity] = []
         self.shared = SharedSegments(self.unlock, self.touch)
 
     def lock(self, name: int) -> Path:
@@ -38,8 +40,14 @@ class Locks:
     def unlock(self, path: Path) -> None:
         self.held.remove(path)
 
-    def touch(self, path: Path) -> None:
-        self.touched.append(path.identity[1])
+    def touch(self, identity: Identity) -> None:
+        if identity in self.locked or not self.touch_all:
+            assert identity in [path.identity for path in self.held], "what is touched too late may be gone"
+        self.touched.append(identity[1])
+
+    def ended(self, req: Any, touch_all: bool = False) -> None:
+        self.touch_all, self.locked = touch_all, [path.identity for path in self.held]
+        self.shared.ended(req, touch_all)
 
     @property
     def names(self) -> list[int]:
@@ -54,10 +62,10 @@ def test_the_second_user_keeps_the_lock_until_one_ends() -> None:
     locks.shared.used(two, locks.lock(7))
     locks.shared.used(two, locks.lock(8))
     assert locks.names == [7]
-    locks.shared.ended(one)
+    locks.ended(one)
     assert locks.names == [] and locks.touched == [b"\x07"]
-    locks.shared.ended(one)
-    locks.shared.ended(two)
+    locks.ended(one)
+    locks.ended(two)
     assert locks.names == []
 
 
@@ -68,7 +76,7 @@ def test_paths_are_touched_in_the_order_in_which_they_were_used() -> None:
     for request in requests:
         for name in order:
             locks.shared.used(request, locks.lock(name))
-    locks.shared.ended(requests[0])
+    locks.ended(requests[0])
     assert locks.touched == [bytes([name]) for name in order]
 
 
@@ -78,9 +86,9 @@ def test_where_others_wait_what_nobody_shares_is_touched_too() -> None:
         locks.shared.used(one, locks.lock(name))
     for name in (2, 4):
         locks.shared.used(two, locks.lock(name))
-    locks.shared.ended(one, touch_all=True)
+    locks.ended(one, touch_all=True)
     assert locks.touched == [b"\1", b"\2", b"\3"] and locks.names == []
-    locks.shared.ended(two)
+    locks.ended(two)
     assert len(locks.touched) == 3
 
 
@@ -88,7 +96,7 @@ def test_what_others_still_share_stays_locked_and_needs_no_touch() -> None:
     locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
     for request in requests:
         locks.shared.used(request, locks.lock(5))
-    locks.shared.ended(requests[0], touch_all=True)
+    locks.ended(requests[0], touch_all=True)
     assert locks.names == [5] and locks.touched == []
 
 
@@ -101,14 +109,14 @@ def test_locks_that_were_given_up_come_back_with_the_next_user() -> None:
     locks.shared.used(requests[2], locks.lock(1))
     assert locks.names == [1]
     for request in requests:
-        locks.shared.ended(request)
+        locks.ended(request)
     assert locks.names == []
 
 
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("used"), st.integers(0, 4), st.integers(0, 3)),
-        st.tuples(st.just("ended"), st.integers(0, 4), st.just(0)),
+        st.tuples(st.just("ended"), st.integers(0, 4), st.integers(0, 1)),
         st.tuples(st.just("release"), st.just(0), st.just(0)),
     ),
     max_size=60,
@@ -124,7 +132,7 @@ def test_one_lock_at_most_for_each_shared_path_and_none_without_requests(steps: 
             locks.shared.used(requests[number], locks.lock(name))
             users[number].add(name)
         elif step == "ended":
-            locks.shared.ended(requests[number])
+            locks.ended(requests[number], touch_all=bool(name))
             users[number] = set()
         else:
             locks.shared.release()
@@ -132,5 +140,5 @@ def test_one_lock_at_most_for_each_shared_path_and_none_without_requests(steps: 
         assert len(set(locks.names)) == len(locks.names)
         assert set(locks.names) <= {name for name, count in counts.items() if count > 1}
     for request in requests:
-        locks.shared.ended(request)
+        locks.ended(request)
     assert locks.held == []
