@@ -19,6 +19,8 @@ from typing import Any
 from redknot_sglang.cli.errors import CliError
 
 BENCHMARK = "bench_gpu"
+# Text without alignment: 3 % smaller than with the defaults.
+_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "pb": 0, "nice_len": 273}]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class Results:
         # A run that is cut while it writes must not take the earlier cells with it.
         part = self.path.with_name(self.path.name + ".part")
         content = (text + "\n").encode()
-        part.write_bytes(lzma.compress(content) if _is_compressed(self.path) else content)
+        part.write_bytes(
+            lzma.compress(content, check=lzma.CHECK_CRC32, filters=_XZ) if _is_compressed(self.path) else content
+        )
         part.replace(self.path)
 
 

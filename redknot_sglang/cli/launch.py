@@ -56,11 +56,16 @@ class Server:
         return self.log.read_text(errors="replace")
 
 
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A free TCP port of this host that the kernel gives nobody else until the context ends.
+
+    A server binds it as SGLang does, with SO_REUSEADDR: Linux allows that beside a socket that does not listen.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def start(args: Sequence[str], log: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -94,14 +99,15 @@ def launch(
     at the end.
     Raises ServerError if it ends before it answers or takes longer than `timeout` seconds.
     """
-    port = free_port()
-    process = start(args, log, port, env or {})
-    try:
-        server = Server(f"http://127.0.0.1:{port}", process, log)
-        _wait_until_healthy(server, timeout, on_wait)
-        yield server
-    finally:
-        stop(process)
+    # SGLang, too, would look for the rendezvous port of its ranks long before they bind it.
+    with reserved_port() as port, reserved_port() as rendezvous:
+        process = start([f"--nccl-port={rendezvous}", *args], log, port, env or {})
+        try:
+            server = Server(f"http://127.0.0.1:{port}", process, log)
+            _wait_until_healthy(server, timeout, on_wait)
+            yield server
+        finally:
+            stop(process)
 
 
 def _wait_until_healthy(server: Server, timeout: float, on_wait: Callable[[float], None]) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import free_port
 from redknot_sglang.cli.measure import Answer, Client, Prompt, Request, api_url, ask_all, cached_share
 from tests.cli.fake_server import FakeServer, Reply, fake_server
 
@@ -79,7 +78,7 @@ def test_an_answer_without_text_has_the_time_of_its_end() -> None:
 
 def test_no_server_is_a_clear_error() -> None:
     with pytest.raises(CliError, match="no OpenAI-compatible server answers at"):
-        ask(FakeServer(f"http://127.0.0.1:{free_port()}"), [Request("p", 1)])
+        ask(FakeServer("http://127.0.0.1:1"), [Request("p", 1)])
 
 
 def answer_with(prompt_tokens: int | None, cached_tokens: int | None) -> Answer:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.cli.launch import free_port
 from redknot_sglang.cli.main import main
 from tests.cli.fake_server import Reply, fake_server
 
@@ -118,7 +117,7 @@ def test_what_the_server_refuses_is_said_in_one_line(
 
 def test_no_server_no_corpus_and_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = write(tmp_path / "c.jsonl", {"text": "x"})
-    assert preload(corpus, f"http://127.0.0.1:{free_port()}") == 2
+    assert preload(corpus, "http://127.0.0.1:1") == 2
     assert "no server answers at http://127.0.0.1" in error_line(capsys)
     assert preload(corpus, "nonsense") == 2
     assert "nonsense" in error_line(capsys)

@@ -110,9 +110,9 @@ def refused(args: Sequence[str], timeout: float = 180) -> tuple[int, str]:
 
     Raises AssertionError if it still runs after `timeout` seconds.
     """
-    with TemporaryDirectory(prefix="redknot-server-") as folder:
+    with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as port:
         log = Path(folder) / "server.log"
-        process = launching.start(flags(args, certified=True), log, launching.free_port(), ENVIRONMENT)
+        process = launching.start(flags(args, certified=True), log, port, ENVIRONMENT)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
