@@ -6,7 +6,7 @@ What runs, and what it is given in place of a hub model:
 - `prefix_cache_branching_kit`: a tokenizer in which its words are one token each. Its second request must find nothing, so the map
   has no sinks: with sinks that request would reuse them, S tokens.
 - `cache_hit_kit`: conversations written here, in the format of the data set that it would download.
-- `radix_cache_server_kit`: its token ids go up to 31999, so the model's shape is served with that vocabulary and dummy weights; the kit
+- `radix_cache_server_kit`: its token ids go up to 31999, so two narrow layers are served with that vocabulary and dummy weights; the kit
   looks at the status only. The strict memory check is on.
 
 What cannot run, and why:
@@ -27,10 +27,11 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from redknot_sglang.heads import HeadMap
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.harness import Server
-from tests.serving.maps import make_map, save_map
+from tests.serving.maps import NUM_KV_HEADS, make_map, save_map
 from tests.serving.prompts import text, tokenizer
 
 pytestmark = pytest.mark.serving
@@ -75,12 +76,13 @@ def test_cache_hit_kit(redknot_server: Server, tmp_path: Path) -> None:
     assert figures["overall"]["cache_hit_rate"] > 0.5
 
 
-def test_radix_cache_server_kit() -> None:
+def test_radix_cache_server_kit(tmp_path: Path) -> None:
     from sglang.test.kits.radix_cache_server_kit import run_radix_attention_test
 
-    shape = json.dumps({"vocab_size": KIT_VOCABULARY})
+    shape = json.dumps({"vocab_size": KIT_VOCABULARY, "num_hidden_layers": 2, "hidden_size": 64})
+    head_map = save_map(HeadMap.from_global_heads(2, NUM_KV_HEADS, [(1, 1), (1, 3)], 128, 4), tmp_path)
     args = ["--load-format=dummy", f"--json-model-override-args={shape}", "--max-running-requests=48"]
     random.seed(4)
-    with harness.launch(["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", *args]) as server:
+    with harness.launch(["--redknot", f"--redknot-head-map={head_map}", *args]) as server:
         run_radix_attention_test(server.url)
         check_no_leak(server)
