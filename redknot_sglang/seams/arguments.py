@@ -23,12 +23,12 @@ from redknot_sglang.config import (
 )
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
-from redknot_sglang.pool.probe import probe_width
+from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.pool.sizing import class_bytes, least_slots, local_for_global, segments_for, split_budget
 from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
 from redknot_sglang.seams.model_config import head_map_of
-from redknot_sglang.seams.refusals import refuse_unsupported, why_not_probe
+from redknot_sglang.seams.refusals import refuse_unsupported
 
 _CARRIED = "_redknot_options"
 
@@ -107,9 +107,9 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
 
     if config.kv_budget is not None or config.segment_tokens is not None:
         _check_sizes(server_args, model_config, config)
-    reason = why_not_probe(server_args)
-    if config.mode == "segmented" and parse_repair(config.repair).probes and reason is not None:
-        raise RedKnotError(f"--redknot-repair {config.repair} {reason}; use --redknot-repair boundary:K or none")
+    can_probe = probe_width(config, head_map_of(model_config), 1, server_args.tp_size) > 0
+    if config.mode == "segmented" and parse_repair(config.repair).probes and not can_probe:
+        raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair boundary:K or none")
 
 
 def _certify(server_args: Any, config: RedKnotConfig) -> Certification:

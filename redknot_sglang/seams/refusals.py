@@ -61,13 +61,6 @@ def refuse_unsupported(server_args: Any, model_config: Any) -> None:
             raise RedKnotError(f"--redknot cannot serve {architecture}: {reason}")
 
 
-def why_not_probe(server_args: Any) -> str | None:
-    """Why repair policies that probe cannot be served, or None; a clause."""
-    if server_args.tp_size > 1:
-        return "works on one GPU only so far: ranks would choose rows by their own heads"
-    return None
-
-
 def _model_reasons(model_config: Any) -> tuple[tuple[bool, str], ...]:
     from sglang.srt.configs.model_config import AttentionArch
 

@@ -12,8 +12,6 @@ from redknot_sglang.certificate.check import refusal
 from redknot_sglang.config import RedKnotConfig, RedKnotError
 from redknot_sglang.reuse.isolated import WHOLE
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
-from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams.refusals import why_not_probe
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
@@ -55,9 +53,6 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
         name = config.certified_name(resolved[REPAIR])
         if config.certification.enforced and not config.certification.covers(name):
             raise RedKnotError(refusal(config.certification, name))
-        reason = why_not_probe(manager.server_args)
-        if reason is not None and parse_repair(resolved[REPAIR]).probes:
-            raise RedKnotError(f"{REPAIR} {resolved[REPAIR]} {reason}; use {REPAIR} boundary:K or none")
     if offsets is not None:
         input_ids[:] = tokens
     if resolved or params:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from redknot_sglang.heads import HeadMap
 from tests.serving import harness
 from tests.serving.maps import make_map, save_map
 
@@ -110,6 +111,12 @@ def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.Cap
 def test_wrong_flags_are_refused(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     args, names = BAD_FLAGS[case]
     _assert_one_line(_start_up_error(["--redknot", MAP_ARGUMENT, *args], capsys), names)
+
+
+def test_a_map_that_no_probe_can_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head_map = save_map(HeadMap.from_global_heads(6, 4, [(1, 1)], 16, 4), tmp_path)
+    args = ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"]
+    _assert_one_line(_start_up_error(args, capsys), "global heads in at least two layers")
 
 
 def test_redknot_flags_without_redknot_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
