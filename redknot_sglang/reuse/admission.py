@@ -22,7 +22,7 @@ from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.repair import Blend
-from redknot_sglang.reuse.sources import SegmentSources
+from redknot_sglang.reuse.sources import SegmentSources, is_idle
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
 _CHOICES_AHEAD = 4
@@ -50,8 +50,7 @@ class SegmentAdmission:
         if self._adder is not adder:
             self._adder, self._asked = adder, 0
         result = self._admit(adder, req, call)
-        idle = not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
-        if result is AddReqResult.NO_TOKEN and idle:
+        if result is AddReqResult.NO_TOKEN and is_idle(adder):
             # Nothing runs that would make room: only locks can.
             self.sources.release_waiting(but=req)
         return result
@@ -96,8 +95,9 @@ class SegmentAdmission:
                 req.set_finish_with_abort(problem)
                 return AddReqResult.CONTINUE
             req.redknot_feasible = length
-        if not self.sources.gather(adder, req, plan, start):
-            return AddReqResult.CONTINUE
+        waits = self.sources.gather(adder, req, plan, start)
+        if waits is not None:
+            return waits
         if plan.undecided(start):
             if not self._choose(req, plan, start):
                 self.sources.refused(adder, req)

@@ -1,16 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a server's pools can ever hold a segmented request beside its segments."""
+"""Whether a server's pools can ever hold a segmented request beside its segments, and whether they can now."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
-from redknot_sglang.reuse.plan import Plan
+from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+
+# Global and local slots.
+Slots = tuple[int, int]
+
+
+def slots_of_request(tree: Any, req: Any) -> Slots:
+    """What a request needs for its prompt and answer, its segments not counted. tree: the HeadClassRadixCache.
+
+    As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
+    long answer for the next part only.
+    """
+    left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+    own = len(req.full_untruncated_fill_ids) + min(left, CLIP_MAX_NEW_TOKENS)
+    return own, min(own, tree.sliding_window_size + 2 * tree.local_heads.window)
+
+
+def slots_of_paths(tree: Any, paths: Iterable[Path], probes: bool) -> Slots:
+    """What paths take in the tree. probes: whether the repair policy does."""
+    heads, keys = tree.local_heads, {path.key.tobytes(): path for path in paths}
+    # Segments that are computed after one lead share it in the tree.
+    lead = max((path.origin for path in keys.values()), default=0)
+    tails = lead * probes + sum(
+        len(path.key) - path.origin if path.whole else heads.sink + min(len(path.key), heads.window)
+        for path in keys.values()
+    )
+    return lead + sum(len(path.key) - path.origin for path in keys.values()), tails
+
+
+def reserve(tree: Any, adder: Any, req: Any, missing: Sequence[Path], probes: bool) -> bool:
+    """Whether there is room now for a request and paths that have to be computed for it; if so, keep its own free.
+
+    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    """
+    (own, own_local), (kept, tails) = slots_of_request(tree, req), slots_of_paths(tree, missing, probes)
+    # SGLang wants a slot for the answer and one to spare of each isolated prefill.
+    if own + kept + 2 * len(missing) >= adder.rem_total_tokens:
+        return False
+    if tree.sliding_window_size < UNBOUNDED_WINDOW and own_local + tails >= adder.rem_swa_tokens:
+        return False
+    adder.rem_total_token_offset += own
+    return True
 
 
 def why_impossible(tree: Any, req: Any, plan: Plan) -> str | None:
@@ -18,30 +60,18 @@ def why_impossible(tree: Any, req: Any, plan: Plan) -> str | None:
 
     tree: the HeadClassRadixCache.
     """
-    allocator, heads = tree.token_to_kv_pool_allocator, tree.local_heads
+    allocator = tree.token_to_kv_pool_allocator
     pool = allocator.get_kvcache()
     if isinstance(pool.rotation, RedKnotError):
         return f"segmented mode needs relocation, and {pool.rotation}; use redknot_mode exact"
     if plan.repair.probes and pool.probes is None:
         return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair boundary:K or none"
-    paths = plan.paths(req.full_untruncated_fill_ids, 0)
-    keys = {path.key.tobytes(): path for path in paths}
-    # Segments that are computed after one lead share it in the tree.
-    lead = max((path.origin for path in keys.values()), default=0)
-    kept = lead + sum(len(path.key) - path.origin for path in keys.values())
-    # As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
-    # long answer for the next part only.
-    left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-    own = len(req.full_untruncated_fill_ids) + min(left, CLIP_MAX_NEW_TOKENS)
-    needed = own + kept + 1
+    (own, own_local), paths = slots_of_request(tree, req), plan.paths(req.full_untruncated_fill_ids, 0)
+    kept, tails = slots_of_paths(tree, paths, plan.repair.probes)
+    needed, local = own + kept + 1, own_local + tails
     remedy = "start with --redknot-segment-length at the usual length of a segment"
     if plan.repair.probes:
         remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
-    tails = lead * plan.repair.probes + sum(
-        len(path.key) - path.origin if path.whole else heads.sink + min(len(path.key), heads.window)
-        for path in keys.values()
-    )
-    local = tails + tree.sliding_window_size + 2 * heads.window
     if tree.sliding_window_size < UNBOUNDED_WINDOW and local >= allocator.size_swa:
         return (
             f"this segmented request needs {local} local KV slots at a time, {tails} of them for its "

@@ -69,6 +69,11 @@ class IsolatedPrefills:
         """Whether one of these paths is being computed, or about to be."""
         return any(identity in self._under_way for identity in identities)
 
+    def has_begun(self, identity: Identity) -> bool:
+        """Whether the isolated prefill of a path has slots."""
+        prefill = self._under_way.get(identity)
+        return prefill is not None and prefill.req_pool_idx is not None
+
     def done(self, req: Any) -> None:
         """A request has ended; no-op unless it was an isolated prefill."""
         self._under_way.pop(req.__dict__.get("redknot_identity"), None)

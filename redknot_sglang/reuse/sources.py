@@ -8,11 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
+from redknot_sglang.reuse.feasible import reserve
 from redknot_sglang.reuse.isolated import Identity, IsolatedPrefills, identity_of
 from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.reuse.shared import SharedSegments
@@ -33,6 +35,11 @@ class Source:
 Sources = dict[Span, Source]
 
 
+def is_idle(adder: Any) -> bool:
+    """Whether nobody runs, or will after this pass so far."""
+    return not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
+
+
 class SegmentSources:
     """Locks on segments, for the requests that are being admitted and for one that waits.
 
@@ -49,14 +56,18 @@ class SegmentSources:
         self.isolated = IsolatedPrefills()
         self.shared = SharedSegments(self._unlock, self._touch)
 
-    def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> bool:
-        """Lock all paths that the request needs to go on from `start`; False if some have to be computed first."""
-        if self._pinned is not None and self.isolated.are_under_way(req.__dict__.get("redknot_awaited", ())):
+    def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> AddReqResult | None:
+        """Lock all paths that the request needs to go on from `start`.
+
+        Returns None if it has them, CONTINUE if some have to be computed first, and NO_TOKEN if there is no room for that
+        as long as others run. Isolated prefills that evict each other would go before every decode step, for ever.
+        """
+        first = self._pinned is None or self._pinned[0] is req
+        if not first and self.isolated.are_under_way(req.__dict__.get("redknot_awaited", ())):
             # Under load many requests wait for the same path, and looking up all of theirs in every pass takes longer
             # than the forward that computes it.
             self._check_room(adder)
-            return False
-        first = self._pinned is None or self._pinned[0] is req
+            return AddReqResult.CONTINUE
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
         missing = []
         for path in self._paths(req, plan, start):
@@ -71,12 +82,19 @@ class SegmentSources:
         if not missing:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
-            return True
+            return None
+        has_room = reserve(self._tree, adder, req, self._yet_to_begin(req, missing), plan.repair.probes)
         self._wait(adder, req, sources)
+        if not has_room and not is_idle(adder):
+            return AddReqResult.NO_TOKEN
         req.redknot_awaited = [identity_of(req, path) for path in missing]
         fresh = self.isolated.request(req, missing)
         req.redknot_fresh = req.__dict__.get("redknot_fresh", set()) | fresh
-        return False
+        return AddReqResult.CONTINUE
+
+    def _yet_to_begin(self, req: Any, paths: list[Path]) -> list[Path]:
+        """Those of which no isolated prefill has slots already."""
+        return [path for path in paths if not self.isolated.has_begun(identity_of(req, path))]
 
     def refused(self, adder: Any, req: Any) -> None:
         """No room for a request with locks in this pass; the next chunk of a request waits with what it has."""

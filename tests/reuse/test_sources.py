@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.managers.schedule_policy import AddReqResult
 
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.plan import Plan
@@ -17,11 +18,26 @@ from redknot_sglang.reuse.sources import SegmentSources
 
 TOKENS = list(range(40))
 PLAN = Plan(((2, 20), (20, 38)), parse_repair("boundary:2"))
-ROOM: Any = SimpleNamespace(rem_total_tokens=1, rem_swa_tokens=1)
+WAITS, NO_ROOM = AddReqResult.CONTINUE, AddReqResult.NO_TOKEN
+
+
+class Adder:
+    """Budgets of one pass, while somebody runs."""
+
+    def __init__(self, slots: float = 1000, local: int = 1000, idle: bool = False) -> None:
+        self.can_run_list = [] if idle else ["somebody"]
+        self.running_batch, self.rem_total_token_offset = None, 0
+        self._slots, self.rem_swa_tokens = slots, local
+
+    @property
+    def rem_total_tokens(self) -> float:
+        return self._slots - self.rem_total_token_offset
 
 
 class Tree:
     """Holds some paths, counts lookups and locks."""
+
+    sliding_window_size, local_heads = 8, SimpleNamespace(window=6, sink=2)
 
     def __init__(self) -> None:
         self.held: set[bytes] = set()
@@ -62,7 +78,9 @@ def sources(tree: Tree) -> SegmentSources:
 
 
 def request(sources: SegmentSources) -> Any:
+    params = SimpleNamespace(max_new_tokens=10)
     found = SimpleNamespace(full_untruncated_fill_ids=TOKENS, extra_key=None, req_pool_idx=None)
+    found.sampling_params, found.output_ids = params, [7]
     sources.isolated.scheduler.waiting_queue.append(found)
     return found
 
@@ -70,31 +88,48 @@ def request(sources: SegmentSources) -> Any:
 def test_many_that_wait_for_one_path_look_it_up_once_each(sources: SegmentSources, tree: Tree) -> None:
     waiting = [request(sources) for _ in range(5)]
     for _ in range(3):
-        assert not any(sources.gather(ROOM, req, PLAN, 0) for req in waiting)
+        assert all(sources.gather(Adder(), req, PLAN, 0) is WAITS for req in waiting)
     queue = sources.isolated.scheduler.waiting_queue
-    assert len(queue) == 6 and tree.lookups == 2 * 5
+    # The first looks for what is missing in every pass, so that nobody evicts what has come.
+    assert len(queue) == 6 and tree.lookups == 2 * 5 + 2
     assert tree.locks == 1, "only the first keeps what it found"
     # It is there: they come to it, one after the other.
     sources.isolated.done(queue[1])
     _, second = PLAN.paths(TOKENS, 0)
     tree.held.add(second.key.tobytes())
-    assert all(sources.gather(ROOM, req, PLAN, 0) for req in waiting)
-    assert tree.lookups == 2 * 5 + 1 + 2 * 4 and tree.locks == 2 * 5
+    assert not any(sources.gather(Adder(), req, PLAN, 0) for req in waiting)
+    assert tree.lookups == 2 * 5 + 2 + 1 + 2 * 4 and tree.locks == 2 * 5
+
+
+# 40 tokens, an answer of 9 more and a segment of 18 with two slots for SGLang; locally 8 + 2 * 6 and 2 + 6.
+@pytest.mark.parametrize(("slots", "local", "fits"), [(70, 29, True), (69, 29, False), (70, 28, False)])
+def test_what_does_not_fit_is_not_computed_while_others_run(
+    sources: SegmentSources, tree: Tree, slots: int, local: int, fits: bool
+) -> None:
+    first, adder = request(sources), Adder(slots, local)
+    assert sources.gather(adder, first, PLAN, 0) is (WAITS if fits else NO_ROOM)
+    assert adder.rem_total_token_offset == (49 if fits else 0), "its own slots are kept for it"
+    queue = sources.isolated.scheduler.waiting_queue
+    assert len(queue) == 1 + fits and tree.locks == 1
+    # Where nobody runs only locks could be in the way, which others give up.
+    assert sources.gather(Adder(slots, local, idle=True), first, PLAN, 0) is WAITS and len(queue) == 2
+    # Once the prefill has slots, they are not counted again.
+    queue[1].req_pool_idx = 3
+    assert sources.gather(Adder(50, 21), first, PLAN, 0) is WAITS
 
 
 def test_who_waits_gives_up_locks_when_there_is_no_room(sources: SegmentSources, tree: Tree) -> None:
     first = request(sources)
-    assert not sources.gather(ROOM, first, PLAN, 0) and tree.locks == 1
-    none: Any = SimpleNamespace(rem_total_tokens=0, rem_swa_tokens=1)
-    assert not sources.gather(none, first, PLAN, 0) and tree.locks == 0
+    assert sources.gather(Adder(), first, PLAN, 0) is WAITS and tree.locks == 1
+    assert sources.gather(Adder(slots=0), first, PLAN, 0) is NO_ROOM and tree.locks == 0
     # Without anybody's locks it looks again, so that it gets them back.
-    assert not sources.gather(ROOM, first, PLAN, 0) and tree.locks == 1
+    assert sources.gather(Adder(), first, PLAN, 0) is WAITS and tree.locks == 1
 
 
 def test_a_path_that_was_dropped_is_asked_for_again(sources: SegmentSources, tree: Tree) -> None:
     first = request(sources)
-    assert not sources.gather(ROOM, first, PLAN, 0)
+    assert sources.gather(Adder(), first, PLAN, 0) is WAITS
     del sources.isolated.scheduler.waiting_queue[1:]
     sources.left_queue([first])
-    assert not sources.gather(ROOM, first, PLAN, 0)
+    assert sources.gather(Adder(), first, PLAN, 0) is WAITS
     assert len(sources.isolated.scheduler.waiting_queue) == 2

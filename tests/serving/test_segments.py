@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests as http
@@ -105,6 +107,28 @@ def test_pools_that_hold_little_more_than_one_request() -> None:
         check_no_leak(server)
     for answer, expected in zip(answers, reference, strict=True):
         agree(answer, expected, TOLERANCE)
+
+
+def test_whoever_waits_for_segments_lets_those_that_run_go_on() -> None:
+    """Small requests fill the pool; segments of large ones, which do not fit beside them, must not go before every step."""
+    rng = random.Random("waits")
+    documents = [noise(rng, rng.choice((16, 30, 70, 370, 370))) for _ in range(40)]
+
+    def large() -> SegmentedRequest:
+        prompt, offsets = noise(rng, 4), list[int]()
+        for document in rng.sample(documents, 8):
+            offsets += [len(prompt), len(prompt) + len(document)]
+            prompt = prompt + document + noise(rng, 5) * (rng.random() < 0.3)
+        return SegmentedRequest(prompt + noise(rng, 8), offsets, "blend:0.05")
+
+    with harness.launch([*ARGUMENTS, "--chunked-prefill-size=128", "--max-total-tokens=7000"]) as server:
+        for _ in range(6):
+            with ThreadPoolExecutor(12) as pool:
+                running = [pool.submit(server.generate, noise(rng, 500), 60) for _ in range(12)]
+                time.sleep(0.3)
+                ask_all_segmented(server, [large() for _ in range(4)], 4, at_once=4)
+                assert all(len(future.result()["output_ids"]) == 60 for future in running)
+        check_no_leak(server)
 
 
 def test_documents_that_running_requests_share_stay_however_many_wait() -> None:
