@@ -99,9 +99,8 @@ def launch(
     at the end.
     Raises ServerError if it ends before it answers or takes longer than `timeout` seconds.
     """
-    # SGLang, too, would look for the rendezvous port of its ranks long before they bind it.
-    with reserved_port() as port, reserved_port() as rendezvous:
-        process = start([f"--nccl-port={rendezvous}", *args], log, port, env or {})
+    with reserved_port() as port:
+        process = start(args, log, port, env or {})
         try:
             server = Server(f"http://127.0.0.1:{port}", process, log)
             _wait_until_healthy(server, timeout, on_wait)

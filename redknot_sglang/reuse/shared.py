@@ -4,8 +4,8 @@
 A request needs its segments only until it has relocated them. Where memory is full, each admission would then evict what
 the next one is made of, and computing that again takes longer than waiting for a running request to end: past
 saturation the server would do little else. Segments of one request alone go as ever, since locking them would let fewer
-requests run. Text between segments that `blend` needs to choose rows counts as a segment here. Of shared ones each lock holds one copy beside two or more that run, so that locks take half as many global
-slots as running requests at most.
+requests run. Text between segments that `blend` needs to choose rows counts as a segment here. Of shared ones each lock
+holds one copy beside two or more that run, so that locks take half as many global slots as running requests at most.
 """
 
 from __future__ import annotations

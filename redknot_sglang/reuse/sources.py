@@ -44,9 +44,9 @@ class SegmentSources:
     """Locks on segments, for the requests that are being admitted and for one that waits.
 
     An admitted request holds its locks (`req.redknot_sources`) until it has relocated what it needs; locks on what several
-    running requests are made of stay (`shared`). Of the requests in
-    the queue only the first that waits for segments keeps locks on what is there already, so that computing one of its
-    segments cannot evict another for ever; it gives them up to whoever would otherwise stand still.
+    running requests are made of stay (`shared`). Of the requests in the queue only the first that waits for segments keeps
+    locks on what is there already, so that computing one of its segments cannot evict another for ever; it gives them up to
+    whoever would otherwise stand still.
     """
 
     def __init__(self, tree: Any) -> None:

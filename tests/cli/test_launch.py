@@ -101,23 +101,23 @@ def test_a_server_that_never_answers_is_given_up(fake_sglang: Path, tmp_path: Pa
     assert waits and max(waits) < 1
 
 
-def test_nobody_is_given_the_ports_of_a_server_that_starts(fake_sglang: Path, tmp_path: Path) -> None:
-    used: set[str] = set()
+def test_nobody_is_given_the_port_of_a_server_that_starts(fake_sglang: Path, tmp_path: Path) -> None:
+    used: list[str] = []
 
     def bind(seconds: float) -> None:
-        for port in (tmp_path / "log").read_text().split():
-            used.add(port)
+        if port := (tmp_path / "log").read_text():
+            used.append(port)
             with socket.socket() as other, pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", int(port)))
 
-    code = "import sys, time; print(sys.argv[1][12:], sys.argv[-1][7:], flush=True); time.sleep(600)"
+    code = "import sys, time; print(sys.argv[-1][7:], flush=True); time.sleep(600)"
     with pytest.raises(ServerError), launch([], tmp_path / "log", env=fake(fake_sglang, code), timeout=2, on_wait=bind):
         pass
-    assert len(used) == 2
+    assert used
 
 
 def test_the_flags_reach_the_server_and_the_environment_is_added_to(fake_sglang: Path, tmp_path: Path) -> None:
-    code = "import os, sys; print(sys.argv[2:-2], os.environ['MARK'], 'PATH' in os.environ)"
+    code = "import os, sys; print(sys.argv[1:-2], os.environ['MARK'], 'PATH' in os.environ)"
     with (
         pytest.raises(ServerError, match=r"\['--a', '--b=1'\] here True"),
         launch(["--a", "--b=1"], tmp_path / "log", env={**fake(fake_sglang, code), "MARK": "here"}),

@@ -99,8 +99,9 @@ def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certi
 
     Raises redknot_sglang.cli.launch.ServerError with its last log lines if it does not come up.
     """
-    with TemporaryDirectory(prefix="redknot-server-") as folder:
-        log = Path(folder) / "server.log"
+    # SGLang would look for the rendezvous port of its ranks long before they bind it.
+    with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as rendezvous:
+        log, args = Path(folder) / "server.log", [f"--nccl-port={rendezvous}", *args]
         with launching.launch(flags(args, certified), log, env={**ENVIRONMENT, **(env or {})}) as running:
             yield Server(running.url, running)
 
