@@ -70,12 +70,18 @@ class RedKnotAttention(AttentionBackend):
         self._begin()
         pool.rotation = _rotation(runner.model)
         self.scattered_path = self.path
+        self._heads = heads
         if isinstance(pool.rotation, Rotation):
             self.scattered_path = scattered_path(self.path, spec)
             probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
             pool.arithmetic = Arithmetic.of(runner.model_config.hf_text_config, heads, self.head_dim, probe_width)
-            if pool.probes is not None:
-                pool.probes.readout = readout_of(runner.model, heads, self.head_dim)
+            self.follow_weights(runner.model)
+
+    def follow_weights(self, model: Any) -> None:
+        """Make anew what is derived from the weights of SGLang's model: at start, and whenever they have been updated."""
+        pool = self.token_to_kv_pool
+        if pool.probes is not None and isinstance(pool.rotation, Rotation):
+            pool.probes.readout = readout_of(model, self._heads, self.head_dim)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 

@@ -20,14 +20,20 @@ FLAG = "--redknot-uncertified"
 class Certification:
     """What a server knows of its certificate.
 
-    digest: of the certificate that fits, or None. policies: those it passed, and `exact` where that is what stock SGLang
-    computes. reason: why the rest is not certified. enforced: whether what is not certified is refused.
+    digest: of the certificate that fits, or None. policies: those it passed, and those of `by_definition`. reason: why the
+    rest is not certified. enforced: whether what is not certified is refused. by_definition: `exact` where that is what
+    stock SGLang computes, whatever the weights are.
     """
 
     digest: str | None = None
     policies: tuple[str, ...] = ()
     reason: str | None = None
     enforced: bool = True
+    by_definition: tuple[str, ...] = ()
+
+    def after_update(self) -> Certification:
+        """What is left of it once the weights are no longer those that the server started with."""
+        return replace(self, digest=None, policies=self.by_definition, reason=_UPDATED)
 
     def covers(self, policy: str) -> bool:
         """Whether answers under `exact` or this repair policy are certified."""
@@ -69,7 +75,7 @@ def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> C
     """Check a server's certificate. Raises CertificateError, which says what to do, unless `uncertified` is allowed."""
     by_definition = (EXACT,) if served.head_map.all_global else ()
     needed = [policy for policy in served.policies if policy not in by_definition]
-    found = Certification(policies=by_definition, enforced=not uncertified)
+    found = Certification(policies=by_definition, enforced=not uncertified, by_definition=by_definition)
     if not needed and not certificate_path(served.map_path).exists():
         return replace(found, reason=_ALL_GLOBAL)
     try:
@@ -84,6 +90,10 @@ def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> C
     return found
 
 
+_UPDATED = (
+    "the weights were updated while the server ran, and a certificate is about those that it started with: start a server "
+    "with the new weights to have them checked"
+)
 _ALL_GLOBAL = (
     "no certificate: with every head global, exact mode is what stock SGLang computes; segmented mode needs one"
 )

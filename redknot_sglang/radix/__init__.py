@@ -17,13 +17,12 @@ def build_tree(context: Any) -> Any:
     from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
     from redknot_sglang.seams import active
-    from redknot_sglang.serve.metrics import show_certification
+    from redknot_sglang.serve.metrics import CertificationMetric
 
     config = active.config_of(context.server_args)
-    if config is not None and context.params.enable_metrics:
-        show_certification(config)
+    metric = CertificationMetric(config) if config is not None and context.params.enable_metrics else None
     if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
         envs.SGLANG_SWA_EVICTION_INTERVAL.set(DECODE_FREE_INTERVAL)
-    if context.disable_radix_cache:
-        return HeadClassChunkCache(context.params)
-    return HeadClassRadixCache(context.params)
+    tree = (HeadClassChunkCache if context.disable_radix_cache else HeadClassRadixCache)(context.params)
+    tree.certification_metric = metric
+    return tree

@@ -74,6 +74,28 @@ class IsolatedPrefills:
         prefill = self._under_way.get(identity)
         return prefill is not None and prefill.req_pool_idx is not None
 
+    def end_unwanted(self) -> None:
+        """End the isolated prefills that no waiting request wants any more, since all that did were aborted.
+
+        One in the queue leaves it. One between two chunks ends before its next chunk, as SGLang ends a client's. One whose
+        last chunk is being computed ends by itself with this step.
+        """
+        if not self._under_way:
+            return
+        wanted = {identity for req in self.waiting for identity in req.__dict__.get("redknot_awaited", ())}
+        for identity, prefill in list(self._under_way.items()):
+            if identity in wanted:
+                continue
+            if prefill is self.scheduler.chunked_req:
+                self.scheduler._pending_chunked_abort_req = prefill
+            elif any(prefill is req for req in self.waiting):
+                self.waiting[:] = [req for req in self.waiting if req is not prefill]
+                del self._under_way[identity]
+
+    def uses_adapter(self, lora_id: str | None) -> bool:
+        """Whether one of them is computed with this adapter."""
+        return any(prefill.lora_id == lora_id for prefill in self._under_way.values())
+
     def done(self, req: Any) -> None:
         """A request has ended; no-op unless it was an isolated prefill."""
         self._under_way.pop(req.__dict__.get("redknot_identity"), None)
@@ -128,3 +150,8 @@ class IsolatedPrefills:
 def is_isolated(req: Any) -> bool:
     """Whether nobody waits for this request's answer."""
     return "redknot_identity" in req.__dict__
+
+
+def is_own_work(req: Any) -> bool:
+    """Whether this request computes a segment: an isolated prefill, or one that a preload sends."""
+    return is_isolated(req) or bool(req.__dict__.get("redknot_preloads"))

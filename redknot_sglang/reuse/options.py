@@ -52,7 +52,7 @@ def resolve(
     None if there were none. Raises RedKnotError, which becomes HTTP 400.
     """
     given = dict(params or {})
-    unknown = sorted(key for key in given if key.startswith("redknot_") and key not in KEYS)
+    unknown = sorted(key for key in given if str(key).startswith("redknot_") and key not in KEYS)
     if unknown:
         raise RedKnotError(f"custom_params {', '.join(unknown)} not known; RedKnot reads {', '.join(KEYS)}")
     named = CHARS in given or SEGMENTS in given

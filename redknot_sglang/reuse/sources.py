@@ -137,6 +137,7 @@ class SegmentSources:
         if self._pinned is not None and all(req is not self._pinned[0] for req in queue):
             self.release_waiting()
         self.isolated.dropped(queue)
+        self.isolated.end_unwanted()
 
     def _paths(self, req: Any, plan: Plan, start: int) -> list[Path]:
         """`Plan.paths`; a request that waits for room asks in every pass, and at 32K tokens they take half a millisecond."""

@@ -42,9 +42,21 @@ def all_seams() -> tuple[Seam, ...]:
         scheduler,
         segments,
         tokenizer,
+        updates,
     )
 
-    modules = (arguments, model_config, kv_cache, prefill_graphs, scheduler, segments, preload, tokenizer, http)
+    modules = (
+        arguments,
+        model_config,
+        kv_cache,
+        prefill_graphs,
+        scheduler,
+        segments,
+        preload,
+        updates,
+        tokenizer,
+        http,
+    )
     return tuple(seam for module in modules for seam in module.SEAMS)
 
 

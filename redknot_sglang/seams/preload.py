@@ -9,7 +9,7 @@ from typing import Any
 
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.seams import Seam, active
-from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, WANT, WHOLE_OPTION
+from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 
 
 def _answer(original: Any, scheduler: Any, request: Any) -> None:
@@ -55,12 +55,14 @@ def _forget(preloaded: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 _CALLS = {WANT: _want, LIST: _list, FORGET: _forget}
 
 
-def _mark_whole(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
+def _mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
     """Before the request is matched for the first time."""
-    if active.config_of(scheduler.server_args) is not None and (req.sampling_params.custom_params or {}).get(
-        WHOLE_OPTION
-    ):
-        req.redknot_whole = True
+    if active.config_of(scheduler.server_args) is None:
+        return
+    options = req.sampling_params.custom_params or {}
+    if options.get(PRELOAD_OPTION):
+        req.redknot_preloads = True
+        req.redknot_whole = options[WHOLE_OPTION]
 
 
 SEAMS = (
@@ -72,8 +74,8 @@ SEAMS = (
     ),
     Seam(
         "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
-        _mark_whole,
+        _mark_preload,
         "before",
-        "preloaded segments of which local heads keep all rows",
+        "requests that compute segments ahead of time, and whether local heads keep all of their rows",
     ),
 )

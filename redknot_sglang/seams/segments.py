@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang.reuse.isolated import is_isolated, is_own_work
 from redknot_sglang.seams import Seam, active
 
 # Attribute of a ScheduleBatch: its stretches by index of the request in the batch.
@@ -87,6 +88,28 @@ def _drop_aborted(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Non
         reuse.sources.left_queue(scheduler.waiting_queue)
 
 
+def _clients_fill_the_queue(original: Any, scheduler: Any, req: Any) -> Any:
+    """Only requests of clients count against `--max-queued-requests`, and only they are dropped for it.
+
+    Segments that are computed for a request, or ahead of time, come many at once and belong to one call of a client.
+    """
+    reuse = getattr(scheduler.tree_cache, "reuse", None)
+    if reuse is None:
+        return original(scheduler, req)
+    if is_own_work(req):
+        return False
+    queue = scheduler.waiting_queue
+    clients = scheduler.waiting_queue = [waiting for waiting in queue if not is_own_work(waiting)]
+    try:
+        dropped = original(scheduler, req)
+    finally:
+        scheduler.waiting_queue = queue
+    left = {id(waiting) for waiting in clients}
+    queue[:] = [waiting for waiting in queue if is_own_work(waiting) or id(waiting) in left]
+    reuse.sources.left_queue(queue)
+    return dropped
+
+
 def _decode_fits(original: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
     """Running requests go before one that waits with locks, and before segments that may be needed again."""
     fits = original(batch, *args, **kwargs)
@@ -101,8 +124,6 @@ def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any,
     """Nobody waits for the answers of isolated prefills."""
     if active.config_of(streamer.server_args) is None:
         return original(streamer, reqs, *args, **kwargs)
-    from redknot_sglang.reuse.isolated import is_isolated
-
     return original(streamer, [req for req in reqs if not is_isolated(req)], *args, **kwargs)
 
 
@@ -144,7 +165,13 @@ SEAMS = (
             "after",
             "locks of waiting segmented requests, and isolated prefills that left the queue",
         )
-        for name in ("abort_request", "_abort_on_waiting_timeout", "_abort_on_queued_limit")
+        for name in ("abort_request", "_abort_on_waiting_timeout")
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler._abort_on_queued_limit",
+        _clients_fill_the_queue,
+        "around",
+        "segments that are computed for a request do not count as queued requests",
     ),
     Seam(
         "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",

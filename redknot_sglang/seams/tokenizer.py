@@ -46,6 +46,13 @@ def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> No
         manager.redknot_special = special_ids(manager.tokenizer)
 
 
+async def _own_list(original: Any, manager: Any, obj: Any) -> Any:
+    """Separators are taken out of the list of token ids, which may be the caller's own (`sgl.Engine`)."""
+    if active.config_of(manager.server_args) is not None and getattr(obj, "input_ids", None) is not None:
+        obj.input_ids = list(obj.input_ids)
+    return await original(manager, obj)
+
+
 def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:
     config = active.config_of(manager.server_args)
     if config is not None and hasattr(obj, "sampling_params") and not hasattr(obj, RESOLVED):
@@ -61,6 +68,12 @@ SEAMS = (
         _separator_token,
         "after",
         "separators are tokens of their own",
+    ),
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request",
+        _own_list,
+        "around",
+        "a caller's list of token ids is never changed",
     ),
     Seam(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",

@@ -9,22 +9,32 @@ from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.serve.status import tree_sizes
 
 
-def show_certification(config: RedKnotConfig) -> None:
-    """`redknot:certified{policy,certificate}`: 1 for what requests get that do not say, if it is certified, else 0.
+class CertificationMetric:
+    """`redknot:certified{policy,certificate}`: 1 if the policy is certified that a request gets which names none, else 0.
 
     certificate: the digest, empty where none fits.
     """
-    # Imported here: prometheus_client fixes its multiprocess directory at import, which SGLang sets at start-up.
-    from prometheus_client import Gauge
 
-    gauge = Gauge(
-        "redknot:certified",
-        "Whether the default policy is certified",
-        labelnames=["policy", "certificate"],
-        multiprocess_mode="mostrecent",
-    )
-    found = config.certification
-    gauge.labels(config.policy, found.digest or "").set(found.covers(config.policy))
+    def __init__(self, config: RedKnotConfig) -> None:
+        # Imported here: prometheus_client fixes its multiprocess directory at import, which SGLang sets at start-up.
+        from prometheus_client import Gauge
+
+        self._gauge = Gauge(
+            "redknot:certified",
+            "Whether the default policy is certified",
+            labelnames=["policy", "certificate"],
+            multiprocess_mode="mostrecent",
+        )
+        self._shown: Any = None
+        self.update(config)
+
+    def update(self, config: RedKnotConfig) -> None:
+        """Show the state of `config`; a certificate that was shown before and is lost goes to 0."""
+        found = config.certification
+        if self._shown is not None:
+            self._shown.set(0)
+        self._shown = self._gauge.labels(config.policy, found.digest or "")
+        self._shown.set(found.covers(config.policy))
 
 
 class ClassMetrics:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken
@@ -15,12 +16,14 @@ from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_of
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
-    """The token that stands for the separator; made one if the tokenizer has none. It never reaches the model."""
-    known: int | None = tokenizer.get_vocab().get(separator)
-    if known is None:
-        tokenizer.add_tokens([AddedToken(separator, special=True, normalized=False)], special_tokens=True)
-        known = tokenizer.convert_tokens_to_ids(separator)
-    return int(known)
+    """The token that stands for the separator, which never reaches the model.
+
+    From now on the tokenizer cuts every text at the separator before it looks at anything else, also where the separator is
+    a word of its vocabulary, which would otherwise be one token with spaces around it and another without.
+    """
+    is_word = separator in tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(separator, special=not is_word, normalized=False)], special_tokens=not is_word)
+    return int(tokenizer.convert_tokens_to_ids(separator))
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -38,9 +41,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     tokens = input_ids
     offsets: list[int] | None = None
     if chars is not None:
-        tokens, offsets = _by_characters(manager.tokenizer, obj.text, chars, SEGMENTS in params)
-        if manager.redknot_separator in tokens:
-            raise RedKnotError(f"the prompt has separators and {CHARS}: use one of them")
+        tokens, offsets = _by_characters(manager, config.separator, obj.text, chars, SEGMENTS in params)
     elif manager.redknot_separator is not None:
         tokens, offsets = split_at(input_ids, manager.redknot_separator, manager.redknot_special)
         if offsets is not None and SEGMENTS in (params or {}):
@@ -55,7 +56,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
             raise RedKnotError(refusal(config.certification, name))
     if offsets is not None:
         input_ids[:] = tokens
-    if resolved or params:
+    if resolved != (params or {}):
         obj.sampling_params = {**obj.sampling_params, "custom_params": resolved or None}
 
 
@@ -79,20 +80,33 @@ def check_unresolved(obj: Any) -> None:
         raise RedKnotError(f"segments are made of tokens, not of input_embeds: use {MODE} exact")
 
 
-def _by_characters(tokenizer: Any, text: Any, chars: Any, both: bool) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt and token offsets of its segments; each part is tokenized by itself."""
+def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bool) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt and token offsets of its segments: those of the text with separators at the offsets.
+
+    So a part has the same tokens however it is named, and whatever stands beside it. Tokenized by itself it would begin
+    like a whole prompt, with the mark of a word's beginning where a tokenizer puts one in front of every text.
+    """
     if both:
         raise RedKnotError(f"give {SEGMENTS} or {CHARS}, not both")
-    if not isinstance(text, str) or tokenizer is None:
+    if not isinstance(text, str) or manager.tokenizer is None:
         raise RedKnotError(f"{CHARS} needs the prompt as text; give {SEGMENTS}, or separators in chat messages")
+    if separator in text:
+        raise RedKnotError(f"the prompt has separators and {CHARS}: use one of them")
     pairs = check_offsets(CHARS, chars, len(text), "characters")
     borders = [0, *(at for pair in pairs for at in pair), len(text)]
-    tokens: list[int] = []
-    cuts = []
-    for index, (a, b) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
-        tokens += tokenizer.encode(text[a:b], add_special_tokens=index == 0)
-        cuts.append(len(tokens))
-    return tokens, cuts[:-1]
+    parts = [text[a:b] for a, b in pairwise(borders)]
+    # A part "a#" before the separator "##" would be cut after "a".
+    ambiguous = next((part for part in parts[:-1] if (part + separator).index(separator) < len(part)), None)
+    if ambiguous is not None:
+        raise RedKnotError(
+            f"{CHARS}: a part ends with {ambiguous[-len(separator) :]!r}, which together with the separator {separator} would "
+            "be cut in another place: end it elsewhere, or start the server with another --redknot-separator"
+        )
+    marked = manager.tokenizer.encode(separator.join(parts))
+    cuts = [at for at, token in enumerate(marked) if token == manager.redknot_separator]
+    assert len(cuts) == len(parts) - 1, "the tokenizer cuts at every separator"
+    tokens = [token for token in marked if token != manager.redknot_separator]
+    return tokens, [cut - before for before, cut in enumerate(cuts)]
 
 
 def _check_servable(manager: Any, obj: Any) -> None:

@@ -17,7 +17,7 @@ from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 from redknot_sglang.reuse.repair import Blend, parse_repair
 from redknot_sglang.serve.requests import check_namespace, resolve_request
-from redknot_sglang.serve.segment_calls import FORGET, LIST, RESOLVED, WANT, WHOLE_OPTION
+from redknot_sglang.serve.segment_calls import FORGET, LIST, PRELOAD_OPTION, RESOLVED, WANT, WHOLE_OPTION
 from redknot_sglang.serve.segment_text import SegmentText
 
 FIELDS = ("segments", "lead", "extra_key", "repair")
@@ -136,11 +136,13 @@ async def _compute(
             stopped = stopped or await client.is_disconnected()
             if stopped:
                 return
-            request = _request(tokens, {WHOLE_OPTION: True} if whole else None, extra_key, rank)
+            request = _request(tokens, {PRELOAD_OPTION: True, WHOLE_OPTION: whole}, extra_key, rank)
             setattr(request, RESOLVED, True)
             try:
-                async for _ in manager.generate_request(request, client):
-                    pass
+                async for answer in manager.generate_request(request, client):
+                    reason = answer["meta_info"]["finish_reason"]
+                if reason is not None and reason["type"] == "abort":
+                    raise RedKnotError(f"a segment was not computed: {reason['message']}; send the call again")
             except BaseException:
                 stopped = True
                 raise

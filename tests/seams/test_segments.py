@@ -12,7 +12,7 @@ from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.seams import segments
 
 
-@pytest.mark.parametrize("name", ["abort_request", "_abort_on_waiting_timeout", "_abort_on_queued_limit"])
+@pytest.mark.parametrize("name", ["abort_request", "_abort_on_waiting_timeout"])
 def test_all_ways_out_of_the_queue_are_watched(name: str) -> None:
     (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith(f"Scheduler.{name}")]
     told: list[list[str]] = []
@@ -21,6 +21,33 @@ def test_all_ways_out_of_the_queue_are_watched(name: str) -> None:
     # What the original returns stays.
     assert seam.hook(True, scheduler, "incoming") is None and told == [["left"]]
     assert seam.hook(None, SimpleNamespace(tree_cache=SimpleNamespace(), waiting_queue=[])) is None
+
+
+def _waiting(name: str, **marks: Any) -> Any:
+    return SimpleNamespace(name=name, **marks)
+
+
+def test_only_clients_fill_the_queue() -> None:
+    (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("Scheduler._abort_on_queued_limit")]
+    told: list[list[Any]] = []
+    reuse = SimpleNamespace(sources=SimpleNamespace(left_queue=lambda queue: told.append(list(queue))))
+    isolated, preload = _waiting("isolated", redknot_identity=1), _waiting("preload", redknot_preloads=True)
+    first, second = _waiting("first"), _waiting("second")
+    queue = [first, isolated, preload, second]
+    scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), waiting_queue=queue)
+
+    def drops_the_last(scheduler: Any, req: Any) -> bool:
+        assert scheduler.waiting_queue == [first, second]
+        scheduler.waiting_queue.pop()
+        return False
+
+    assert seam.hook(drops_the_last, scheduler, _waiting("third")) is False
+    assert scheduler.waiting_queue is queue and queue == [first, isolated, preload] == told[0]
+    # The scheduler's own are taken whatever the queue holds.
+    for own in (isolated, preload):
+        assert seam.hook(lambda scheduler, req: pytest.fail("asked"), scheduler, own) is False
+    plain = SimpleNamespace(tree_cache=SimpleNamespace(), waiting_queue=[])
+    assert seam.hook(lambda scheduler, req: "stock", plain, first) == "stock"
 
 
 @pytest.mark.parametrize("admitted", [[], ["somebody"]])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's cache flushes, weight updates and adapter unloading: when they may happen, and what follows from new weights.
+
+All of them need a scheduler that is idle, or free of an adapter. Clients make sure of that by waiting for their own answers.
+They cannot wait for isolated prefills, of which they know nothing, nor for the end of the step that gave their last
+answer. So such a message is held back for that long, which is a step or two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from redknot_sglang.reuse.isolated import is_isolated
+from redknot_sglang.seams import Seam, active
+
+# A flush that has to wait for the end of a step waits this long at most, in seconds.
+_FLUSH_TIMEOUT = 60.0
+# Attribute of a Scheduler: messages that are held back.
+_HELD = "redknot_held"
+
+
+def _hold_back(original: Any, scheduler: Any, messages: list[Any]) -> None:
+    """Handle messages in their order, but those that have to wait for work nobody waits for."""
+    reuse = getattr(scheduler.tree_cache, "reuse", None)
+    held = scheduler.__dict__.pop(_HELD, [])
+    if reuse is None or not (held or any(isinstance(message, _held_kinds()) for message in messages)):
+        original(scheduler, messages)
+        return
+    still_held = []
+    for message in [*held, *messages]:
+        if isinstance(message, _held_kinds()) and _must_wait(scheduler, reuse, message):
+            still_held.append(message)
+        else:
+            original(scheduler, [message])
+    if still_held:
+        setattr(scheduler, _HELD, still_held)
+
+
+def _held_kinds() -> tuple[type, ...]:
+    from sglang.srt.managers import io_struct
+
+    return (
+        io_struct.UpdateWeightFromDiskReqInput,
+        io_struct.UpdateWeightsFromDistributedReqInput,
+        io_struct.UpdateWeightsFromTensorReqInput,
+        io_struct.UpdateWeightsFromIPCReqInput,
+        io_struct.UnloadLoRAAdapterReqInput,
+    )
+
+
+def _must_wait(scheduler: Any, reuse: Any, message: Any) -> bool:
+    if scheduler._engine_paused:
+        return False
+    adapter = getattr(message, "lora_id", None)
+    if adapter is not None:
+        return bool(reuse.sources.isolated.uses_adapter(adapter))
+    return not scheduler.is_fully_idle() and nobody_waits(scheduler)
+
+
+def nobody_waits(scheduler: Any) -> bool:
+    """Whether all requests in the scheduler are isolated prefills, have ended, or end with the current step."""
+    return all(is_isolated(req) or req.finished() or req.to_finish is not None for req in _requests(scheduler))
+
+
+def _requests(scheduler: Any) -> Iterable[Any]:
+    batches = [scheduler.running_batch, scheduler.last_batch]
+    batches += [entry[0] for entry in getattr(scheduler, "result_queue", None) or ()]
+    chunked = [scheduler.chunked_req] if scheduler.chunked_req is not None else []
+    return chain(scheduler.waiting_queue, chunked, *(batch.reqs for batch in batches if batch is not None))
+
+
+def _flush_after_the_step(original: Any, wrapper: Any, message: Any) -> Any:
+    """Let a flush wait where a client would not know for what."""
+    scheduler = wrapper._is_fully_idle.__self__
+    reuse = getattr(scheduler.tree_cache, "reuse", None)
+    waits = reuse is not None and not message.timeout_s and not scheduler._engine_paused
+    if waits and not scheduler.is_fully_idle() and nobody_waits(scheduler):
+        message.timeout_s = _FLUSH_TIMEOUT
+    return original(wrapper, message)
+
+
+def _follow_weights(result: Any, updater: Any, *args: Any, **kwargs: Any) -> None:
+    """New weights are in place, and the cache has been emptied unless the client asked to keep it."""
+    scheduler = updater.scheduler
+    config = active.config_of(scheduler.server_args)
+    if config is None:
+        return
+    runner = scheduler.tp_worker.model_runner
+    runner.attn_backend.follow_weights(runner.model)
+    config = replace(config, certification=config.certification.after_update())
+    active.attach(scheduler.server_args, config)
+    metric = scheduler.tree_cache.certification_metric
+    if metric is not None:
+        metric.update(config)
+
+
+async def _no_longer_certified(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
+    """The tokenizer manager checks and reports certificates in a process of its own."""
+    result = await original(manager, *args, **kwargs)
+    config = active.config_of(manager.server_args)
+    if config is not None and result[0]:
+        active.attach(manager.server_args, replace(config, certification=config.certification.after_update()))
+    return result
+
+
+SEAMS = (
+    Seam(
+        "sglang.srt.managers.scheduler.Scheduler.process_input_requests",
+        _hold_back,
+        "around",
+        "weight updates and the unloading of adapters wait for isolated prefills",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler_components.flush_wrapper.SchedulerFlushWrapper.handle",
+        _flush_after_the_step,
+        "around",
+        "a flush waits for the end of the step that gave the last answer",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+        ".flush_cache_after_weight_update",
+        _follow_weights,
+        "after",
+        "what is derived from weights, and certified of them, follows an update",
+    ),
+    Seam(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
+        _no_longer_certified,
+        "around",
+        "answers no longer say that they are certified",
+    ),
+    *(
+        Seam(
+            f"sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.update_weights_from_{source}",
+            _no_longer_certified,
+            "around",
+            "answers no longer say that they are certified",
+        )
+        for source in ("distributed", "tensor", "ipc")
+    ),
+)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An isolated prefill goes on only while a request waits for it."""
+
+from __future__ import annotations
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from redknot_sglang.reuse.isolated import IsolatedPrefills, identity_of
+from redknot_sglang.reuse.plan import Path
+
+PATHS = [Path((10 * i, 10 * i + 10), 0, array("q", range(10 * i, 10 * i + 10)), False) for i in range(3)]
+
+
+class Prefills(IsolatedPrefills):
+    """Without SGLang's requests."""
+
+    def _make(self, req: Any, key: array[int]) -> Any:
+        return SimpleNamespace(req_pool_idx=None, lora_id=req.lora_id)
+
+
+def client(paths: list[Path], lora_id: str | None = None) -> Any:
+    req = SimpleNamespace(extra_key=None, lora_id=lora_id)
+    req.redknot_awaited = [identity_of(req, path) for path in paths]
+    return req
+
+
+@pytest.fixture
+def prefills() -> Prefills:
+    made = Prefills()
+    made.scheduler = SimpleNamespace(waiting_queue=[], chunked_req=None, _pending_chunked_abort_req=None)
+    return made
+
+
+def ask(prefills: Prefills, req: Any, paths: list[Path]) -> list[Any]:
+    """The request's isolated prefills, now behind it in the queue."""
+    prefills.waiting.append(req)
+    before = list(prefills.waiting)
+    prefills.request(req, paths)
+    return [waiting for waiting in prefills.waiting if all(waiting is not one for one in before)]
+
+
+def test_what_a_waiting_request_wants_stays(prefills: Prefills) -> None:
+    req = client(PATHS)
+    own = ask(prefills, req, PATHS)
+    prefills.end_unwanted()
+    assert prefills.waiting == [req, *own] and len(own) == 3
+
+
+def test_what_only_a_gone_request_wanted_leaves_the_queue(prefills: Prefills) -> None:
+    gone, stays = client(PATHS[:2]), client(PATHS[1:])
+    first, second = ask(prefills, gone, PATHS[:2])
+    (third,) = ask(prefills, stays, PATHS[1:])
+    prefills.waiting.remove(gone)
+    prefills.end_unwanted()
+    assert first not in prefills.waiting and second in prefills.waiting and third in prefills.waiting
+    assert not prefills.are_under_way([identity_of(gone, PATHS[0])])
+    # Somebody else may ask for it again.
+    assert len(ask(prefills, client(PATHS[:1]), PATHS[:1])) == 1
+
+
+def test_one_between_two_chunks_is_aborted_as_a_client_s_is(prefills: Prefills) -> None:
+    gone = client(PATHS[:1])
+    (chunked,) = ask(prefills, gone, PATHS[:1])
+    chunked.req_pool_idx = 4
+    prefills.scheduler.chunked_req = chunked
+    prefills.waiting.clear()
+    prefills.end_unwanted()
+    assert prefills.scheduler._pending_chunked_abort_req is chunked
+    # It is under way until SGLang has freed what it has.
+    assert prefills.has_begun(identity_of(gone, PATHS[0]))
+    chunked.redknot_identity = identity_of(gone, PATHS[0])
+    prefills.done(chunked)
+    assert not prefills.are_under_way([identity_of(gone, PATHS[0])])
+
+
+def test_one_in_its_last_chunk_ends_by_itself(prefills: Prefills) -> None:
+    gone = client(PATHS[:1])
+    (running,) = ask(prefills, gone, PATHS[:1])
+    running.req_pool_idx = 4
+    prefills.waiting.clear()
+    prefills.end_unwanted()
+    assert prefills.scheduler._pending_chunked_abort_req is None and prefills.has_begun(identity_of(gone, PATHS[0]))
+
+
+def test_adapters_in_use(prefills: Prefills) -> None:
+    ask(prefills, client(PATHS[:1], "mine"), PATHS[:1])
+    assert prefills.uses_adapter("mine") and not prefills.uses_adapter("another")
