@@ -7,9 +7,11 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from redknot_sglang import __version__, cpu, seams
+from redknot_sglang.cli.errors import CliError
 
 _PACKAGES = ("sglang", "torch", "triton", "flashinfer-python", "sglang-kernel", "transformers", "numpy")
 _EXAMPLE_HEAD_DIM = 128
@@ -17,16 +19,26 @@ _EXAMPLE_HEAD_DIM = 128
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
-    parser = subparsers.add_parser("doctor", help="versions, seams, backends; says what is missing")
-    parser.set_defaults(func=run)
+    parser = subparsers.add_parser("doctor", help="versions, seams, backends, memory; says what is missing")
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        default=None,
+        help="also say how much memory a server of this model would take; flags of that server may follow behind --",
+    )
+    parser.set_defaults(func=run, takes_server_flags=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 if a server would start with --redknot, else 1."""
+    """Print the report; 0 if a server would start with --redknot, else 1. Raises CliError for flags without a model."""
+    if args.server_flags and args.model is None:
+        raise CliError("flags behind -- are those of a server: name its model with --model DIR")
     problems = [*_report_versions(), *_report_plugin()]
     if "sglang" not in " ".join(problems):
         problems += _report_seams()
         _report_attention()
+        if args.model is not None:
+            problems += _report_memory(args.model, args.server_flags)
     for problem in problems:
         print(f"missing: {problem}")
     print("ready: a server starts with --redknot" if not problems else f"{len(problems)} problem(s) to solve first")
@@ -82,6 +94,17 @@ def _report_attention() -> None:
     for path, reason in available_paths(spec).items():
         print(f"  {path:12}{'ok' if reason is None else reason}")
     sys.stdout.flush()
+
+
+def _report_memory(model: str, flags: Sequence[str]) -> list[str]:
+    from redknot_sglang.cli.start_memory import StartError, estimate
+
+    try:
+        for line in estimate(model, flags):
+            print(line)
+    except StartError as error:
+        return [f"a server of {model}: {error}"]
+    return []
 
 
 def _version(package: str) -> str | None:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
@@ -22,6 +25,20 @@ from redknot_sglang.pool.sizing import (
 from redknot_sglang.seams.model_config import head_map_of
 
 logger = logging.getLogger(__name__)
+
+
+# Exit code of a scheduler process that cannot serve what it was asked to and has said why. `EX_CONFIG` of sysexits.h.
+REFUSED = 78
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Memory is known only in the scheduler process, where an exception would be a page of traceback."""
+    try:
+        yield
+    except RedKnotError as error:
+        print(f"redknot: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(REFUSED)
 
 
 class HeadClassPoolConfigurator(MemoryPoolConfigurator):
@@ -47,7 +64,17 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
-        """Split the memory that SGLang found, or the user's budget."""
+        """Split the memory that SGLang found, or the user's budget. Ends the process if they do not suffice."""
+        with _one_line():
+            return self._of_bytes(available_bytes)
+
+    def calculate_pool_sizes_from_max_tokens(self, max_total_num_tokens: int, page_size: int) -> MemoryPoolConfig:
+        """Size the local pool for a given number of global slots. Ends the process if they do not suffice."""
+        with _one_line():
+            lengths = self._context_length, self._chunk, self._segments
+            return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))
+
+    def _of_bytes(self, available_bytes: int) -> MemoryPoolConfig:
         budget = self._budget or available_bytes
         if budget > available_bytes:
             raise RedKnotError(
@@ -57,11 +84,6 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         lengths = self._context_length, self._chunk, self._segments
         slots = split_budget(self._head_map, self._cost, budget, *lengths)
         return self._checked(slots)
-
-    def calculate_pool_sizes_from_max_tokens(self, max_total_num_tokens: int, page_size: int) -> MemoryPoolConfig:
-        """Size the local pool for a given number of global slots."""
-        lengths = self._context_length, self._chunk, self._segments
-        return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))
 
     def _checked(self, slots: PoolSlots) -> MemoryPoolConfig:
         least = least_slots(self._head_map)

@@ -24,11 +24,11 @@ from redknot_sglang.config import (
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.heads import HeadMapError
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
-from redknot_sglang.pool.sizing import class_bytes, least_slots, local_for_global, segments_for, split_budget
 from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.refusals import refuse_unsupported
+from redknot_sglang.seams.start_sizes import StartSizes
 
 _CARRIED = "_redknot_options"
 
@@ -129,18 +129,10 @@ def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
 
 def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
     """Refuse sizes that hold no request here, where it is one line, and not in the scheduler process."""
-    head_map = head_map_of(model_config).shard(0, server_args.tp_size)
-    group = model_config.num_attention_heads // head_map_of(model_config).num_kv_heads
-    width = probe_width(config, head_map_of(model_config), group, server_args.tp_size)
-    cost = class_bytes(head_map, model_config.head_dim, model_config.dtype.itemsize, width)
-    context_length = config.context_length or model_config.context_len
-    chunk = server_args.chunked_prefill_size
-    chunk = chunk if chunk and chunk > 0 else context_length
-    lengths, budget = (context_length, chunk, segments_for(config)), config.kv_budget
+    sizes, budget = StartSizes(server_args, model_config, config), config.kv_budget
     if server_args.max_total_tokens is not None:
-        local_for_global(head_map, server_args.max_total_tokens, *lengths)
-    slots = None if budget is None else split_budget(head_map, cost, budget, *lengths)
-    if slots and min(slots.global_slots, slots.local_slots) < least_slots(head_map):
+        sizes.of_tokens(server_args.max_total_tokens)
+    if budget is not None and not sizes.hold_a_request(sizes.of_bytes(budget)):
         raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from redknot_sglang.seams import Seam, active, registries
@@ -43,7 +44,27 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     )
 
 
+def _say_why_no_scheduler_is_ready(original: Any, readers: Any, processes: Any) -> Any:
+    """A scheduler that refused its memory has printed the reason; a traceback of its end would only hide it."""
+    try:
+        return original(readers, processes)
+    except RuntimeError:
+        from redknot_sglang.pool.configurator import REFUSED
+
+        for process in processes:
+            process.join(timeout=1)
+        if any(process.exitcode == REFUSED for process in processes):
+            sys.exit("redknot: error: the server did not start, for the reason given above")
+        raise
+
+
 SEAMS = (
+    Seam(
+        "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
+        _say_why_no_scheduler_is_ready,
+        "around",
+        "sizes that hold no request are refused in one line",
+    ),
     Seam(
         "sglang.srt.model_executor.pool_configurator.create_memory_pool_configurator",
         _pool_sizes,

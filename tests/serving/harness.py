@@ -82,15 +82,15 @@ class Server:
         return self.running.log_text()
 
 
-def flags(args: Sequence[str], certified: bool = False) -> list[str]:
-    """Flags of every test server, then `args`; where one is given twice the later one counts.
+def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FLAGS) -> list[str]:
+    """Flags of every test server (`base`), then `args`; where one is given twice the later one counts.
 
     certified: whether what has no certificate is refused; most tests serve maps of their own.
     """
     if "--redknot" in args and not certified:
         args = [*args, "--redknot-uncertified"]
     model = [] if any(arg.startswith("--model-path") for arg in args) else [f"--model-path={MODEL}"]
-    return [*model, *FLAGS, *args]
+    return [*model, *base, *args]
 
 
 @contextmanager
@@ -106,14 +106,14 @@ def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certi
             yield Server(running.url, running)
 
 
-def refused(args: Sequence[str], timeout: float = 180) -> tuple[int, str]:
+def refused(args: Sequence[str], timeout: float = 180, only: Sequence[str] = FLAGS) -> tuple[int, str]:
     """Exit code and output of a server that is expected to stop by itself, and that wants a certificate.
 
-    Raises AssertionError if it still runs after `timeout` seconds.
+    only: the flags of every test server that it has. Raises AssertionError if it still runs after `timeout` seconds.
     """
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as port:
         log = Path(folder) / "server.log"
-        process = launching.start(flags(args, certified=True), log, port, ENVIRONMENT)
+        process = launching.start(flags(args, certified=True, base=only), log, port, ENVIRONMENT)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

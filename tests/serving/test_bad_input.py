@@ -97,6 +97,17 @@ def _assert_one_line(message: str, names: str) -> None:
     assert names in message
 
 
+@pytest.mark.serving
+def test_sizes_that_only_the_scheduler_can_refuse_are_one_line_too() -> None:
+    # No budget and no number of tokens: how much memory there is shows when the weights are loaded.
+    flags = [flag for flag in harness.FLAGS if not flag.startswith("--max-total-tokens")]
+    args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-tokens=100000000000"]
+    code, log = harness.refused(args, only=flags)
+    said = [line for line in log.splitlines() if "redknot: error:" in line]
+    assert code == 1 and len(said) == 2 and "leave no room for a request" in said[0] and "given above" in said[1], log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("case", BAD_MAPS)
 def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, names = BAD_MAPS[case]
