@@ -105,8 +105,7 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
             "lower it or raise --context-length"
         )
 
-    if config.kv_budget is not None or config.segment_tokens is not None:
-        _check_sizes(server_args, model_config, config)
+    _check_sizes(server_args, model_config, config)
     can_probe = probe_width(config, head_map_of(model_config), 1, server_args.tp_size) > 0
     if config.mode == "segmented" and parse_repair(config.repair).probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair boundary:K or none")
@@ -129,11 +128,11 @@ def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
 
 def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
     """Refuse sizes that hold no request here, where it is one line, and not in the scheduler process."""
-    sizes, budget = StartSizes(server_args, model_config, config), config.kv_budget
+    sizes = StartSizes(server_args, model_config, config)
     if server_args.max_total_tokens is not None:
         sizes.of_tokens(server_args.max_total_tokens)
-    if budget is not None and not sizes.hold_a_request(sizes.of_bytes(budget)):
-        raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
+    if config.kv_budget is not None:
+        sizes.of_budget(config.kv_budget)
 
 
 SEAMS = (

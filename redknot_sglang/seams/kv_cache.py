@@ -49,11 +49,11 @@ def _say_why_no_scheduler_is_ready(original: Any, readers: Any, processes: Any) 
     try:
         return original(readers, processes)
     except RuntimeError:
-        from redknot_sglang.pool.configurator import REFUSED
+        from redknot_sglang.pool.refuse import has_refused
 
         for process in processes:
             process.join(timeout=1)
-        if any(process.exitcode == REFUSED for process in processes):
+        if any(has_refused(process.exitcode) for process in processes):
             sys.exit("redknot: error: the server did not start, for the reason given above")
         raise
 
