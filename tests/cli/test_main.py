@@ -46,7 +46,7 @@ def test_the_parser_is_built_without_heavy_imports() -> None:
 
 def test_flags_for_servers_are_refused_where_none_starts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main(["report", "--head-map=map.json", "--", "--dtype=bfloat16"])
+        main(["report", "--head-map=map.json", "--out=page.html", "--", "--dtype=bfloat16"])
     assert done.value.code == 2
     assert "report starts no server" in capsys.readouterr().err
 
