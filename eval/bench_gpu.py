@@ -43,8 +43,8 @@ from eval.gpu.table import tables
 from eval.picture import save
 from eval.provenance import origin
 from eval.servers import STOCK, Served, alone
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import Server, ServerError
+from redknot_sglang.cli.launch import Server
+from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads.head_map import load_head_map
 
 Measure = Callable[[], "Cell | list[Cell]"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.check import FLAG, Certification
+from redknot_sglang.errors import RedKnotError
 
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
@@ -33,10 +34,6 @@ _FIELDS = (
     "redknot_uncertified",
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class RedKnotError(ValueError):
-    """A request or a configuration that cannot be served; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True)

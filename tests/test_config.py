@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, parse_bytes, take_options
+from redknot_sglang.config import RedKnotConfig, add_cli_args, make_config, parse_bytes, take_options
+from redknot_sglang.errors import RedKnotError
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.document import EXACT, Certificate, certificate_path, read_certificate
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import ModelFingerprint
+from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import HeadMap
 
 FLAG = "--redknot-uncertified"

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from redknot_sglang.certificate.document import EXACT, certificate_path, seal, write_certificate
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import model_folder
 from redknot_sglang.cli.certify_answers import Answers
 from redknot_sglang.cli.certify_plan import Plan, make_plan
@@ -20,10 +19,9 @@ from redknot_sglang.cli.certify_questions import Question
 from redknot_sglang.cli.certify_record import describe_model, describe_run, print_tables
 from redknot_sglang.cli.certify_servers import Reply, Sides, ask_all, served, server_info
 from redknot_sglang.cli.certify_verdict import BY, FAIL, PASS, judge
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.config import LEADS
 from redknot_sglang.cpu import has_cuda_driver
-from redknot_sglang.heads import HeadMapError, load_head_map
+from redknot_sglang.heads import load_head_map
 
 DEVICES = ("auto", "cpu", "cuda")
 # Far from where calibration starts by default.
@@ -88,16 +86,9 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write the certificate; 1 if a policy failed. Raises CliError."""
+    """Measure, print, write the certificate; 1 if a policy failed. Raises RedKnotError."""
     # Servers are ended on the way out, which an unhandled SIGTERM would skip.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(args)
-    except (CertificateError, HeadMapError) as error:
-        raise CliError(str(error)) from error
-
-
-def _run(args: argparse.Namespace) -> int:
     key = None
     if args.key is not None:
         from redknot_sglang.certificate.signature import read_private_key

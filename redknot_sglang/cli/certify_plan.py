@@ -12,9 +12,8 @@ from typing import Any
 
 from redknot_sglang.cli.certify_questions import Question, load_tokenizer, read_data, task_questions
 from redknot_sglang.cli.certify_verdict import Thresholds
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.eval import TaskPackage, choose_tasks, load_tasks
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.reuse.repair import parse_repair
 
 # Prompts that a server's KV should hold at a time, beyond those in flight: what it has cached.

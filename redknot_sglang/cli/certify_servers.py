@@ -16,9 +16,9 @@ from typing import Any
 
 from redknot_sglang.certificate.document import EXACT
 from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, ServerError, launch
+from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
 from redknot_sglang.config import MODES
+from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 
 TIMEOUT = 900

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import redknot_sglang
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 
 def find_checkout() -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.cli.checkout import find_checkout, import_package
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cpu import has_cuda_driver, install_kernel_stand_in
+from redknot_sglang.errors import CliError
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from redknot_sglang import __version__, cpu, seams
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 _PACKAGES = ("sglang", "torch", "triton", "flashinfer-python", "sglang-kernel", "transformers", "numpy")
 _EXAMPLE_HEAD_DIM = 128
@@ -97,7 +97,8 @@ def _report_attention() -> None:
 
 
 def _report_memory(model: str, flags: Sequence[str]) -> list[str]:
-    from redknot_sglang.cli.start_memory import StartError, estimate
+    from redknot_sglang.cli.start_memory import estimate
+    from redknot_sglang.errors import StartError
 
     try:
         for line in estimate(model, flags):

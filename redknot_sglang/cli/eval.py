@@ -13,9 +13,9 @@ from typing import Any, Protocol, cast
 
 from redknot_sglang import __version__
 from redknot_sglang.cli.checkout import find_checkout, import_package
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.table import format_table
 from redknot_sglang.cli.task_result import HEADER, TaskResult
+from redknot_sglang.errors import CliError
 
 MODES = ("completions", "chat")
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redknot_sglang import __version__
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.profile_options import METHODS, add_options
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import CliError
 from redknot_sglang.heads.summary import one_line
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Profile, write, print what was written. Raises CliError."""
+    """Profile, write, print what was written. Raises RedKnotError."""
     sizes = {name: _numbers(args, name) for name in ("lengths", "windows", "curve")}
     methods = tuple(dict.fromkeys(part.strip() for part in args.methods.split(",")))
     unknown = [name for name in methods if name not in METHODS]
@@ -57,13 +56,8 @@ def run(args: argparse.Namespace) -> int:
             raise CliError(f"{option}: there is no directory {file.absolute().parent}")
     import torch
 
-    from redknot_sglang.profile.errors import ProfileError
-    from redknot_sglang.report import ReportError
-
     try:
         return _run(args, sizes, methods)
-    except (ProfileError, HeadMapError, ReportError) as error:
-        raise CliError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise CliError(
             "the GPU's memory is too small: give a smaller --chunk or shorter prompts (gates: --gate-tokens), or "

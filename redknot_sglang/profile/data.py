@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.profile.errors import ProfileError
+from redknot_sglang.errors import ProfileError
 
 Spans = tuple[tuple[int, int], ...]
 

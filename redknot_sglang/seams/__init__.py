@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from redknot_sglang.errors import SeamError
+
 SUPPORTED_SGLANG = ("0.5.17",)
 
 
@@ -24,10 +26,6 @@ class Seam:
     hook: Callable[..., Any]
     kind: Literal["before", "after", "around"]
     why: str
-
-
-class SeamError(RuntimeError):
-    """A seam did not take hold; the message names it."""
 
 
 def all_seams() -> tuple[Seam, ...]:

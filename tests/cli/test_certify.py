@@ -22,9 +22,8 @@ from redknot_sglang.certificate.fingerprint import fingerprint_model
 from redknot_sglang.cli import certify_servers
 from redknot_sglang.cli.certify import FIRST_SEED
 from redknot_sglang.cli.certify_questions import encode, read_data
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import ServerError
 from redknot_sglang.cli.main import main
+from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys

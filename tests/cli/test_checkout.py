@@ -6,7 +6,7 @@ import pytest
 
 import redknot_sglang
 from redknot_sglang.cli.checkout import find_checkout, import_package
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 
 @pytest.fixture(autouse=True)

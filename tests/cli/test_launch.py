@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from redknot_sglang.cli import launch as launching
-from redknot_sglang.cli.launch import ServerError, launch
+from redknot_sglang.cli.launch import launch
+from redknot_sglang.errors import ServerError
 
 HEALTHY = """
 import subprocess, sys

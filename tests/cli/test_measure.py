@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cli.measure import Answer, Client, Prompt, Request, api_url, ask_all, cached_share
+from redknot_sglang.errors import CliError
 from tests.cli.fake_server import FakeServer, Reply, fake_server
 
 MESSAGES = [{"role": "user", "content": "hi"}]

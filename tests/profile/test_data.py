@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.profile.data import encode, random_data, read_jsonl
-from redknot_sglang.profile.errors import ProfileError
 
 MODEL = Path(__file__).parents[2] / "eval" / "model"
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from redknot_sglang.certificate.document import certificate_path, seal, write_certificate
 from redknot_sglang.cli.main import main
-from redknot_sglang.report import ReportError, write_report
+from redknot_sglang.errors import ReportError
+from redknot_sglang.report import write_report
 from redknot_sglang.report.page import render
 from tests.report.made import TASKS, make_certificate, make_map, make_profile
 
