@@ -11,6 +11,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from redknot_sglang import active
 from redknot_sglang.batches import decode_batch, extend_batch
 from redknot_sglang.errors import RedKnotError, RotaryError
 from redknot_sglang.heads import HeadMap
@@ -31,7 +32,6 @@ from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.probe import readout_of
 from redknot_sglang.reuse.rotary import rotation_of
-from redknot_sglang.seams import active
 
 
 class RedKnotAttention(AttentionBackend):

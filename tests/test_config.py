@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from redknot_sglang.config import RedKnotConfig, add_cli_args, make_config, parse_bytes, take_options
+from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.flags import add_cli_args, make_config, parse_bytes, take_options
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def _weights(args: argparse.Namespace) -> list[list[object]]:
 def _data(args: argparse.Namespace, lengths: tuple[int, ...], vocabulary: int) -> Data:
     from transformers import AutoTokenizer
 
-    from redknot_sglang.cli.eval import choose_tasks, load_tasks
+    from redknot_sglang.measure.tasks import choose_tasks, load_tasks
     from redknot_sglang.profile.data import random_data, read_jsonl, task_data
 
     if args.data == "random":

@@ -22,9 +22,8 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
     model: directory of the checkpoint. flags: of the server, as behind `launch_server`; `--redknot` is added. What kernels and
     CUDA graphs need besides, a few hundred MB on a GPU, is not in it. Raises StartError.
     """
-    from redknot_sglang import plugin
+    from redknot_sglang import active, plugin
     from redknot_sglang.errors import RedKnotError
-    from redknot_sglang.seams import active
     from redknot_sglang.seams.start_sizes import StartSizes
 
     plugin.register()

@@ -108,7 +108,7 @@ def read_jsonl(path: Path, tokenizer: Any) -> Data:
 
 
 def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: int, seed: int, tokenizer: Any) -> Data:
-    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (cli/eval.py).
+    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (measure/tasks.py).
 
     They take turns, so that a run that uses the first few sees all tasks. Raises ProfileError.
     """

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from redknot_sglang.errors import SeamError
-
-SUPPORTED_SGLANG = ("0.5.17",)
+from redknot_sglang.versions import check_version, sglang_version
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,6 @@ def install() -> None:
 
     for seam in all_seams():
         HookRegistry.register(seam.target, seam.hook, HookType(seam.kind))
-
-
-def sglang_version() -> str | None:
-    """Version of the installed SGLang, or None."""
-    try:
-        return version("sglang")
-    except PackageNotFoundError:
-        return None
-
-
-def check_version() -> None:
-    """Raises SeamError unless the installed SGLang is one that the seams were written for."""
-    found = sglang_version()
-    if found not in SUPPORTED_SGLANG:
-        supported = ", ".join(SUPPORTED_SGLANG)
-        raise SeamError(
-            f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}"
-        )
 
 
 def missing() -> list[Seam]:

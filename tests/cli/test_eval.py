@@ -11,9 +11,9 @@ import pytest
 
 from eval import tasks
 from redknot_sglang.cli import eval as eval_command
-from redknot_sglang.cli.statistics import wilson_interval
 from redknot_sglang.errors import CliError
-from tests.cli.fake_server import FakeServer, Reply, fake_server
+from redknot_sglang.measure.statistics import wilson_interval
+from tests.measure.fake_server import FakeServer, Reply, fake_server
 
 LENGTH = 256
 

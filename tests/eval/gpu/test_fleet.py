@@ -12,8 +12,8 @@ import pytest
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.options import check, make_parser, maps_of
 from eval.servers import ROOT, Served
-from redknot_sglang.config import add_cli_args, make_config, take_options
 from redknot_sglang.errors import CliError
+from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.heads.head_map import load_head_map
 from redknot_sglang.pool.sizing import Segments, class_bytes, split_budget
 

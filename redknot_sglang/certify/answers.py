@@ -10,12 +10,12 @@ from pathlib import Path
 
 from redknot_sglang import __version__
 from redknot_sglang.certificate.fingerprint import fingerprint_model
-from redknot_sglang.cli.certify_plan import Plan
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.certify_servers import Reply, Sides
+from redknot_sglang.certify.plan import Plan
+from redknot_sglang.certify.questions import Question
+from redknot_sglang.certify.servers import Reply, Sides
 from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.seams import sglang_version
+from redknot_sglang.versions import sglang_version
 from redknot_sglang.work_file import WorkFile
 
 

@@ -19,15 +19,15 @@ from redknot_sglang import __version__
 from redknot_sglang.certificate.check import Served, certify_start
 from redknot_sglang.certificate.document import certificate_path, read_certificate
 from redknot_sglang.certificate.fingerprint import fingerprint_model
-from redknot_sglang.cli import certify_servers
-from redknot_sglang.cli.certify import FIRST_SEED
-from redknot_sglang.cli.certify_questions import encode, read_data
+from redknot_sglang.certify import servers as certify_servers
+from redknot_sglang.certify.options import FIRST_SEED
+from redknot_sglang.certify.questions import encode, read_data
 from redknot_sglang.cli.main import main
 from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys
-from tests.cli.fake_server import Reply, fake_server
+from tests.measure.fake_server import Reply, fake_server
 from tests.serving.harness import HEAD_MAP, MODEL
 
 LENGTH, N = 256, 6
@@ -59,7 +59,7 @@ class Servers:
 
     @contextmanager
     def launch(self, args: Sequence[str], log: Path, **options: Any) -> Iterator[Any]:
-        """In place of `cli.launch.launch`."""
+        """In place of `measure.launch.launch`."""
         self.started.append(list(args))
         with fake_server(self._answer) as server:
             yield SimpleNamespace(url=server.url)

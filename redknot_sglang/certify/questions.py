@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.eval import TaskPackage
 from redknot_sglang.errors import CliError
+from redknot_sglang.measure.tasks import TaskPackage
 
 DATA = "data"
 

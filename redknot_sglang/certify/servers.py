@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+from redknot_sglang.certify.questions import Question
 from redknot_sglang.config import MODES
 from redknot_sglang.errors import CliError, ServerError
+from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 
 TIMEOUT = 900
