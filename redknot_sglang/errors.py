@@ -23,6 +23,10 @@ class ProfileError(RedKnotError):
     """A model, data or options that cannot be profiled."""
 
 
+class DataError(RedKnotError):
+    """A file of prompts cannot be used; the message names the line."""
+
+
 class ReportError(RedKnotError):
     """A report cannot be made."""
 

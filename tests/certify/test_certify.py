@@ -23,7 +23,7 @@ from redknot_sglang.certify import servers as certify_servers
 from redknot_sglang.certify.options import FIRST_SEED
 from redknot_sglang.certify.questions import encode, read_data
 from redknot_sglang.cli.main import main
-from redknot_sglang.errors import CliError, ServerError
+from redknot_sglang.errors import DataError, ServerError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys
@@ -178,6 +178,19 @@ def test_own_data_with_and_without_answers(monkeypatch: pytest.MonkeyPatch, head
     assert certify(monkeypatch, Servers(), head_map, "--tasks=none", f"--data={data}")[0] == 0
 
 
+def test_any_of_several_answers_is_right(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
+    data = tmp_path / "own.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"prompt": "Two and two?", "answers": ["4", " FOUR"]},
+        {"prompt": "Two and two more?", "answers": ["five", "6"]},
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    _, document = certify(monkeypatch, Servers(), head_map, "--tasks=none", f"--data={data}")
+    cell = document["policies"]["exact"]["cells"][0]
+    assert (cell["n"], cell["dense"]["right"], cell["policy"]["right"]) == (2, 1, 1)
+    assert document["policies"]["exact"]["agreement"] is None, "both have answers"
+
+
 def test_certificates_are_signed_with_the_key(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
     private, public = make_keys(tmp_path, "mine")
     certify(monkeypatch, Servers(), head_map, f"--key={private}")
@@ -198,9 +211,9 @@ def test_documents_are_the_segments_and_tokens_are_those_of_the_prompt() -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 1 is not JSON"),
-        ("[1]", "line 1 is not an object with a prompt"),
-        ('{"prompt": ""}', "line 1 is not an object with a prompt"),
+        ("nonsense", "line 1: not JSON"),
+        ("[1]", "line 1: not an object with a prompt"),
+        ('{"prompt": ""}', "line 1: not an object with a prompt"),
         ('{"prompt": "a", "answer": " "}', "answer must be text that is not blank"),
         ('{"prompt": "a", "documents": "a"}', "documents must be a list"),
         ('{"prompt": "a b", "documents": ["b", "a"]}', "document 1 does not stand in the prompt"),
@@ -210,7 +223,7 @@ def test_documents_are_the_segments_and_tokens_are_those_of_the_prompt() -> None
 def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(line)
-    with pytest.raises(CliError, match=message):
+    with pytest.raises(DataError, match=message):
         read_data(path, TOKENIZER)
 
 
@@ -224,7 +237,7 @@ def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
         (["--tasks=nonsense"], "unknown task 'nonsense'"),
         (["--tasks=none"], "nothing to ask"),
         (["--lengths=20"], "length 20 is too short"),
-        (["--data=/nowhere"], "--data /nowhere cannot be read"),
+        (["--data=/nowhere"], "/nowhere cannot be read"),
         (["--head-map=/nowhere"], "no such file"),
         (["--key=/nowhere"], "the key /nowhere cannot be read"),
     ],
