@@ -23,7 +23,7 @@ class Options:
     generated prompts. n: prompts of each task and length, from `seed` on. data: the user's own prompts. max_tokens: limit of
     an answer. key: Ed25519 private key (PEM) to sign with. device: `cpu` or `cuda`. concurrency: requests in flight. logs:
     where the servers' logs stay, None for nowhere. fresh: whether answers of a run that was cut are forgotten. flags: of
-    both servers.
+    both servers. stock_flags: of stock SGLang alone.
     """
 
     model: str
@@ -44,3 +44,4 @@ class Options:
     logs: Path | None = None
     fresh: bool = False
     flags: Sequence[str] = ()
+    stock_flags: Sequence[str] = ()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from redknot_sglang import __version__
 from redknot_sglang.certificate.document import FORMAT, VERSION
 from redknot_sglang.certificate.fingerprint import DUMMY, fingerprint_served, read_config
 from redknot_sglang.certificate.weights import file_digests, weight_files
+from redknot_sglang.certify.options import Options
 from redknot_sglang.certify.plan import Plan
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.measure.table import format_table
@@ -21,8 +22,8 @@ from redknot_sglang.versions import sglang_version
 MEASURED_ON = ("device", "dtype", "tp_size", "attention_backend", "kv_cache_dtype")
 
 
-def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """Format, software, map, settings. info: `/server_info` of the server that was measured; flags: the user's own."""
+def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Format, software, map, settings. info: `/server_info` of the server that was measured."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -34,7 +35,11 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], flags: 
             "global_share": head_map.global_share,
             "kv_share": {str(length): round(head_map.compression(length), 6) for length in plan.lengths},
         },
-        "measured_on": {**{name: info.get(name) for name in MEASURED_ON}, "flags": list(flags)},
+        "measured_on": {
+            **{name: info.get(name) for name in MEASURED_ON},
+            "flags": list(options.flags),
+            "stock_flags": list(options.stock_flags),
+        },
         "settings": {
             "tasks": list(plan.tasks),
             "lengths": list(plan.lengths),

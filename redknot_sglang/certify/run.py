@@ -34,7 +34,16 @@ def certify(options: Options) -> tuple[Path, dict[str, Any]]:
     head_map = load_head_map(options.head_map)
     folder = model_folder(options.model)
     plan = make_plan(options, folder)
-    sides = Sides(folder, options.head_map, options.device, options.lead, plan.room, plan.segment_length, options.flags)
+    sides = Sides(
+        model=folder,
+        head_map=options.head_map,
+        device=options.device,
+        lead=options.lead,
+        room=plan.room,
+        segment_length=plan.segment_length,
+        extra=options.flags,
+        stock_extra=options.stock_flags,
+    )
     path = certificate_path(options.head_map)
     work = path.with_name(path.name + ".work")
     if options.fresh:
@@ -49,7 +58,7 @@ def certify(options: Options) -> tuple[Path, dict[str, Any]]:
         if policy is not None
     }
     document = {
-        **describe_run(plan, head_map, info, options.flags),
+        **describe_run(plan, head_map, info, options),
         "model": describe_model(options.model, folder, info),
         "policies": policies,
         "verdict": PASS if all(entry["verdict"] == PASS for entry in policies.values()) else FAIL,

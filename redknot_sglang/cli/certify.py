@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
         help="measure a head map through the server and write its certificate",
         description="Starts stock SGLang and SGLang --redknot one after the other, asks both the same held-out prompts, and "
         "writes losses, intervals and a verdict to MAP.certificate.json, which a server checks at start. Flags for both "
-        "servers go behind `--`. Exit code 1 if the verdict is no.",
-        usage="redknot certify MODEL --head-map F [options] [-- SERVER FLAGS]",
+        "servers go behind `--`, those for stock SGLang alone into --stock-flags. Exit code 1 if the verdict is no.",
+        usage='redknot certify MODEL --head-map F [options] [--stock-flags="FLAGS"] [-- SERVER FLAGS]',
     )
     parser.add_argument("model", metavar="MODEL", help="the model's folder")
     parser.add_argument("--head-map", type=Path, metavar="F", required=True, help="head map to certify")
@@ -48,6 +49,13 @@ def add_parser(subparsers: Any) -> None:
     _add_thresholds(parser)
     parser.add_argument("--key", type=Path, metavar="PEM", help="sign the certificate with this Ed25519 private key")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where to serve (GPU if there is one)")
+    parser.add_argument(
+        "--stock-flags",
+        default="",
+        metavar='"FLAGS"',
+        help="flags of stock SGLang alone, in one word, such as its best attention backend: "
+        '--stock-flags="--attention-backend fa3"; they come behind those of both servers, so that they prevail',
+    )
     parser.add_argument("--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
     parser.add_argument("--fresh", action="store_true", help="do not go on with the answers of a run that was cut")
@@ -116,6 +124,7 @@ def _options(args: argparse.Namespace) -> Options:
         logs=args.logs,
         fresh=args.fresh,
         flags=args.server_flags,
+        stock_flags=_stock_flags(args.stock_flags),
     )
 
 
@@ -124,3 +133,19 @@ def _lengths(text: str) -> list[int]:
     if not all(word.isdecimal() and int(word) for word in words):
         raise CliError(f"--lengths {text!r} is not a list of tokens such as 1024,2048")
     return sorted({int(word) for word in words})
+
+
+def _stock_flags(text: str) -> list[str]:
+    """Words of `--stock-flags`, cut as a shell does."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise CliError(f"--stock-flags {text!r} cannot be cut into words: {error}") from error
+    if words and not words[0].startswith("--"):
+        raise CliError(f"--stock-flags {text!r} must begin with a flag, such as --attention-backend fa3")
+    for word in words:
+        if word.startswith("--redknot"):
+            raise CliError(
+                f"--stock-flags: {word} is not for stock SGLang, which is served without RedKnot; leave it out"
+            )
+    return words

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,6 +146,36 @@ def test_every_side_is_asked_the_same_and_policies_by_request(monkeypatch: pytes
     assert all(params["redknot_segments"] for _, params in servers.asked if "redknot_repair" in params)
 
 
+def test_stock_has_flags_of_its_own_which_come_last_and_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, head_map: Path
+) -> None:
+    servers = Servers()
+    own = "--attention-backend fa3 --cuda-graph-bs 1 2 --chat-template 'my file'"
+    both = ["--attention-backend=triton", "--redknot-attention", "torch", "--cuda-graph-bs", "4", "8"]
+    code, document = certify(monkeypatch, servers, head_map, "--stock-flags", own, "--", *both)
+    stock, redknot = servers.started
+    shared = ["--attention-backend=triton", "--cuda-graph-bs", "4", "8"]
+    alone = ["--attention-backend=fa3", "--cuda-graph-bs", "1", "2", "--chat-template=my file"]
+    assert code == 0 and stock[-len(shared + alone) :] == shared + alone
+    assert redknot[-5:] == ["--attention-backend=triton", "--redknot-attention=torch", "--cuda-graph-bs", "4", "8"]
+    assert document["measured_on"]["flags"] == both
+    assert document["measured_on"]["stock_flags"] == [
+        *("--attention-backend", "fa3"),
+        *("--cuda-graph-bs", "1", "2"),
+        *("--chat-template", "my file"),
+    ]
+
+
+@pytest.mark.parametrize("flags", ["--attention-backend=fa3", "--attention-backend fa3"])
+def test_sglang_takes_the_last_of_a_flag(flags: str, monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    servers = Servers()
+    certify(monkeypatch, servers, head_map, f"--stock-flags={flags}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--attention-backend")
+    found = [parser.parse_known_args(flags)[0].attention_backend for flags in servers.started]
+    assert found == ["fa3", "torch_native"]
+
+
 def test_what_loses_answers_fails_and_is_written_too(
     monkeypatch: pytest.MonkeyPatch, head_map: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +271,9 @@ def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
         (["--data=/nowhere"], "/nowhere cannot be read"),
         (["--head-map=/nowhere"], "no such file"),
         (["--key=/nowhere"], "the key /nowhere cannot be read"),
+        (["--stock-flags=--a 'b"], "cannot be cut into words: No closing quotation"),
+        (["--stock-flags=fa3"], "--stock-flags 'fa3' must begin with a flag"),
+        (["--stock-flags=--dtype half --redknot"], "--redknot is not for stock SGLang"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -308,6 +342,17 @@ def test_answers_of_other_flags_or_another_map_do_not_count(monkeypatch: pytest.
     other = Servers()
     monkeypatch.setattr(certify_servers, "launch", other.launch)
     assert main(options) == 0 and len(other.asked) == 4 * N
+
+
+def test_other_flags_of_stock_ask_stock_again_and_nobody_else(monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    options = ["certify", str(MODEL), f"--head-map={head_map}", *SMALL, "--concurrency=1"]
+    cut, after = Cut(2 * N + 3), Servers()
+    monkeypatch.setattr(certify_servers, "launch", cut.launch)
+    assert main([*options, "--stock-flags=--attention-backend=fa3"]) == 2
+    monkeypatch.setattr(certify_servers, "launch", after.launch)
+    assert main([*options, "--stock-flags=--attention-backend=triton"]) == 0
+    sides = [side for side, _ in after.asked]
+    assert (sides.count(1), sides.count(2)) == (2 * N, 2 * N - 3), "three answers of the map are known"
 
 
 @pytest.mark.parametrize("message", ["cannot be read", "cannot be written"])

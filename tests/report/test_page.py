@@ -70,6 +70,14 @@ def test_figures_are_those_of_the_files() -> None:
     assert "random (control)" in page and "ring is the chosen map: fewest bytes" in page
 
 
+def test_flags_of_stock_alone_show() -> None:
+    certificate = make_certificate(MAP)
+    assert "stock SGLang was served with</dt><dd>the same flags</dd>" in render(None, None, seal(certificate))
+    certificate["measured_on"]["stock_flags"] = ["--attention-backend", "fa3"]
+    page = render(None, None, seal(certificate))
+    assert "stock SGLang was served with</dt><dd>--attention-backend fa3</dd>" in page
+
+
 def test_what_comes_from_files_is_escaped() -> None:
     profile = make_profile(MAP)
     profile["reason"] = profile["data"]["name"] = profile["methods"]["mass"]["unit"] = "<script>alert(1)</script>"
