@@ -48,7 +48,8 @@ profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate reuse measure
 report: __init__ errors heads certificate
 plugin: cpu seams
-cli: sglang __init__ errors versions work_file cpu config active heads kernels certificate seams pool measure profile certify report plugin
+start_memory: sglang errors active seams pool plugin
+cli: sglang __init__ errors versions cpu config heads kernels certificate seams measure profile certify report start_memory
 """
 
 # TO GO: imports of today that go up. Each is a file and the module that it imports; one that is no longer there has to be

@@ -98,8 +98,8 @@ def _report_attention() -> None:
 
 
 def _report_memory(model: str, flags: Sequence[str]) -> list[str]:
-    from redknot_sglang.cli.start_memory import estimate
     from redknot_sglang.errors import StartError
+    from redknot_sglang.start_memory import estimate
 
     try:
         for line in estimate(model, flags):
