@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The --redknot options and their errors."""
+"""The --redknot flags, the configuration made of them, and what is refused."""
 
 from __future__ import annotations
 
