@@ -12,7 +12,8 @@ from typing import Any
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
 from sglang.srt.runtime_context import get_parallel
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import (
     PoolSlots,

@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from redknot_sglang.seams import Seam, active, registries
+from redknot_sglang import active
+from redknot_sglang.seams import Seam, registries
 
 
 def _pool_sizes(original: Any, configurator: Any) -> Any:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.certify_questions import Question, load_tokenizer, read_data, task_questions
-from redknot_sglang.cli.certify_verdict import Thresholds
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.eval import TaskPackage, choose_tasks, load_tasks
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.certify.options import Options
+from redknot_sglang.certify.questions import Question, load_tokenizer, read_data, task_questions
+from redknot_sglang.certify.verdict import Thresholds
+from redknot_sglang.errors import CliError, RedKnotError
+from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
 from redknot_sglang.reuse.repair import parse_repair
 
 # Prompts that a server's KV should hold at a time, beyond those in flight: what it has cached.
@@ -57,69 +56,58 @@ class Plan:
         return f"{policy}+lead" if policy in self.repairs and self.lead == "lead" else policy
 
 
-def make_plan(args: argparse.Namespace, folder: Path) -> Plan:
-    """Read and check the options, make the questions. Raises CliError."""
-    for option, least in (("n", 1), ("seed", 0), ("max_tokens", 1), ("concurrency", 1)):
-        if getattr(args, option) < least:
-            flag = "-n" if option == "n" else "--" + option.replace("_", "-")
-            raise CliError(f"{flag} must be at least {least}, got {getattr(args, option)}")
-    repairs = _repairs(args.repair)
-    lengths = _lengths(args.lengths)
-    package, names = _tasks(args)
-    _check_held_out(args.head_map, names, range(args.seed, args.seed + args.n))
+def make_plan(options: Options, folder: Path) -> Plan:
+    """Check the options, make the questions. folder: the model's. Raises CliError."""
+    repairs = _repairs(options.repairs)
+    package, names = _tasks(options)
+    seeds = range(options.seed, options.seed + options.n)
+    _check_held_out(options.head_map, names, seeds)
     tokenizer = load_tokenizer(folder)
     questions: list[Question] = []
     if package is not None:
-        questions += task_questions(package, names, lengths, range(args.seed, args.seed + args.n), tokenizer)
+        questions += task_questions(package, names, options.lengths, seeds, tokenizer)
     data = None
-    if args.data is not None:
-        more, data = read_data(args.data, tokenizer)
+    if options.data is not None:
+        more, data = read_data(options.data, tokenizer)
         questions += more
     if not questions:
         raise CliError("there is nothing to ask: leave --tasks none out, or give --data")
     if repairs and not any(question.segments for question in questions):
         raise CliError("--repair needs prompts with documents: give data with `documents`, or tasks that have them")
     return Plan(
-        questions,
-        repairs,
-        args.lead,
-        names,
-        lengths if names else (),
-        args.n,
-        args.seed,
-        data,
-        args.max_tokens,
-        args.concurrency,
-        Thresholds(args.max_loss, args.max_task_loss, args.min_agreement, args.min_dense, args.by),
+        questions=questions,
+        repairs=repairs,
+        lead=options.lead,
+        tasks=names,
+        lengths=options.lengths if names else (),
+        n=options.n,
+        seed=options.seed,
+        data=data,
+        max_tokens=options.max_tokens,
+        concurrency=options.concurrency,
+        thresholds=options.thresholds,
     )
 
 
-def _repairs(text: str | None) -> list[str]:
+def _repairs(wanted: Sequence[str]) -> list[str]:
     try:
-        names = [] if text is None else [parse_repair(name.strip()).name for name in text.split(",")]
+        names = [parse_repair(name).name for name in wanted]
     except RedKnotError as error:
         raise CliError(f"--repair: {error}") from error
     return list(dict.fromkeys(names))
 
 
-def _lengths(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise CliError(f"--lengths {text!r} is not a list of tokens such as 1024,2048")
-    return sorted({int(word) for word in words})
-
-
-def _tasks(args: argparse.Namespace) -> tuple[TaskPackage | None, list[str]]:
+def _tasks(options: Options) -> tuple[TaskPackage | None, list[str]]:
     """The task package and the names to use; none for `--tasks none`, or for data without a checkout."""
-    if args.tasks == "none":
+    if options.tasks == "none":
         return None, []
     try:
-        package = load_tasks(args.task_dir)
+        package = load_tasks(options.task_dir)
     except CliError:
-        if args.data is None or args.tasks is not None or args.task_dir is not None:
+        if options.data is None or options.tasks is not None or options.task_dir is not None:
             raise
         return None, []
-    return package, choose_tasks(package, args.tasks)
+    return package, choose_tasks(package, options.tasks)
 
 
 def _check_held_out(head_map: Path, names: Sequence[str], seeds: range) -> None:

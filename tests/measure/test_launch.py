@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from redknot_sglang.cli import launch as launching
-from redknot_sglang.cli.launch import ServerError, launch
+from redknot_sglang.errors import ServerError
+from redknot_sglang.measure import launch as launching
+from redknot_sglang.measure.launch import launch
 
 HEALTHY = """
 import subprocess, sys
@@ -127,7 +128,7 @@ def test_the_flags_reach_the_server_and_the_environment_is_added_to(fake_sglang:
 
 def test_sigterm_to_the_parent_ends_its_server_where_it_is_made_an_exit(fake_sglang: Path, tmp_path: Path) -> None:
     program = (
-        "import signal, sys, time; from pathlib import Path; from redknot_sglang.cli.launch import launch\n"
+        "import signal, sys, time; from pathlib import Path; from redknot_sglang.measure.launch import launch\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"with launch([], Path({str(tmp_path / 'log')!r}), env={fake(fake_sglang, HEALTHY)!r}):\n"
         "    print('up', flush=True); time.sleep(600)\n"

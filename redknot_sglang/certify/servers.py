@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, ServerError, launch
+from redknot_sglang.certify.questions import Question
 from redknot_sglang.config import MODES
+from redknot_sglang.errors import CliError, ServerError
+from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 
 TIMEOUT = 900
@@ -37,8 +38,9 @@ class Reply:
 class Sides:
     """Flags of both servers.
 
-    model: its folder. extra: the user's own; those of RedKnot go to its server only. room: tokens for KV on a CPU, where
-    SGLang would otherwise take a good part of the machine's memory. segment_length: None if no segments are asked.
+    model: its folder. extra: the user's own; those of RedKnot go to its server only. stock_extra: the user's own of stock
+    SGLang. room: tokens for KV on a CPU, where SGLang would otherwise take a good part of the machine's memory.
+    segment_length: None if no segments are asked.
     """
 
     model: Path
@@ -48,30 +50,35 @@ class Sides:
     room: int
     segment_length: int | None
     extra: Sequence[str]
+    stock_extra: Sequence[str]
 
     def stock(self) -> list[str]:
-        """Dense attention: SGLang without --redknot."""
-        return [*self._common(), *(flag for flag in self._extra() if not flag.startswith("--redknot"))]
+        """Dense attention: SGLang without --redknot. Of a flag that comes twice, SGLang takes the last."""
+        shared = [flag for flag in _split(self.extra) if not flag[0].startswith("--redknot")]
+        return [*self._common(), *chain(*shared, *_split(self.stock_extra))]
 
     def redknot(self) -> list[str]:
         """The map under certification, in both modes: requests choose."""
         own = ["--redknot", f"--redknot-head-map={self.head_map}", "--redknot-uncertified"]
         if self.segment_length is not None:
             own += [f"--redknot-segment-length={self.segment_length}", f"--redknot-segment-lead={self.lead}"]
-        return [*self._common(), *own, *self._extra()]
+        return [*self._common(), *own, *chain(*_split(self.extra))]
 
     def _common(self) -> list[str]:
         cpu = [*CPU_FLAGS, f"--max-total-tokens={self.room}"] if self.device == "cpu" else []
         return [f"--model-path={self.model}", "--random-seed=1", *cpu]
 
-    def _extra(self) -> Iterator[str]:
-        """The user's flags, each in one word with its value, so that they can be told apart."""
-        words = list(self.extra)
-        while words:
-            word = words.pop(0)
-            if "=" not in word and words and not words[0].startswith("--"):
-                word = f"{word}={words.pop(0)}"
-            yield word
+
+def _split(words: Sequence[str]) -> Iterator[list[str]]:
+    """A list for each flag: itself and its values, in one word if it has one value, so that flags can be told apart."""
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append([word])
+        else:
+            flags[-1].append(word)
+    for flag in flags:
+        yield ["=".join(flag)] if len(flag) == 2 and "=" not in flag[0] else flag
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import redknot_sglang
-from redknot_sglang.cli.checkout import find_checkout, import_package
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
+from redknot_sglang.measure.checkout import find_checkout, import_package
 
 
 @pytest.fixture(autouse=True)

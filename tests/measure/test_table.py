@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.table import format_table
 
 
 def test_columns_are_aligned_and_widths_follow_the_longest_cell() -> None:

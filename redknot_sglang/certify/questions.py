@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.eval import TaskPackage
+from redknot_sglang.errors import CliError, DataError
+from redknot_sglang.measure.prompt_file import Prompt, read_prompts
+from redknot_sglang.measure.tasks import TaskPackage, is_right
 
 DATA = "data"
 
@@ -63,50 +62,35 @@ def _task_question(tasks: TaskPackage, name: str, length: int, seed: int, tokeni
     else:
         prompt = tasks.render(example)
     documents = getattr(example, "documents", ())
-    return Question(name, length, *encode(tokenizer, prompt, documents), partial(tasks.score, example))
+    return Question(name, length, *encode(tokenizer, prompt, documents), partial(is_right, tasks, example))
 
 
 def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any]]:
-    """Questions of a JSONL of `prompt` and, where known, `answer` and `documents`; and name, SHA-256 and size of the file.
+    """Questions of a file of prompts (measure/prompt_file.py); and its name, SHA-256 and number of prompts.
 
-    `documents` stand in the prompt, verbatim and in order; they are its segments. Raises CliError, which names the line.
+    `documents` stand in the prompt, verbatim and in order; they are its segments. Raises DataError, which names the line.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CliError(f"--data {path} cannot be read: {error.strerror}") from error
-    questions = [
-        _data_question(line, f"{path} line {number}", tokenizer)
-        for number, line in enumerate(content.splitlines(), 1)
-        if line.strip()
-    ]
-    if not questions:
-        raise CliError(f"--data {path} has no prompts in it")
-    return questions, {"name": path.name, "sha256": hashlib.sha256(content).hexdigest(), "prompts": len(questions)}
+    prompts, sha256 = read_prompts(path, other_keys=True)
+    questions = [_data_question(prompt, tokenizer) for prompt in prompts]
+    return questions, {"name": path.name, "sha256": sha256, "prompts": len(questions)}
 
 
-def _data_question(line: bytes, where: str, tokenizer: Any) -> Question:
+def _data_question(prompt: Prompt, tokenizer: Any) -> Question:
     try:
-        entry = json.loads(line)
+        encoded = encode(tokenizer, prompt.prompt, prompt.documents)
     except ValueError as error:
-        raise CliError(f"{where} is not JSON: {error}") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"]:
-        raise CliError(f'{where} is not an object with a prompt, such as {{"prompt": "..."}}')
-    answer, documents = entry.get("answer"), entry.get("documents", [])
-    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise CliError(f"{where}: answer must be text that is not blank; leave it out where it is not known")
-    if not isinstance(documents, list) or not all(isinstance(document, str) and document for document in documents):
-        raise CliError(f"{where}: documents must be a list of texts that are not empty")
-    try:
-        encoded = encode(tokenizer, entry["prompt"], documents)
-    except ValueError as error:
-        raise CliError(f"{where}: {error}") from error
-    return Question(DATA, None, *encoded, None if answer is None else partial(_contains, answer))
+        raise DataError(f"{prompt.where}: {error}") from error
+    return Question(DATA, None, *encoded, partial(_contains_any, prompt.answers) if prompt.answers else None)
 
 
-def _contains(answer: str, completion: str) -> bool:
-    """Whether the answer occurs in the completion; case and the amount of white space do not matter."""
-    return " ".join(answer.split()).casefold() in " ".join(completion.split()).casefold()
+def _contains_any(answers: Sequence[str], completion: str) -> bool:
+    """Whether one of the answers occurs in the completion; case and the amount of white space do not matter."""
+    told = _plain(completion)
+    return any(_plain(answer) in told for answer in answers)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def encode(tokenizer: Any, prompt: str, documents: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The --redknot options and their errors."""
+"""The --redknot flags, the configuration made of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError, add_cli_args, make_config, parse_bytes, take_options
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.flags import add_cli_args, make_config, parse_bytes, take_options
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.cli.certify_questions import DATA, Question
-from redknot_sglang.cli.certify_servers import Reply
-from redknot_sglang.cli.certify_verdict import Pairs, Thresholds, agree, judge
-from redknot_sglang.cli.statistics import paired_difference_interval, wilson_interval
+from redknot_sglang.certify.questions import DATA, Question
+from redknot_sglang.certify.servers import Reply
+from redknot_sglang.certify.verdict import Pairs, Thresholds, agree, judge
+from redknot_sglang.measure.statistics import paired_difference_interval, wilson_interval
 
 LIMITS = Thresholds(max_loss=1.0, max_task_loss=2.0, min_agreement=90, min_dense=50)
 N = 100

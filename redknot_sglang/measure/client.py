@@ -11,7 +11,7 @@ from typing import Any
 
 from openai import AsyncOpenAI, OpenAIError
 
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 Prompt = str | list[dict[str, str]]
 """Text for /v1/completions, or messages for /v1/chat/completions."""

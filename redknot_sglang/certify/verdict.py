@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redknot_sglang.cli.certify_questions import DATA, Question
-from redknot_sglang.cli.certify_servers import Reply
-from redknot_sglang.cli.statistics import paired_difference_interval, wilson_interval
+from redknot_sglang.certify.questions import DATA, Question
+from redknot_sglang.certify.servers import Reply
+from redknot_sglang.measure.statistics import paired_difference_interval, wilson_interval
 
 PASS, FAIL = "pass", "fail"
 BY = ("estimate", "upper")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from redknot_sglang import __version__
 from redknot_sglang.certificate.document import FORMAT, VERSION
 from redknot_sglang.certificate.fingerprint import DUMMY, fingerprint_served, read_config
 from redknot_sglang.certificate.weights import file_digests, weight_files
-from redknot_sglang.cli.certify_plan import Plan
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.certify.options import Options
+from redknot_sglang.certify.plan import Plan
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.seams import sglang_version
+from redknot_sglang.measure.table import format_table
+from redknot_sglang.versions import sglang_version
 
 # Recorded, not compared: a certificate holds on any device and in any number format.
 MEASURED_ON = ("device", "dtype", "tp_size", "attention_backend", "kv_cache_dtype")
 
 
-def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """Format, software, map, settings. info: `/server_info` of the server that was measured; flags: the user's own."""
+def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Format, software, map, settings. info: `/server_info` of the server that was measured."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -34,7 +35,11 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], flags: 
             "global_share": head_map.global_share,
             "kv_share": {str(length): round(head_map.compression(length), 6) for length in plan.lengths},
         },
-        "measured_on": {**{name: info.get(name) for name in MEASURED_ON}, "flags": list(flags)},
+        "measured_on": {
+            **{name: info.get(name) for name in MEASURED_ON},
+            "flags": list(options.flags),
+            "stock_flags": list(options.stock_flags),
+        },
         "settings": {
             "tasks": list(plan.tasks),
             "lengths": list(plan.lengths),
@@ -72,21 +77,21 @@ def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str
     }
 
 
-def print_tables(policies: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every policy's exact match beside dense, its loss with the interval, and why it failed."""
+def tables(policies: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Lines to print: every policy's exact match beside dense, its loss with the interval, and why it failed."""
     for name, entry in policies.items():
-        print(f"\n{name}: {entry['verdict']}")
+        yield f"\n{name}: {entry['verdict']}"
         rows = [_row(cell["task"], cell) for cell in entry["cells"]] + [_row("mean", mean) for mean in entry["means"]]
         if rows:
-            print(format_table(("task", "tokens", "n", "dense", "policy", "points lost", "95 %"), rows))
+            yield format_table(("task", "tokens", "n", "dense", "policy", "points lost", "95 %"), rows)
         if entry["agreement"] is not None:
             found = entry["agreement"]
-            print(
+            yield (
                 f"data without answers: {found['same']} of {found['n']} answers equal the dense ones, "
                 f"{100 * found['agreed_tokens']:.1f} % of their tokens come before the first difference"
             )
         for reason in entry["reasons"]:
-            print(f"  {reason}")
+            yield f"  {reason}"
 
 
 def _row(task: str, cell: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from redknot_sglang.errors import ServerError
+
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
 
@@ -37,10 +39,6 @@ CPU_ENVIRONMENT = {
     # Idle OpenMP threads would keep spinning on cores that the server's other processes need.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-
-
-class ServerError(RuntimeError):
-    """The server ended, or did not answer in time; the message ends with its last log lines."""
 
 
 @dataclass(frozen=True)

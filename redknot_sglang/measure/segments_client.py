@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 
 class SegmentsClient:

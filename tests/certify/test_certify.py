@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,16 +20,15 @@ from redknot_sglang import __version__
 from redknot_sglang.certificate.check import Served, certify_start
 from redknot_sglang.certificate.document import certificate_path, read_certificate
 from redknot_sglang.certificate.fingerprint import fingerprint_model
-from redknot_sglang.cli import certify_servers
-from redknot_sglang.cli.certify import FIRST_SEED
-from redknot_sglang.cli.certify_questions import encode, read_data
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import ServerError
+from redknot_sglang.certify import servers as certify_servers
+from redknot_sglang.certify.options import FIRST_SEED
+from redknot_sglang.certify.questions import encode, read_data
 from redknot_sglang.cli.main import main
+from redknot_sglang.errors import DataError, ServerError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys
-from tests.cli.fake_server import Reply, fake_server
+from tests.measure.fake_server import Reply, fake_server
 from tests.serving.harness import HEAD_MAP, MODEL
 
 LENGTH, N = 256, 6
@@ -60,7 +60,7 @@ class Servers:
 
     @contextmanager
     def launch(self, args: Sequence[str], log: Path, **options: Any) -> Iterator[Any]:
-        """In place of `cli.launch.launch`."""
+        """In place of `measure.launch.launch`."""
         self.started.append(list(args))
         with fake_server(self._answer) as server:
             yield SimpleNamespace(url=server.url)
@@ -146,6 +146,36 @@ def test_every_side_is_asked_the_same_and_policies_by_request(monkeypatch: pytes
     assert all(params["redknot_segments"] for _, params in servers.asked if "redknot_repair" in params)
 
 
+def test_stock_has_flags_of_its_own_which_come_last_and_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, head_map: Path
+) -> None:
+    servers = Servers()
+    own = "--attention-backend fa3 --cuda-graph-bs 1 2 --chat-template 'my file'"
+    both = ["--attention-backend=triton", "--redknot-attention", "torch", "--cuda-graph-bs", "4", "8"]
+    code, document = certify(monkeypatch, servers, head_map, "--stock-flags", own, "--", *both)
+    stock, redknot = servers.started
+    shared = ["--attention-backend=triton", "--cuda-graph-bs", "4", "8"]
+    alone = ["--attention-backend=fa3", "--cuda-graph-bs", "1", "2", "--chat-template=my file"]
+    assert code == 0 and stock[-len(shared + alone) :] == shared + alone
+    assert redknot[-5:] == ["--attention-backend=triton", "--redknot-attention=torch", "--cuda-graph-bs", "4", "8"]
+    assert document["measured_on"]["flags"] == both
+    assert document["measured_on"]["stock_flags"] == [
+        *("--attention-backend", "fa3"),
+        *("--cuda-graph-bs", "1", "2"),
+        *("--chat-template", "my file"),
+    ]
+
+
+@pytest.mark.parametrize("flags", ["--attention-backend=fa3", "--attention-backend fa3"])
+def test_sglang_takes_the_last_of_a_flag(flags: str, monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    servers = Servers()
+    certify(monkeypatch, servers, head_map, f"--stock-flags={flags}")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--attention-backend")
+    found = [parser.parse_known_args(flags)[0].attention_backend for flags in servers.started]
+    assert found == ["fa3", "torch_native"]
+
+
 def test_what_loses_answers_fails_and_is_written_too(
     monkeypatch: pytest.MonkeyPatch, head_map: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +209,19 @@ def test_own_data_with_and_without_answers(monkeypatch: pytest.MonkeyPatch, head
     assert certify(monkeypatch, Servers(), head_map, "--tasks=none", f"--data={data}")[0] == 0
 
 
+def test_any_of_several_answers_is_right(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
+    data = tmp_path / "own.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"prompt": "Two and two?", "answers": ["4", " FOUR"]},
+        {"prompt": "Two and two more?", "answers": ["five", "6"]},
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    _, document = certify(monkeypatch, Servers(), head_map, "--tasks=none", f"--data={data}")
+    cell = document["policies"]["exact"]["cells"][0]
+    assert (cell["n"], cell["dense"]["right"], cell["policy"]["right"]) == (2, 1, 1)
+    assert document["policies"]["exact"]["agreement"] is None, "both have answers"
+
+
 def test_certificates_are_signed_with_the_key(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
     private, public = make_keys(tmp_path, "mine")
     certify(monkeypatch, Servers(), head_map, f"--key={private}")
@@ -199,9 +242,9 @@ def test_documents_are_the_segments_and_tokens_are_those_of_the_prompt() -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 1 is not JSON"),
-        ("[1]", "line 1 is not an object with a prompt"),
-        ('{"prompt": ""}', "line 1 is not an object with a prompt"),
+        ("nonsense", "line 1: not JSON"),
+        ("[1]", "line 1: not an object with a prompt"),
+        ('{"prompt": ""}', "line 1: not an object with a prompt"),
         ('{"prompt": "a", "answer": " "}', "answer must be text that is not blank"),
         ('{"prompt": "a", "documents": "a"}', "documents must be a list"),
         ('{"prompt": "a b", "documents": ["b", "a"]}', "document 1 does not stand in the prompt"),
@@ -211,7 +254,7 @@ def test_documents_are_the_segments_and_tokens_are_those_of_the_prompt() -> None
 def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(line)
-    with pytest.raises(CliError, match=message):
+    with pytest.raises(DataError, match=message):
         read_data(path, TOKENIZER)
 
 
@@ -225,9 +268,12 @@ def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
         (["--tasks=nonsense"], "unknown task 'nonsense'"),
         (["--tasks=none"], "nothing to ask"),
         (["--lengths=20"], "length 20 is too short"),
-        (["--data=/nowhere"], "--data /nowhere cannot be read"),
+        (["--data=/nowhere"], "/nowhere cannot be read"),
         (["--head-map=/nowhere"], "no such file"),
         (["--key=/nowhere"], "the key /nowhere cannot be read"),
+        (["--stock-flags=--a 'b"], "cannot be cut into words: No closing quotation"),
+        (["--stock-flags=fa3"], "--stock-flags 'fa3' must begin with a flag"),
+        (["--stock-flags=--dtype half --redknot"], "--redknot is not for stock SGLang"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -296,6 +342,17 @@ def test_answers_of_other_flags_or_another_map_do_not_count(monkeypatch: pytest.
     other = Servers()
     monkeypatch.setattr(certify_servers, "launch", other.launch)
     assert main(options) == 0 and len(other.asked) == 4 * N
+
+
+def test_other_flags_of_stock_ask_stock_again_and_nobody_else(monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    options = ["certify", str(MODEL), f"--head-map={head_map}", *SMALL, "--concurrency=1"]
+    cut, after = Cut(2 * N + 3), Servers()
+    monkeypatch.setattr(certify_servers, "launch", cut.launch)
+    assert main([*options, "--stock-flags=--attention-backend=fa3"]) == 2
+    monkeypatch.setattr(certify_servers, "launch", after.launch)
+    assert main([*options, "--stock-flags=--attention-backend=triton"]) == 0
+    sides = [side for side, _ in after.asked]
+    assert (sides.count(1), sides.count(2)) == (2 * N, 2 * N - 3), "three answers of the map are known"
 
 
 @pytest.mark.parametrize("message", ["cannot be read", "cannot be written"])

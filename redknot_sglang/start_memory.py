@@ -9,13 +9,11 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redknot_sglang.errors import StartError
+
 if TYPE_CHECKING:
     from redknot_sglang.pool.sizing import PoolSlots
     from redknot_sglang.seams.start_sizes import StartSizes
-
-
-class StartError(Exception):
-    """The server would not start; the message is the one that it would give."""
 
 
 def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
@@ -24,9 +22,8 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
     model: directory of the checkpoint. flags: of the server, as behind `launch_server`; `--redknot` is added. What kernels and
     CUDA graphs need besides, a few hundred MB on a GPU, is not in it. Raises StartError.
     """
-    from redknot_sglang import plugin
-    from redknot_sglang.config import RedKnotError
-    from redknot_sglang.seams import active
+    from redknot_sglang import active, plugin
+    from redknot_sglang.errors import RedKnotError
     from redknot_sglang.seams.start_sizes import StartSizes
 
     plugin.register()

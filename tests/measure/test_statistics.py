@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.cli.statistics import (
-    Z_95,
-    paired_difference_interval,
-    peak_overlap,
-    quantile,
-    wilson_interval,
-)
+from redknot_sglang.measure.statistics import Z_95, paired_difference_interval, peak_overlap, quantile, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks, embedded model and demo lie in the repository's `eval/`, beside the package and not inside it."""
+"""The one place where the package reaches for the repository's `eval/`: by path, when a command needs tasks or the demo.
+
+`eval/` imports the package, and the package never imports `eval`, which a wheel does not carry.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,19 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Protocol, cast
 
 import redknot_sglang
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
+
+
+class Demo(Protocol):
+    """What `eval/demo/run.py` offers."""
+
+    Settings: Any
+
+    def run_demo(self, settings: Any, out: Path) -> str:
+        """Run it, write its files in `out` and return its table."""
 
 
 def find_checkout() -> Path:
@@ -46,3 +59,9 @@ def import_package(directory: Path) -> ModuleType:
     if found != directory:
         raise CliError(f"importing {name} gave {found}, not {directory}; rename or uninstall the former")
     return module
+
+
+def load_demo() -> Demo:
+    """The demo of the checkout; imports SGLang's frontend language. Raises CliError if there is no checkout."""
+    package = import_package(find_checkout() / "eval" / "demo")
+    return cast(Demo, importlib.import_module(package.__name__ + ".run"))

@@ -7,15 +7,16 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from redknot_sglang import __version__
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import fingerprint_model
-from redknot_sglang.cli.certify_plan import Plan
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.certify_servers import Reply, Sides
+from redknot_sglang.certify.plan import Plan
+from redknot_sglang.certify.questions import Question
+from redknot_sglang.certify.servers import Reply, Sides
+from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.seams import sglang_version
+from redknot_sglang.versions import sglang_version
 from redknot_sglang.work_file import WorkFile
 
 
@@ -39,10 +40,12 @@ class Answers:
         except OSError as error:
             raise CertificateError(f"{path} cannot be read: {error.strerror}; --fresh starts without it") from None
         self._names = {id(question): _name(question) for question in plan.questions}
+        # Only dense answers depend on these.
+        self._stock = [list(sides.stock_extra)] if sides.stock_extra else []
 
     def get(self, policy: str | None, question: Question) -> Reply | None:
         """The reply to a question of the plan, if there is one."""
-        what = policy, self._names[id(question)]
+        what = self._what(policy, question)
         if not self._work.knows(what):
             return None
         text, tokens, logprobs = self._work.known(what)
@@ -51,11 +54,14 @@ class Answers:
     def keep(self, policy: str | None, question: Question, reply: Reply) -> None:
         """Note and write a reply. Raises CertificateError if it cannot be written."""
         try:
-            self._work.keep((policy, self._names[id(question)]), [reply.text, reply.tokens, reply.logprobs])
+            self._work.keep(self._what(policy, question), [reply.text, reply.tokens, reply.logprobs])
         except OSError as error:
             raise CertificateError(
                 f"{self._path} cannot be written: {error.strerror}; answers are kept beside the head map, as the certificate is"
             ) from None
+
+    def _what(self, policy: str | None, question: Question) -> list[Any]:
+        return [policy, self._names[id(question)], *(self._stock if policy is None else [])]
 
     def remove(self) -> None:
         """The certificate is written."""

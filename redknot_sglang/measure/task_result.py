@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redknot_sglang.cli.statistics import quantile, wilson_interval
+from redknot_sglang.measure.statistics import quantile, wilson_interval
 
 HEADER = ("task", "right", "exact match", "95 %", "TTFT median", "TTFT p99", "prompt", "cached", "errors")
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.measure import Answer, Client, Prompt, Request, api_url, ask_all, cached_share
-from tests.cli.fake_server import FakeServer, Reply, fake_server
+from redknot_sglang.errors import CliError
+from redknot_sglang.measure.client import Answer, Client, Prompt, Request, api_url, ask_all, cached_share
+from tests.measure.fake_server import FakeServer, Reply, fake_server
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
