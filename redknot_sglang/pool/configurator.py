@@ -9,9 +9,9 @@ from typing import Any
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
 from sglang.srt.runtime_context import get_parallel
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
-from redknot_sglang.pool.refuse import one_line
 from redknot_sglang.pool.sizing import (
     PoolSlots,
     holding_a_request,
@@ -20,6 +20,7 @@ from redknot_sglang.pool.sizing import (
     split_budget,
     widest,
 )
+from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.model_config import head_map_of
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
-from redknot_sglang.config import MODES, RedKnotConfig, RedKnotError
+from redknot_sglang.config import MODES, RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.repair import parse_repair
 

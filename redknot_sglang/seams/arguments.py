@@ -8,27 +8,21 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from redknot_sglang import __version__
-from redknot_sglang.certificate.check import Certification, Served, certify_start
+from redknot_sglang import __version__, active
+from redknot_sglang.certificate.check import Served, certify_start
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import fingerprint_served
-from redknot_sglang.config import (
-    DEFAULT_REPAIR,
-    RedKnotConfig,
-    RedKnotError,
-    add_cli_args,
-    make_config,
-    take_options,
-)
+from redknot_sglang.config import DEFAULT_REPAIR, Certification, RedKnotConfig
 from redknot_sglang.cpu import has_cuda_driver
-from redknot_sglang.heads import HeadMapError
+from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
+from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
+from redknot_sglang.seams import Seam, registries
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.refusals import refuse_unsupported
 from redknot_sglang.seams.start_sizes import StartSizes
+from redknot_sglang.versions import sglang_version
 
 _CARRIED = "_redknot_options"
 

@@ -7,9 +7,10 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang import active
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.options import take_options
-from redknot_sglang.seams import Seam, active
+from redknot_sglang.seams import Seam
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import (
     ClassBytes,

@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import AddedToken
 
 from redknot_sglang.certificate.check import refusal
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.isolated import WHOLE
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
 

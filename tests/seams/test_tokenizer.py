@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.reuse.options import plan_of, take_options
-from redknot_sglang.seams import active, tokenizer
+from redknot_sglang.seams import tokenizer
 
 SEPARATOR = 99
 

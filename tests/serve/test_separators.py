@@ -12,7 +12,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig, RedKnotError
+from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
 from redknot_sglang.serve.segment_text import SegmentText
 
