@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from redknot_sglang import active
@@ -32,6 +30,7 @@ from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.probe import readout_of
 from redknot_sglang.reuse.rotary import rotation_of
+from redknot_sglang.seams.sglang import AttentionBackend, get_parallel
 
 
 class RedKnotAttention(AttentionBackend):

@@ -7,10 +7,10 @@ from __future__ import annotations
 def register() -> None:
     """Install the seams. Without `--redknot` every seam passes straight through to SGLang.
 
-    Called by SGLang's plugin loader (entry point group `sglang.srt.plugins`); idempotent, imports neither torch nor
-    CUDA code by itself.
+    Called by SGLang's plugin loader (the entry point in `pyproject.toml`); idempotent.
     """
-    from redknot_sglang import cpu, seams
+    from redknot_sglang import cpu, hooks, seams
 
+    # First, for hooks import what may import SGLang.
     cpu.install_kernel_stand_in()
-    seams.install()
+    seams.install(hooks.all_seams())

@@ -16,7 +16,7 @@ from redknot_sglang.errors import StartError
 
 if TYPE_CHECKING:
     from redknot_sglang.pool.sizing import PoolSlots
-    from redknot_sglang.seams.start_sizes import StartSizes
+    from redknot_sglang.pool.start_sizes import StartSizes
 
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -30,7 +30,7 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
     """
     from redknot_sglang import active, plugin
     from redknot_sglang.errors import RedKnotError
-    from redknot_sglang.seams.start_sizes import StartSizes
+    from redknot_sglang.pool.start_sizes import StartSizes
 
     plugin.register()
     server_args = _server_args(["--model-path", model, *flags, *([] if "--redknot" in flags else ["--redknot"])])
@@ -81,7 +81,7 @@ def _slots(sizes: StartSizes, server_args: Any, budget: int | None, share: int) 
 
 
 def _server_args(words: list[str]) -> Any:
-    from sglang.srt.server_args import prepare_server_args
+    from redknot_sglang.seams.sglang import prepare_server_args
 
     said = io.StringIO()
     try:
@@ -127,7 +127,7 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _free_bytes(device: str) -> int:
-    from sglang.srt.utils import get_available_gpu_memory
+    from redknot_sglang.seams.sglang import get_available_gpu_memory
 
     return int(get_available_gpu_memory(device, 0, empty_cache=False) * 2**30)
 

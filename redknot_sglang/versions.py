@@ -26,3 +26,14 @@ def check_version() -> None:
         raise SeamError(
             f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}"
         )
+
+
+def version_folder() -> str:
+    """Name of the folders with what is made for the installed SGLang, such as `v0_5_17`.
+
+    For a version that is not known it is the newest one's: without `--redknot` such an SGLang goes on as it is, and with it
+    `check_version` refuses to start.
+    """
+    found = sglang_version()
+    known = found if found in SUPPORTED_SGLANG else SUPPORTED_SGLANG[-1]
+    return "v" + known.replace(".", "_")

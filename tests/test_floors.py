@@ -37,20 +37,21 @@ heads: __init__ errors
 kernels:
 certificate: errors config heads
 flags: errors config
-seams: sglang __init__ errors versions refuse cpu config active heads kernels certificate flags
-pool: sglang errors refuse config heads kernels seams
-radix: sglang active seams pool
-reuse: sglang errors config heads kernels seams pool radix
+seams: sglang errors versions heads
+pool: errors refuse config heads kernels seams
+radix: active seams pool
+reuse: errors config heads kernels seams pool radix
 batches: kernels reuse
-attention: sglang errors active heads kernels pool reuse batches
-serve: sglang __init__ errors versions config active heads certificate reuse
+attention: errors active heads kernels seams pool reuse batches
+serve: __init__ errors versions config active heads certificate seams reuse
+hooks: __init__ errors versions refuse cpu config active heads kernels certificate flags seams pool radix reuse attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate reuse measure
 report: __init__ errors heads certificate
-plugin: cpu seams
-start_memory: sglang errors active seams pool plugin
-cli: sglang __init__ errors versions cpu config heads kernels certificate seams measure profile certify report start_memory
+plugin: cpu seams hooks
+start_memory: errors active seams pool plugin
+cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report plugin start_memory
 """
 
 # TO GO: imports of today that go up. Each is a file and the module that it imports; one that is no longer there has to be
@@ -68,30 +69,6 @@ radix/cache.py redknot_sglang.serve.metrics
 radix/report.py redknot_sglang.reuse.arithmetic
 radix/report.py redknot_sglang.reuse.gather
 radix/report.py redknot_sglang.reuse.options
-seams/arguments.py redknot_sglang.pool.probe
-seams/arguments.py redknot_sglang.reuse.repair
-seams/http.py redknot_sglang.serve.router
-seams/kv_cache.py redknot_sglang.pool.configurator
-seams/kv_cache.py redknot_sglang.pool.head_class_pool
-seams/kv_cache.py redknot_sglang.pool.probe
-seams/prefill_graphs.py redknot_sglang.attention
-seams/preload.py redknot_sglang.reuse.options
-seams/preload.py redknot_sglang.reuse.preload
-seams/preload.py redknot_sglang.serve.segment_calls
-seams/registries.py redknot_sglang.attention
-seams/registries.py redknot_sglang.radix
-seams/scheduler.py redknot_sglang.radix.spans
-seams/scheduler.py redknot_sglang.serve.status
-seams/segments.py redknot_sglang.radix.local_heads
-seams/segments.py redknot_sglang.radix.report
-seams/segments.py redknot_sglang.reuse.gather
-seams/segments.py redknot_sglang.reuse.isolated
-seams/start_sizes.py redknot_sglang.pool.probe
-seams/start_sizes.py redknot_sglang.pool.sizing
-seams/tokenizer.py redknot_sglang.radix.report_key
-seams/tokenizer.py redknot_sglang.serve.requests
-seams/tokenizer.py redknot_sglang.serve.segment_calls
-seams/updates.py redknot_sglang.reuse.isolated
 """
 
 

@@ -37,3 +37,21 @@ def test_other_versions_and_none_at_all_are_refused_with_what_to_install(monkeyp
     assert versions.sglang_version() is None
     with pytest.raises(SeamError, match="found None; pip install"):
         versions.check_version()
+
+
+@pytest.mark.parametrize(("installed", "folder"), [("0.5.17", "v0_5_17"), ("0.4.0", "v0_5_17"), (None, "v0_5_17")])
+def test_what_is_made_for_a_version_lies_in_its_folder(
+    installed: str | None, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "sglang_version", lambda: installed)
+    assert versions.version_folder() == folder
+    package = Path(versions.__file__).parent
+    for room in ("seams", "hooks"):
+        assert (package / room / folder / "__init__.py").is_file()
+
+
+def test_every_known_version_has_its_folders() -> None:
+    folders = {"v" + known.replace(".", "_") for known in versions.SUPPORTED_SGLANG}
+    package = Path(versions.__file__).parent
+    for room in ("seams", "hooks"):
+        assert {path.name for path in (package / room).glob("v*")} == folders

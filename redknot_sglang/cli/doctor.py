@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from redknot_sglang import __version__, cpu, seams
+from redknot_sglang import __version__, cpu, plugin, seams
 from redknot_sglang.errors import CliError, SeamError
 from redknot_sglang.versions import check_version
 
@@ -58,7 +58,7 @@ def _report_versions() -> list[str]:
 
 
 def _report_plugin() -> list[str]:
-    found = [entry.value for entry in entry_points(group="sglang.srt.plugins") if entry.name == "redknot"]
+    found = [entry.value for entry in entry_points(group=seams.PLUGINS) if entry.name == "redknot"]
     print(f"plugin entry point: {', '.join(found) or 'none'}")
     chosen = os.environ.get("SGLANG_PLUGINS")
     if chosen is not None and "redknot" not in chosen.split(","):
@@ -70,15 +70,18 @@ def _report_seams() -> list[str]:
     if cpu.install_kernel_stand_in():
         # SGLang decides at import whether it may use the CPU, as its CPU servers do.
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    seams.install()
-    HookRegistry.apply_hooks()
+    plugin.register()
+    seams.apply()
     absent = seams.missing()
     print("seams:")
-    for seam in seams.all_seams():
-        print(f"  {'missing' if seam in absent else 'ok':8}{seam.target.removeprefix('sglang.srt.')}: {seam.why}")
-    return [f"seam {seam.target} ({seam.why})" for seam in absent]
+    for seam in seams.installed():
+        print(f"  {'missing' if seam in absent else 'ok':8}{seam.target}: {seam.why}")
+    differs = seams.differing()
+    print(f"what is used of SGLang: {'differs, see below' if differs else 'as it should be'}")
+    return [
+        *(f"seam {seam.path} ({seam.why})" for seam in absent),
+        *(f"SGLang as we know it: {text}" for text in differs),
+    ]
 
 
 def _report_attention() -> None:

@@ -6,9 +6,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
-from sglang.srt.runtime_context import get_parallel
-
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
@@ -22,6 +19,7 @@ from redknot_sglang.pool.sizing import (
 )
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.model_config import head_map_of
+from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator, get_parallel
 
 logger = logging.getLogger(__name__)
 

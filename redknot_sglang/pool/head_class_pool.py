@@ -13,8 +13,6 @@ import logging
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import KVCache
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
 from redknot_sglang.errors import RedKnotError
@@ -24,6 +22,7 @@ from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
 from redknot_sglang.reuse.arithmetic import Arithmetic
+from redknot_sglang.seams.sglang import KVCache, SWAKVPool
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,6 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from sglang.srt.mem_cache.base_prefix_cache import InsertParams, InsertResult, MatchPrefixParams, MatchResult
-from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
-from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.components import ComponentType
-from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
@@ -27,6 +21,17 @@ from redknot_sglang.reuse.isolated import is_isolated
 from redknot_sglang.reuse.options import plan_of
 from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+from redknot_sglang.seams.sglang import (
+    ComponentType,
+    InsertParams,
+    InsertResult,
+    MatchPrefixParams,
+    MatchResult,
+    RadixKey,
+    SWAChunkCache,
+    UnifiedRadixCache,
+    get_parallel,
+)
 from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
 
 # A check of the whole tree may take this part of an idle scheduler's time.

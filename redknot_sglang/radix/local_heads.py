@@ -23,15 +23,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, RecoverSWAWithLockedFull, SWARebuild
-from sglang.srt.mem_cache.unified_cache.components.tree_component import (
-    BASE_COMPONENT_TYPE,
-    EvictLayer,
-    LRURefreshPhase,
-)
 
 from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
 from redknot_sglang.radix.spans import Spans, clip, gaps, kept_local, union
+from redknot_sglang.seams.sglang import (
+    BASE_COMPONENT_TYPE,
+    EvictLayer,
+    FreeDeviceKV,
+    LRURefreshPhase,
+    RecoverSWAWithLockedFull,
+    SWARebuild,
+)
 
 _MARKS = (SINK, TRANSIENT)
 ALL = 1 << 40  # more positions than any path has

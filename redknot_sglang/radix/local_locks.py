@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sglang.srt.mem_cache.unified_cache.cache_action import (
+from torch import Tensor
+
+from redknot_sglang.seams.sglang import (
     FreeComponentDeviceSlot,
     RecoverSWAWithLockedFull,
+    SWAComponent,
     SWARebuild,
+    next_component_uuid,
 )
-from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
-from sglang.srt.mem_cache.unified_cache.components.tree_component import next_component_uuid
-from torch import Tensor
 
 # Node marks, kept in the component's metadata.
 SINK = "sink"  # the node lies in the first S positions

@@ -7,8 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.unified_cache.components.tree_component import BASE_COMPONENT_TYPE
+from redknot_sglang.seams.sglang import BASE_COMPONENT_TYPE, RadixKey
 
 
 def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:

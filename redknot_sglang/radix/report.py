@@ -26,7 +26,7 @@ def report_request(
     arithmetic: of this rank; needed for segmented requests.
 
     SGLang streams lists of custom values, one per output token, cut where a stop string cut the output; so every entry is
-    the report, and `seams/tokenizer.py` turns the list into the object that callers see.
+    the report, and `hooks/v0_5_17/tokenizer.py` turns the list into the object that callers see.
     """
     if req.finished_reason is None or not req.output_ids:
         return None

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sglang.srt.managers.schedule_policy import AddReqResult
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
@@ -23,6 +21,7 @@ from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.repair import Blend
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
+from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
 _CHOICES_AHEAD = 4

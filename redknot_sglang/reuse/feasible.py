@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES

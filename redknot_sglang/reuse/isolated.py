@@ -124,8 +124,7 @@ class IsolatedPrefills:
             torch.cuda.current_stream().wait_stream(stream)
 
     def _make(self, req: Any, key: array[int]) -> Any:
-        from sglang.srt.managers.schedule_batch import Req
-        from sglang.srt.sampling.sampling_params import SamplingParams
+        from redknot_sglang.seams.sglang import Req, SamplingParams
 
         scheduler = self.scheduler
         params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)

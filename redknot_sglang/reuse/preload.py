@@ -13,7 +13,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.mem_cache.radix_cache import RadixKey
+from redknot_sglang.seams.sglang import RadixKey
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens

@@ -8,9 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.managers.schedule_policy import AddReqResult
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-from sglang.srt.mem_cache.radix_cache import RadixKey
 from torch import Tensor
 
 from redknot_sglang.radix.spans import Span
@@ -18,6 +15,7 @@ from redknot_sglang.reuse.feasible import reserve
 from redknot_sglang.reuse.isolated import Identity, IsolatedPrefills, identity_of
 from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.reuse.shared import SharedSegments
+from redknot_sglang.seams.sglang import AddReqResult, MatchPrefixParams, RadixKey
 
 
 @dataclass

@@ -1,88 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seams: every place where RedKnot touches a private part of SGLang, one file per SGLang area.
+"""The border to SGLang: the only room that knows where something lies in `sglang.srt`.
 
-A seam is a hook on one SGLang function. It looks for the RedKnot configuration on the server arguments and, if there
-is none, does nothing. SGLang only logs a hook that failed to apply, so `verify()` checks them all and stops the server.
-Nothing outside this package imports SGLang's private names in order to change them.
+- `sglang.py`: SGLang's classes and functions, for all rooms that need one;
+- `Seam`: a hook on one SGLang function. What the hooks do is in `hooks/`, for they call rooms on all floors;
+- a folder for each version of SGLang that we know, which says where what we use lies and what it takes.
+
+A seam looks for the RedKnot configuration on the server arguments and, if there is none, does nothing. SGLang only logs
+a hook that failed to apply, so `verify()` checks them all, and everything else that we use, and stops the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from redknot_sglang.errors import SeamError
+from redknot_sglang.seams.surface import differences, surface
 from redknot_sglang.versions import check_version, sglang_version
+
+# The entry point group that SGLang's plugin loader looks into.
+PLUGINS = "sglang.srt.plugins"
 
 
 @dataclass(frozen=True)
 class Seam:
-    """One hook: dotted path of the SGLang function, the hook, how it is applied, and why it is needed."""
+    """One hook: dotted path of the function below `sglang.srt`, the hook, how it is applied, and why it is needed."""
 
     target: str
     hook: Callable[..., Any]
     kind: Literal["before", "after", "around"]
     why: str
 
-
-def all_seams() -> tuple[Seam, ...]:
-    """Every seam, in the order in which a start-up reaches them."""
-    from redknot_sglang.seams import (
-        arguments,
-        http,
-        kv_cache,
-        model_config,
-        prefill_graphs,
-        preload,
-        scheduler,
-        segments,
-        tokenizer,
-        updates,
-    )
-
-    modules = (
-        arguments,
-        model_config,
-        kv_cache,
-        prefill_graphs,
-        scheduler,
-        segments,
-        preload,
-        updates,
-        tokenizer,
-        http,
-    )
-    return tuple(seam for module in modules for seam in module.SEAMS)
+    @property
+    def path(self) -> str:
+        """The function's whole path, by which SGLang's hook registry knows it."""
+        return f"sglang.srt.{self.target}"
 
 
-_installed = False
+_installed: tuple[Seam, ...] = ()
 
 
-def install() -> None:
+def install(seams: Sequence[Seam]) -> None:
     """Register all seams with SGLang's hook registry; idempotent."""
     global _installed
     if _installed:
         return
-    _installed = True
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    _installed = tuple(seams)
+    from redknot_sglang.seams.sglang import HookRegistry, HookType
 
-    for seam in all_seams():
-        HookRegistry.register(seam.target, seam.hook, HookType(seam.kind))
+    for seam in _installed:
+        HookRegistry.register(seam.path, seam.hook, HookType(seam.kind))
+
+
+def installed() -> tuple[Seam, ...]:
+    """The seams of `install`."""
+    return _installed
+
+
+def apply() -> None:
+    """Have the seams take hold now, where no server of SGLang's does it."""
+    from redknot_sglang.seams.sglang import HookRegistry
+
+    HookRegistry.apply_hooks()
 
 
 def missing() -> list[Seam]:
-    """Seams that SGLang's hook registry did not apply in this process."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
+    """Installed seams that SGLang's hook registry did not apply in this process."""
+    from redknot_sglang.seams.sglang import HookRegistry
 
-    return [seam for seam in all_seams() if seam.target not in HookRegistry._patched]
+    return [seam for seam in _installed if seam.path not in HookRegistry._patched]
+
+
+def differing() -> list[str]:
+    """What the installed SGLang does not have as we know it, in words; imports the modules of SGLang's that we use."""
+    return list(differences(surface()))
 
 
 def verify() -> None:
-    """Raises SeamError naming the first seam that did not take hold, or an unsupported SGLang version."""
+    """Raises SeamError, in one line, for an unsupported SGLang, for all that it does not have as we know it, or for a seam.
+
+    The last is one that did not take hold.
+    """
     check_version()
+    differs = differing()
+    if differs:
+        raise SeamError(
+            f"SGLang {sglang_version()} is not as redknot-sglang knows it: {'; '.join(differs)}. Something else has changed "
+            "it: install it anew, or leave out the plugin or patch that did"
+        )
     for seam in missing():
         raise SeamError(
-            f"seam {seam.target} did not take hold in SGLang {sglang_version()} ({seam.why}); "
+            f"seam {seam.path} did not take hold in SGLang {sglang_version()} ({seam.why}); "
             "see `redknot doctor` and the log above for the hook's own error"
         )

@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from sglang.srt.utils.auth import AuthLevel, auth_level
 
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.seams.sglang import AuthLevel, auth_level
 from redknot_sglang.serve import segments
 
 router = APIRouter(prefix="/redknot")
@@ -98,7 +98,7 @@ async def _or_400(answer: Awaitable[Any]) -> JSONResponse:
 
 
 def _manager() -> Any:
-    from sglang.srt.entrypoints.http_server import get_global_state
+    from redknot_sglang.seams.sglang import get_global_state
 
     return get_global_state().tokenizer_manager
 

@@ -13,7 +13,7 @@ from redknot_sglang.errors import RedKnotError
 class SegmentText:
     """Tokens of what stands between separators in a prompt.
 
-    manager: SGLang's tokenizer manager, on which `seams/tokenizer.py` noted separator and special tokens.
+    manager: SGLang's tokenizer manager, on which `hooks/v0_5_17/tokenizer.py` noted separator and special tokens.
     """
 
     def __init__(self, manager: Any, config: RedKnotConfig) -> None:

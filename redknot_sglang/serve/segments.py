@@ -119,7 +119,7 @@ def _servable(manager: Any, config: RedKnotConfig, repair: str | None) -> str:
 
 
 def _request(tokens: list[int], params: dict[str, Any] | None, extra_key: str | None, rank: int | None) -> Any:
-    from sglang.srt.managers.io_struct import GenerateReqInput
+    from redknot_sglang.seams.sglang import GenerateReqInput
 
     sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, "custom_params": params}
     return GenerateReqInput(input_ids=tokens, sampling_params=sampling, extra_key=extra_key, routed_dp_rank=rank)
@@ -157,7 +157,7 @@ async def _compute(
 
 async def _ask(manager: Any, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Answers of all data-parallel ranks. Raises RedKnotError with the text of the first that refuses."""
-    from sglang.srt.managers.io_struct import DumperControlReqInput
+    from redknot_sglang.seams.sglang import DumperControlReqInput
 
     # An answer nobody waits for would be taken for that to the next question.
     outputs = await asyncio.shield(manager.dumper_control(DumperControlReqInput(method=method, body=body)))

@@ -79,12 +79,12 @@ def table_rows() -> dict[str, list[str]]:
     """Cells of the README's table by seam, without the backquotes."""
     rows = [line for line in (PATCHES / "README.md").read_text().splitlines() if line.startswith("| `")]
     cells = [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
-    return {f"sglang.srt.{first}": rest for first, *rest in cells}
+    return {first: rest for first, *rest in cells}
 
 
 def test_table_names_every_seam_and_how_it_is_hooked() -> None:
     install_kernel_stand_in()
-    from redknot_sglang.seams import all_seams
+    from redknot_sglang.hooks import all_seams
 
     rows = table_rows()
     seams = {seam.target: seam for seam in all_seams()}
@@ -95,6 +95,13 @@ def test_table_names_every_seam_and_how_it_is_hooked() -> None:
         assert kind == seams[target].kind
         module = seams[target].hook.__module__
         assert module == "redknot_sglang." + file.removesuffix(".py").replace("/", ".")
+
+
+def test_rows_of_the_table_are_in_the_surface_that_is_checked_at_start() -> None:
+    from redknot_sglang.seams.surface import surface
+
+    known = {f"{module}.{name}" for module, names in surface().items() for name in names}
+    assert set(table_rows()) <= known
 
 
 def test_table_names_every_patch() -> None:

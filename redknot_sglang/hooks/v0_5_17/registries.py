@@ -16,7 +16,7 @@ _HOST_NAMES = ("torch_native", "flashinfer")
 
 def register() -> None:
     """Fill the registries in this process; idempotent."""
-    from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+    from redknot_sglang.seams.sglang import get_radix_cache_factory, register_radix_cache_backend
 
     if get_radix_cache_factory(RADIX_BACKEND) is None:
         register_radix_cache_backend(RADIX_BACKEND, _build_tree)
@@ -24,7 +24,7 @@ def register() -> None:
 
 def register_attention() -> None:
     """Let the host names build our backend for runners with RedKnot on; all other runners get SGLang's."""
-    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
+    from redknot_sglang.seams.sglang import ATTENTION_BACKENDS, register_attention_backend
 
     for name in _HOST_NAMES:
         original = ATTENTION_BACKENDS[name]

@@ -14,7 +14,7 @@ from sglang.srt.managers.io_struct import FlushCacheReqInput, UnloadLoRAAdapterR
 
 from redknot_sglang import active
 from redknot_sglang.config import Certification, RedKnotConfig
-from redknot_sglang.seams import updates
+from redknot_sglang.hooks.v0_5_17 import updates
 
 UPDATE = UpdateWeightFromDiskReqInput(model_path="m")
 UNLOAD = UnloadLoRAAdapterReqInput(lora_name="a", lora_id="1")

@@ -130,38 +130,38 @@ def _for_clients_only(original: Any, streamer: Any, reqs: list[Any], *args: Any,
 
 SEAMS = (
     Seam(
-        "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw",
+        "managers.scheduler.Scheduler._get_new_batch_prefill_raw",
         _one_pass,
         "around",
         "missing segments are computed by requests of the scheduler's own, which may leave a pass with nobody to admit",
     ),
     Seam(
-        "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
+        "managers.schedule_policy.PrefillAdder.add_chunked_req",
         _extend_chunk,
         "around",
         "slots of a segmented request's next chunk",
     ),
     Seam(
-        "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
+        "managers.schedule_batch.ScheduleBatch.prepare_for_extend",
         _gather_extend,
         "around",
         "computed rows at arbitrary positions",
     ),
     Seam(
-        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        "model_executor.forward_batch_info.ForwardBatch.init_new",
         _true_positions,
         "after",
         "true positions of a gather extend's rows",
     ),
     Seam(
-        "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
+        "managers.schedule_batch.ScheduleBatch.check_decode_mem",
         _decode_fits,
         "around",
         "locks on segments never stop a running request",
     ),
     *(
         Seam(
-            f"sglang.srt.managers.scheduler.Scheduler.{name}",
+            f"managers.scheduler.Scheduler.{name}",
             _drop_aborted,
             "after",
             "locks of waiting segmented requests, and isolated prefills that left the queue",
@@ -169,13 +169,13 @@ SEAMS = (
         for name in ("abort_request", "_abort_on_waiting_timeout")
     ),
     Seam(
-        "sglang.srt.managers.scheduler.Scheduler._abort_on_queued_limit",
+        "managers.scheduler.Scheduler._abort_on_queued_limit",
         _clients_fill_the_queue,
         "around",
         "segments that are computed for a request do not count as queued requests",
     ),
     Seam(
-        "sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",
+        "managers.scheduler_components.output_streamer.SchedulerOutputStreamer.stream_output",
         _for_clients_only,
         "around",
         "isolated prefills have no client",

@@ -16,12 +16,13 @@ from redknot_sglang.config import DEFAULT_REPAIR, Certification, RedKnotConfig
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
 from redknot_sglang.flags import add_cli_args, make_config, take_options
+from redknot_sglang.hooks.v0_5_17 import registries
+from redknot_sglang.hooks.v0_5_17.refusals import refuse_unsupported
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
+from redknot_sglang.pool.start_sizes import StartSizes
 from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams import Seam, registries
+from redknot_sglang.seams import Seam
 from redknot_sglang.seams.model_config import head_map_of
-from redknot_sglang.seams.refusals import refuse_unsupported
-from redknot_sglang.seams.start_sizes import StartSizes
 from redknot_sglang.versions import sglang_version
 
 _CARRIED = "_redknot_options"
@@ -131,16 +132,14 @@ def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> 
 
 SEAMS = (
     Seam(
-        "sglang.srt.server_args.ServerArgs.add_cli_args",
+        "server_args.ServerArgs.add_cli_args",
         _add_flags,
         "after",
         "flags on the command line and in --config",
     ),
+    Seam("server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"),
     Seam(
-        "sglang.srt.server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"
-    ),
-    Seam(
-        "sglang.srt.server_args.ServerArgs.__init__",
+        "server_args.ServerArgs.__init__",
         _construct,
         "around",
         "options of sgl.Engine, checks, forced arguments",

@@ -41,14 +41,20 @@ def _hold_back(original: Any, scheduler: Any, messages: list[Any]) -> None:
 
 
 def _held_kinds() -> tuple[type, ...]:
-    from sglang.srt.managers import io_struct
+    from redknot_sglang.seams.sglang import (
+        UnloadLoRAAdapterReqInput,
+        UpdateWeightFromDiskReqInput,
+        UpdateWeightsFromDistributedReqInput,
+        UpdateWeightsFromIPCReqInput,
+        UpdateWeightsFromTensorReqInput,
+    )
 
     return (
-        io_struct.UpdateWeightFromDiskReqInput,
-        io_struct.UpdateWeightsFromDistributedReqInput,
-        io_struct.UpdateWeightsFromTensorReqInput,
-        io_struct.UpdateWeightsFromIPCReqInput,
-        io_struct.UnloadLoRAAdapterReqInput,
+        UpdateWeightFromDiskReqInput,
+        UpdateWeightsFromDistributedReqInput,
+        UpdateWeightsFromTensorReqInput,
+        UpdateWeightsFromIPCReqInput,
+        UnloadLoRAAdapterReqInput,
     )
 
 
@@ -109,33 +115,32 @@ async def _no_longer_certified(original: Any, manager: Any, *args: Any, **kwargs
 
 SEAMS = (
     Seam(
-        "sglang.srt.managers.scheduler.Scheduler.process_input_requests",
+        "managers.scheduler.Scheduler.process_input_requests",
         _hold_back,
         "around",
         "weight updates and the unloading of adapters wait for isolated prefills",
     ),
     Seam(
-        "sglang.srt.managers.scheduler_components.flush_wrapper.SchedulerFlushWrapper.handle",
+        "managers.scheduler_components.flush_wrapper.SchedulerFlushWrapper.handle",
         _flush_after_the_step,
         "around",
         "a flush waits for the end of the step that gave the last answer",
     ),
     Seam(
-        "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-        ".flush_cache_after_weight_update",
+        "managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
         _follow_weights,
         "after",
         "what is derived from weights, and certified of them, follows an update",
     ),
     Seam(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
+        "managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
         _no_longer_certified,
         "around",
         "answers no longer say that they are certified",
     ),
     *(
         Seam(
-            f"sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.update_weights_from_{source}",
+            f"managers.tokenizer_control_mixin.TokenizerControlMixin.update_weights_from_{source}",
             _no_longer_certified,
             "around",
             "answers no longer say that they are certified",

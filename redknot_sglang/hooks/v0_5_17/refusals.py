@@ -62,7 +62,7 @@ def refuse_unsupported(server_args: Any, model_config: Any) -> None:
 
 
 def _model_reasons(model_config: Any) -> tuple[tuple[bool, str], ...]:
-    from sglang.srt.configs.model_config import AttentionArch
+    from redknot_sglang.seams.sglang import AttentionArch
 
     text = model_config.hf_text_config
     windowed = bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)

@@ -31,9 +31,8 @@ def _ours(runner: Any) -> Any:
     """The attention backend, if it is ours under breakable graphs, else None."""
     if active.config_of(runner.model_runner.server_args) is None:
         return None
-    from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
-
     from redknot_sglang.attention import RedKnotAttention
+    from redknot_sglang.seams.sglang import BreakableCudaGraphBackend
 
     backend = runner.model_runner.attn_backend
     breakable = isinstance(runner.backend, BreakableCudaGraphBackend)
@@ -49,7 +48,7 @@ def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
 def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: Any) -> None:
     """After SGLang's graph of these rows, ours."""
     global _recording
-    from sglang.srt.model_executor.runner.shape_key import ShapeKey
+    from redknot_sglang.seams.sglang import ShapeKey
 
     for number in range(runner.redknot_whole):
         forward_batch, backend = runner.capture_prepare(size)
@@ -67,7 +66,7 @@ def _attention(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Without a break while a whole graph is captured."""
     if not _recording:
         return original(*args, **kwargs)
-    from sglang.srt.layers.radix_attention import unified_attention_with_output
+    from redknot_sglang.seams.sglang import unified_attention_with_output
 
     return unified_attention_with_output(*args, **kwargs)
 
@@ -89,14 +88,14 @@ def _key(original: Any, runner: Any, num_tokens: int, forward_batch: Any) -> Any
     return whole
 
 
-_RUNNER = "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
+_RUNNER = "model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
 SEAMS = (
     Seam(f"{_RUNNER}.capture", _reserve, "before", "buffers of prefill graphs that hold the attention"),
     Seam(f"{_RUNNER}.capture_one_shape", _capture_whole, "after", "prefill graphs that hold the attention"),
     Seam(f"{_RUNNER}._prepare_forward_metadata_for_replay", _plan, "around", "which batches they can serve"),
     Seam(f"{_RUNNER}._shape_key", _key, "around", "which graph to replay"),
     Seam(
-        "sglang.srt.layers.radix_attention.breakable_unified_attention_with_output",
+        "layers.radix_attention.breakable_unified_attention_with_output",
         _attention,
         "around",
         "no break while they are captured",

@@ -57,7 +57,7 @@ def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> N
         return
     if req.__dict__.get("redknot_whole"):
         return
-    from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+    from redknot_sglang.seams.sglang import free_swa_out_of_window_slots
 
     free_swa_out_of_window_slots(
         req,
@@ -97,7 +97,7 @@ def _admit(original: Any, adder: Any, req: Any, has_chunked_req: bool, *args: An
     """
     if not hasattr(adder.tree_cache, "decode_window"):
         return original(adder, req, has_chunked_req, *args, **kwargs)
-    from sglang.srt.managers.schedule_policy import AddReqResult
+    from redknot_sglang.seams.sglang import AddReqResult
 
     if has_chunked_req or adder.new_chunked_req is not None:
         return AddReqResult.OTHER
@@ -108,27 +108,27 @@ def _admit(original: Any, adder: Any, req: Any, has_chunked_req: bool, *args: An
 
 
 SEAMS = (
-    Seam("sglang.srt.managers.scheduler.Scheduler.get_internal_state", _add_status, "after", "/redknot/status"),
+    Seam("managers.scheduler.Scheduler.get_internal_state", _add_status, "after", "/redknot/status"),
     Seam(
-        "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes",
+        "managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes",
         _count_local_slots,
         "after",
         "local slots that a running request really holds",
     ),
     Seam(
-        "sglang.srt.managers.schedule_batch.ScheduleBatch._evict_swa",
+        "managers.schedule_batch.ScheduleBatch._evict_swa",
         _free_outside_window,
         "around",
         "freeing local slots that left the window while decoding",
     ),
     Seam(
-        "sglang.srt.managers.schedule_policy.PrefillAdder.__init__",
+        "managers.schedule_policy.PrefillAdder.__init__",
         _reserve_decode_windows,
         "after",
         "admission leaves room for the windows of running requests",
     ),
     Seam(
-        "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req",
+        "managers.schedule_policy.PrefillAdder.add_one_req",
         _admit,
         "around",
         "a chunk cut for want of local slots must stay the only unfinished prompt; slots of segmented requests",

@@ -69,25 +69,25 @@ def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]
 
 SEAMS = (
     Seam(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager.init_tokenizer_and_processor",
+        "managers.tokenizer_manager.TokenizerManager.init_tokenizer_and_processor",
         _separator_token,
         "after",
         "separators are tokens of their own",
     ),
     Seam(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request",
+        "managers.tokenizer_manager.TokenizerManager._tokenize_one_request",
         _own_list,
         "around",
         "a caller's list of token ids is never changed",
     ),
     Seam(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
+        "managers.tokenizer_manager.TokenizerManager._validate_one_request",
         _resolve_options,
         "around",
         "checks of a request's redknot_* options, segments from separators",
     ),
     Seam(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        "managers.tokenizer_manager.TokenizerManager.generate_request",
         _one_report,
         "around",
         "meta_info.redknot on every answer",

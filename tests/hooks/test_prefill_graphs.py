@@ -12,7 +12,7 @@ from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend impor
 
 from redknot_sglang import active
 from redknot_sglang.attention import RedKnotAttention
-from redknot_sglang.seams import prefill_graphs
+from redknot_sglang.hooks.v0_5_17 import prefill_graphs
 
 
 class FakeAttention(RedKnotAttention):

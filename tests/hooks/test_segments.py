@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from redknot_sglang.hooks.v0_5_17 import segments
 from redknot_sglang.reuse.admission import SegmentAdmission
-from redknot_sglang.seams import segments
 
 
 @pytest.mark.parametrize("name", ["abort_request", "_abort_on_waiting_timeout"])

@@ -19,7 +19,7 @@ def _answer(original: Any, scheduler: Any, request: Any) -> None:
     if active.config_of(scheduler.server_args) is None or not request.method.startswith(PREFIX):
         original(scheduler, request)
         return
-    from sglang.srt.managers.io_struct import DumperControlReqOutput
+    from redknot_sglang.seams.sglang import DumperControlReqOutput
 
     rank = {"rank": scheduler.ps.dp_rank or 0}
     try:
@@ -70,13 +70,13 @@ def _mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
 
 SEAMS = (
     Seam(
-        "sglang.srt.managers.scheduler.Scheduler.handle_dumper_control",
+        "managers.scheduler.Scheduler.handle_dumper_control",
         _answer,
         "around",
         "/redknot/segments asks the scheduler what the tree holds",
     ),
     Seam(
-        "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        "managers.scheduler.Scheduler._add_request_to_queue",
         _mark_preload,
         "before",
         "requests that compute segments ahead of time are marked, and our options are kept from logit processors",

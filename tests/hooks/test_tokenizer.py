@@ -13,8 +13,8 @@ import pytest
 
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.hooks.v0_5_17 import tokenizer
 from redknot_sglang.reuse.options import plan_of, take_options
-from redknot_sglang.seams import tokenizer
 
 SEPARATOR = 99
 

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from redknot_sglang import active
-from redknot_sglang.seams import Seam, registries
+from redknot_sglang.hooks.v0_5_17 import registries
+from redknot_sglang.seams import Seam
 
 
 def _pool_sizes(original: Any, configurator: Any) -> Any:
@@ -22,11 +23,10 @@ def _pool_sizes(original: Any, configurator: Any) -> Any:
 def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     if active.config_of(self.server_args) is None:
         return original(self, **kwargs)
-    from sglang.srt.runtime_context import get_parallel
-
     from redknot_sglang.pool.head_class_pool import HeadClassPool
     from redknot_sglang.pool.probe import probe_width
     from redknot_sglang.seams.model_config import head_map_of
+    from redknot_sglang.seams.sglang import get_parallel
 
     # Our backend is built right after the pool, in this process.
     registries.register_attention()
@@ -61,19 +61,19 @@ def _say_why_no_scheduler_is_ready(original: Any, readers: Any, processes: Any) 
 
 SEAMS = (
     Seam(
-        "sglang.srt.entrypoints.engine._wait_for_scheduler_ready",
+        "entrypoints.engine._wait_for_scheduler_ready",
         _say_why_no_scheduler_is_ready,
         "around",
         "sizes that hold no request are refused in one line",
     ),
     Seam(
-        "sglang.srt.model_executor.pool_configurator.create_memory_pool_configurator",
+        "model_executor.pool_configurator.create_memory_pool_configurator",
         _pool_sizes,
         "around",
         "sizes of the global and the local pool",
     ),
     Seam(
-        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._build_hybrid_swa_kv_pool",
+        "mem_cache.kv_cache_configurator.KVCacheConfigurator._build_hybrid_swa_kv_pool",
         _build_pool,
         "around",
         "the pool with one width per head class and layer",

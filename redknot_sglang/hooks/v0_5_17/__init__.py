@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks on functions of SGLang 0.5.17."""
+
+from __future__ import annotations
+
+from redknot_sglang.hooks.v0_5_17 import (
+    arguments,
+    http,
+    kv_cache,
+    model_config,
+    prefill_graphs,
+    preload,
+    scheduler,
+    segments,
+    tokenizer,
+    updates,
+)
+from redknot_sglang.seams import Seam
+
+# In the order in which a start-up reaches them.
+_AREAS = (
+    arguments,
+    model_config,
+    kv_cache,
+    prefill_graphs,
+    scheduler,
+    segments,
+    preload,
+    updates,
+    tokenizer,
+    http,
+)
+SEAMS: tuple[Seam, ...] = tuple(seam for area in _AREAS for seam in area.SEAMS)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classes, functions and values of SGLang 0.5.17 that other rooms ask `seams/sglang.py` for.
+
+These imports are for readers and their editors. Nothing is imported until it is asked for, and then by `surface.py`.
+"""
+# ruff: noqa: F401
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.entrypoints.http_server import app, get_global_state
+    from sglang.srt.environ import envs
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.layers.radix_attention import unified_attention_with_output
+    from sglang.srt.managers.io_struct import (
+        DumperControlReqInput,
+        DumperControlReqOutput,
+        GenerateReqInput,
+        UnloadLoRAAdapterReqInput,
+        UpdateWeightFromDiskReqInput,
+        UpdateWeightsFromDistributedReqInput,
+        UpdateWeightsFromIPCReqInput,
+        UpdateWeightsFromTensorReqInput,
+    )
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
+    from sglang.srt.mem_cache.base_prefix_cache import (
+        EvictParams,
+        InsertParams,
+        InsertResult,
+        MatchPrefixParams,
+        MatchResult,
+    )
+    from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
+    from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+    from sglang.srt.mem_cache.memory_pool import KVCache
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+    from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+    from sglang.srt.mem_cache.unified_cache.cache_action import (
+        FreeComponentDeviceSlot,
+        FreeDeviceKV,
+        RecoverSWAWithLockedFull,
+        SWARebuild,
+    )
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+    from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
+    from sglang.srt.mem_cache.unified_cache.components.tree_component import (
+        BASE_COMPONENT_TYPE,
+        EvictLayer,
+        LRURefreshPhase,
+        next_component_uuid,
+    )
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+    from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
+    from sglang.srt.model_executor.runner.shape_key import ShapeKey
+    from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.sampling.sampling_params import SamplingParams
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import get_available_gpu_memory
+    from sglang.srt.utils.auth import AuthLevel, auth_level

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that we use of SGLang 0.5.17 by name: what it lies in, and what it takes (see `seams/surface.py`)."""
+
+from __future__ import annotations
+
+from redknot_sglang.seams.surface import Surface
+
+SURFACE: Surface = {
+    "configs.model_config": {
+        "AttentionArch": None,
+        "AttentionArch.MHA": None,
+        "ModelConfig.from_server_args": (
+            "(server_args, model_path=, model_revision=, is_draft_model=, context_length=, **kwargs)"
+        ),
+        "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
+    },
+    "entrypoints.engine": {
+        "_wait_for_scheduler_ready": "(scheduler_pipe_readers, scheduler_procs)",
+    },
+    "entrypoints.http_server": {
+        "_setup_and_run_http_server": (
+            "(server_args, tokenizer_manager, template_manager, port_args, scheduler_infos, subprocess_watchdog, "
+            "execute_warmup_func=, launch_callback=)"
+        ),
+        "app": None,
+        "get_global_state": "()",
+    },
+    "environ": {
+        "envs": None,
+        "envs.SGLANG_SWA_EVICTION_INTERVAL": None,
+    },
+    "layers.attention.attention_registry": {
+        "ATTENTION_BACKENDS": None,
+        "register_attention_backend": "(name)",
+    },
+    "layers.attention.base_attn_backend": {
+        "AttentionBackend": None,
+        "AttentionBackend.forward_decode": "(self, q, k, v, layer, forward_batch, save_kv_cache=, **kwargs)",
+        "AttentionBackend.forward_extend": "(self, q, k, v, layer, forward_batch, save_kv_cache=, **kwargs)",
+        "AttentionBackend.get_cuda_graph_seq_len_fill_value": "(self)",
+        "AttentionBackend.init_cuda_graph_state": "(self, max_bs, max_num_tokens)",
+        "AttentionBackend.init_forward_metadata": "(self, forward_batch)",
+        "AttentionBackend.init_forward_metadata_out_graph": "(self, forward_batch, in_capture=)",
+    },
+    "layers.radix_attention": {
+        "breakable_unified_attention_with_output": None,
+        "unified_attention_with_output": None,
+    },
+    "managers.io_struct": {
+        "DumperControlReqInput": "(rid=, http_worker_ipc=, method=, body=)",
+        "DumperControlReqOutput": "(rid=, http_worker_ipc=, success=, response=, error=)",
+        "GenerateReqInput": (
+            "(input_ids=, input_embeds=, sampling_params=, return_logprob=, session_params=, lora_path=, "
+            "routed_dp_rank=, extra_key=, ...)"
+        ),
+        "UnloadLoRAAdapterReqInput": None,
+        "UpdateWeightFromDiskReqInput": None,
+        "UpdateWeightsFromDistributedReqInput": None,
+        "UpdateWeightsFromIPCReqInput": None,
+        "UpdateWeightsFromTensorReqInput": None,
+    },
+    "managers.schedule_batch": {
+        "Req": (
+            "(rid, origin_input_text, origin_input_ids, sampling_params, lora_id=, eos_token_ids=, vocab_size=, "
+            "priority=, extra_key=, ...)"
+        ),
+        "Req.finished": "(self)",
+        "Req.get_fill_ids": "(self)",
+        "Req.set_extend_range": "(self, start, end)",
+        "Req.set_finish_with_abort": "(self, error_msg)",
+        "ScheduleBatch._evict_swa": "(self, req, pre_len)",
+        "ScheduleBatch.check_decode_mem": "(self, selected_indices=)",
+        "ScheduleBatch.prepare_for_extend": "(self)",
+    },
+    "managers.schedule_policy": {
+        "AddReqResult": None,
+        "AddReqResult.CONTINUE": None,
+        "AddReqResult.NO_TOKEN": None,
+        "AddReqResult.OTHER": None,
+        "CLIP_MAX_NEW_TOKENS": None,
+        "PrefillAdder.__init__": (
+            "(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, new_token_ratio, "
+            "rem_input_tokens, rem_chunk_tokens, num_mixed_decode_tokens=, priority_scheduling_preemption_threshold=, "
+            "max_prefill_bs=, max_running_requests=, prefill_max_requests=, prefill_delayer_single_pass=, "
+            "dllm_config=, waiting_queue_len=)"
+        ),
+        "PrefillAdder.add_chunked_req": "(self, req)",
+        "PrefillAdder.add_one_req": "(self, req, has_chunked_req, truncation_align_size)",
+    },
+    "managers.scheduler": {
+        "Scheduler._abort_on_queued_limit": "(self, recv_req)",
+        "Scheduler._abort_on_waiting_timeout": "(self)",
+        "Scheduler._add_request_to_queue": "(self, req, is_retracted=)",
+        "Scheduler._get_new_batch_prefill_raw": "(self, prefill_delayer_single_pass, running_batch)",
+        "Scheduler.abort_request": "(self, recv_req)",
+        "Scheduler.get_internal_state": "(self, recv_req)",
+        "Scheduler.handle_dumper_control": "(self, recv_req)",
+        "Scheduler.init_req_max_new_tokens": "(self, req)",
+        "Scheduler.is_fully_idle": "(self, for_health_check=)",
+        "Scheduler.process_input_requests": "(self, recv_reqs)",
+    },
+    "managers.scheduler_components.flush_wrapper": {
+        "SchedulerFlushWrapper.handle": "(self, recv_req)",
+    },
+    "managers.scheduler_components.invariant_checker": {
+        "SchedulerInvariantChecker._get_total_uncached_sizes": "(self)",
+    },
+    "managers.scheduler_components.output_streamer": {
+        "SchedulerOutputStreamer.stream_output": "(self, reqs, return_logprob, skip_req=)",
+    },
+    "managers.scheduler_components.weight_updater": {
+        "SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "(self, recv_req)",
+    },
+    "managers.tokenizer_control_mixin": {
+        "TokenizerControlMixin.update_weights_from_distributed": "(self, obj, request=)",
+        "TokenizerControlMixin.update_weights_from_ipc": "(self, obj, request=)",
+        "TokenizerControlMixin.update_weights_from_tensor": "(self, obj, request=)",
+    },
+    "managers.tokenizer_manager": {
+        "TokenizerManager._tokenize_one_request": "(self, obj)",
+        "TokenizerManager._validate_one_request": "(self, obj, input_ids)",
+        "TokenizerManager.dumper_control": "(self, obj)",
+        "TokenizerManager.generate_request": "(self, obj, request=)",
+        "TokenizerManager.init_tokenizer_and_processor": "(self)",
+        "TokenizerManager.update_weights_from_disk": "(self, obj, request=)",
+    },
+    "mem_cache.allocator.swa": {
+        "SWATokenToKVPoolAllocator.full_available_size": "(self)",
+        "SWATokenToKVPoolAllocator.get_kvcache": "(self)",
+        "SWATokenToKVPoolAllocator.swa_available_size": "(self)",
+    },
+    "mem_cache.base_prefix_cache": {
+        "EvictParams": "(num_tokens=, swa_num_tokens=, mamba_num=)",
+        "IncLockRefResult.to_dec_params": "(self)",
+        "InsertParams": None,
+        "InsertResult": None,
+        "MatchPrefixParams": "(key, cow_mamba=, req=)",
+        "MatchResult": None,
+    },
+    "mem_cache.chunk_cache": {
+        "SWAChunkCache": None,
+        "SWAChunkCache.__init__": "(self, params)",
+        "SWAChunkCache.cache_finished_req": "(self, req, is_insert=, *, kv_len_to_handle)",
+        "SWAChunkCache.match_prefix": "(self, params)",
+    },
+    "mem_cache.common": {
+        "free_swa_out_of_window_slots": (
+            "(req, pre_len, *, sliding_window_size, page_size, req_to_token_pool, token_to_kv_pool_allocator, "
+            "is_chunk_cache=)"
+        ),
+    },
+    "mem_cache.kv_cache_configurator": {
+        "KVCacheConfigurator._build_hybrid_swa_kv_pool": (
+            "(self, *, full_max_total_num_tokens, swa_max_total_num_tokens, mha_pool_class)"
+        ),
+    },
+    "mem_cache.memory_pool": {
+        "KVCache": None,
+        "KVCache.__init__": (
+            "(self, size, page_size, dtype, layer_num, device, enable_memory_saver, start_layer=, end_layer=, "
+            "allocation_label=)"
+        ),
+    },
+    "mem_cache.radix_cache": {
+        "RadixKey": "(token_ids, extra_key=, is_bigram=, limit=)",
+        "RadixKey.child_key": "(self, page_size=)",
+        "RadixKey.match": "(self, other, page_size=)",
+    },
+    "mem_cache.registry": {
+        "get_radix_cache_factory": "(name)",
+        "register_radix_cache_backend": "(name, factory)",
+    },
+    "mem_cache.swa_memory_pool": {
+        "SWAKVPool": None,
+        "SWAKVPool.__init__": (
+            "(self, size, size_swa, page_size, dtype, head_num, head_dim, swa_attention_layer_ids, "
+            "full_attention_layer_ids, device, token_to_kv_pool_class=, **kwargs)"
+        ),
+        "SWAKVPool.get_key_buffer": "(self, layer_id)",
+        "SWAKVPool.get_kv_size_bytes": "(self)",
+        "SWAKVPool.move_kv_cache": "(self, tgt_loc, src_loc)",
+        "SWAKVPool.post_capture_active": None,
+        "SWAKVPool.set_kv_buffer": "(self, layer, loc_info, cache_k, cache_v, k_scale=, v_scale=)",
+        "SWAKVPool.translate_loc_from_full_to_swa": "(self, kv_indices)",
+    },
+    "mem_cache.unified_cache.cache_action": {
+        "FreeComponentDeviceSlot": None,
+        "FreeDeviceKV": "(indices)",
+        "RecoverSWAWithLockedFull": "(node_id, kept_full, incoming_full, component_type=)",
+        "SWARebuild": "(node_id, source_value, component_type=)",
+    },
+    "mem_cache.unified_cache.components": {
+        "ComponentType": None,
+        "ComponentType.FULL": None,
+        "ComponentType.SWA": None,
+    },
+    "mem_cache.unified_cache.components.swa_component": {
+        "SWAComponent": None,
+        "SWAComponent.__init__": "(self, cache, params)",
+        "SWAComponent.acquire_component_lock": "(self, node, result, lock_host=)",
+        "SWAComponent.apply_component_action": "(self, action)",
+        "SWAComponent.commit_insert_component_data": "(self, node, is_new_leaf, params, result, cache_actions)",
+        "SWAComponent.component_type": None,
+        "SWAComponent.create_match_validator": "(self, match_device_only=)",
+        "SWAComponent.free_out_of_window_slots": "(self, req, pre_len, insert_params)",
+        "SWAComponent.prepare_for_caching_req": "(self, req, insert_params, token_ids_len, is_finished)",
+        "SWAComponent.recover_after_unevict": "(self, node, prefix_len, total_prefix_len, params, cache_actions)",
+        "SWAComponent.redistribute_on_node_split": "(self, new_parent, child)",
+        "SWAComponent.refresh_lru": "(self, phase, node, root_node)",
+        "SWAComponent.release_component_lock": "(self, node, params, lock_host=)",
+        "SWAComponent.release_window_lock": "(self, node, swa_uuid_for_lock, device_frees, host_frees)",
+        "SWAComponent.update_component_on_insert_overlap": (
+            "(self, node, prefix_len, total_prefix_len, value_slice, params, cache_actions)"
+        ),
+    },
+    "mem_cache.unified_cache.components.tree_component": {
+        "BASE_COMPONENT_TYPE": None,
+        "EvictLayer": None,
+        "EvictLayer.DEVICE": None,
+        "LRURefreshPhase": None,
+        "LRURefreshPhase.WALKDOWN": None,
+        "next_component_uuid": "()",
+    },
+    "mem_cache.unified_cache.unified_tree_core": {
+        "UnifiedTreeCore._evict_component_and_detach_lru": (
+            "(self, node, comp, device_frees, host_frees, target=, tracker=)"
+        ),
+        "UnifiedTreeCore._split_node": "(self, key, child, split_len)",
+        "UnifiedTreeCore.node_by_id": "(self, node_id)",
+    },
+    "mem_cache.unified_radix_cache": {
+        "UnifiedRadixCache": None,
+        "UnifiedRadixCache.__init__": "(self, params)",
+        "UnifiedRadixCache._dec_req_lock": "(self, req, *, skip_swa=)",
+        "UnifiedRadixCache._evict_device_leaf": "(self, node_id, tracker)",
+        "UnifiedRadixCache._free_values": "(self, device_frees, host_frees)",
+        "UnifiedRadixCache.cache_finished_req": "(self, req, is_insert=, *, kv_len_to_handle, **kwargs)",
+        "UnifiedRadixCache.cache_unfinished_req": "(self, req, chunked=, **kwargs)",
+        "UnifiedRadixCache.dec_lock_ref": "(self, node_id, params=, skip_swa=)",
+        "UnifiedRadixCache.evict": "(self, params)",
+        "UnifiedRadixCache.full_evictable_size": "(self)",
+        "UnifiedRadixCache.full_protected_size": "(self)",
+        "UnifiedRadixCache.inc_lock_ref": "(self, node_id, skip_lock_components=)",
+        "UnifiedRadixCache.insert": "(self, params)",
+        "UnifiedRadixCache.is_chunk_cache": "(self)",
+        "UnifiedRadixCache.match_prefix": "(self, params)",
+        "UnifiedRadixCache.sanity_check": "(self)",
+        "UnifiedRadixCache.sliding_window_size": None,
+        "UnifiedRadixCache.swa_evictable_size": "(self)",
+        "UnifiedRadixCache.swa_protected_size": "(self)",
+    },
+    "model_executor.forward_batch_info": {
+        "ForwardBatch.init_new": "(batch, model_runner, *, capture_hidden_mode=, return_hidden_states_before_norm)",
+        "ForwardMode.is_decode": "(self)",
+        "ForwardMode.is_extend": "(self, include_draft_extend_v2=)",
+        "ForwardMode.is_idle": "(self)",
+    },
+    "model_executor.pool_configurator": {
+        "MemoryPoolConfig": "(max_total_num_tokens, full_max_total_num_tokens=, swa_max_total_num_tokens=, ...)",
+        "MemoryPoolConfigurator": None,
+        "MemoryPoolConfigurator.calculate_pool_sizes": "(self, available_bytes, page_size)",
+        "MemoryPoolConfigurator.calculate_pool_sizes_from_max_tokens": "(self, max_total_num_tokens, page_size)",
+        "create_memory_pool_configurator": "(kvc)",
+    },
+    "model_executor.runner.prefill_cuda_graph_runner": {
+        "PrefillCudaGraphRunner._prepare_forward_metadata_for_replay": (
+            "(self, forward_batch, static_forward_batch, num_tokens)"
+        ),
+        "PrefillCudaGraphRunner._run_forward": "(self, forward_batch, num_tokens)",
+        "PrefillCudaGraphRunner._shape_key": "(self, num_tokens, forward_batch)",
+        "PrefillCudaGraphRunner.capture": "(self)",
+        "PrefillCudaGraphRunner.capture_one_shape": "(self, size, *, prefix_num_chunks=)",
+        "PrefillCudaGraphRunner.capture_prepare": "(self, num_tokens)",
+    },
+    "model_executor.runner.shape_key": {
+        "ShapeKey": "(size, stream_idx=, variant_label=)",
+    },
+    "model_executor.runner_backend.breakable_cuda_graph_backend": {
+        "BreakableCudaGraphBackend": None,
+        "BreakableCudaGraphBackend.capture_one": "(self, shape_key, forward_fn, capture_inputs=, post_warmup_hook=)",
+    },
+    "observability.req_time_stats": {
+        "SchedulerReqTimeStats.set_wait_queue_entry_time": "(self, ts=)",
+    },
+    "plugins.hook_registry": {
+        "HookRegistry": None,
+        "HookRegistry._patched": None,
+        "HookRegistry.apply_hooks": "()",
+        "HookRegistry.register": "(target, hook, hook_type=, *, source=)",
+        "HookType": None,
+    },
+    "runtime_context": {
+        "get_parallel": "()",
+    },
+    "sampling.sampling_params": {
+        "SamplingParams": "(max_new_tokens=, temperature=, ignore_eos=, custom_params=, ...)",
+        "SamplingParams.normalize": "(self, tokenizer)",
+    },
+    "server_args": {
+        "ServerArgs.__init__": (
+            "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
+            "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
+            "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
+            "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
+            "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
+            "enable_hierarchical_cache=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, "
+            "enable_flexkv=, dllm_algorithm=, disaggregation_mode=, enable_pdmux=, enable_deterministic_inference=, "
+            "enable_memory_saver=, ...)"
+        ),
+        "ServerArgs.add_cli_args": "(parser)",
+        "ServerArgs.from_cli_args": "(args)",
+        "ServerArgs.get_model_config": "(self)",
+        "prepare_server_args": "(argv)",
+    },
+    "utils": {
+        "get_available_gpu_memory": "(device, gpu_id, distributed=, empty_cache=, cpu_group=)",
+    },
+    "utils.auth": {
+        "AuthLevel": None,
+        "AuthLevel.ADMIN_OPTIONAL": None,
+        "auth_level": "(level)",
+    },
+}

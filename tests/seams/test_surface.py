@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of what we use of SGLang is what the code uses, and what the installed SGLang has."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from redknot_sglang import seams
+from redknot_sglang.errors import SeamError
+from redknot_sglang.hooks.v0_5_17 import refusals
+from redknot_sglang.seams import sglang
+from redknot_sglang.seams.surface import Surface, differences, fits, parameters, surface
+from tests.seams import usage
+
+ROOT = usage.PACKAGE.parent
+TABLE = {(module, name): takes for module, names in surface().items() for name, takes in names.items()}
+VERSION_FOLDER = usage.NAMES.parent
+
+
+def names_of(takes: str) -> set[str]:
+    """Names of the parameters in a row of the table."""
+    return {part.rstrip("=") for part in takes.strip("()").split(", ")}
+
+
+def test_the_table_has_all_that_is_used_and_nothing_else() -> None:
+    used = usage.uses()
+    missing, idle = sorted(set(used) - set(TABLE)), sorted(set(TABLE) - set(used))
+    assert not missing, f"used, but not in {VERSION_FOLDER.name}/surface.py: {missing}"
+    assert not idle, f"in {VERSION_FOLDER.name}/surface.py, but not used: {idle}"
+
+
+def test_the_table_says_what_is_taken_by_all_that_is_called_or_hooked() -> None:
+    for (module, name), keywords in usage.uses().items():
+        takes = TABLE[module, name]
+        if keywords is None:
+            assert takes is None, f"{module}.{name} is not called: its row says nothing of parameters"
+            continue
+        if takes is None:
+            # What wraps them takes anything, on a GPU without a signature.
+            found = parameters(pkgutil.resolve_name(f"sglang.srt.{module}:{name}"))
+            assert found == ["*args", "**kwargs"], f"{module}.{name} is called: its row must say ({', '.join(found)})"
+        else:
+            assert keywords <= names_of(takes), f"{module}.{name} is called with {keywords}, its row says {takes}"
+
+
+def test_the_installed_sglang_has_it() -> None:
+    assert list(differences(surface())) == []
+
+
+def test_only_the_names_of_a_version_import_sglang() -> None:
+    found = {path for path, _, _ in usage.sglang_imports()}
+    assert found == {usage.NAMES}
+
+
+def test_only_the_border_knows_where_something_lies() -> None:
+    room = usage.PACKAGE / "seams"
+    paths = [path for path in usage.PACKAGE.rglob("*.py") if room not in path.parents]
+    assert [str(path) for path in paths if "sglang.srt" in path.read_text()] == []
+
+
+def test_names_are_asked_for_and_those_asked_for_are_there() -> None:
+    known = [name for _, _, name in usage.sglang_imports()]
+    assert len(known) == len(set(known)), "two names of SGLang's are the same: one of them needs another way"
+    assert {name for _, name in usage.asked()} == set(known)
+
+
+def test_a_name_is_found_where_the_table_has_it() -> None:
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    assert sglang.RadixKey is RadixKey
+    with pytest.raises(AttributeError, match="Wheel is not in seams/v0_5_17/surface.py"):
+        sglang.Wheel  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_arguments_that_are_refused_are_in_the_table() -> None:
+    # One that SGLang has renamed would never be refused again.
+    known = names_of(TABLE["server_args", "ServerArgs.__init__"] or "")
+    assert {name for name, _, _ in refusals._ARGUMENTS} <= known
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"managers.wheels": {}},
+            r"^managers.wheels cannot be imported \(No module named 'sglang.srt.managers.wheels'\)$",
+        ),
+        ({"environ": {"envs": None, "wheels": None}}, r"^environ.wheels is missing$"),
+        (
+            {"mem_cache.radix_cache": {"RadixKey.match_all": "()"}},
+            r"^mem_cache.radix_cache.RadixKey.match_all is missing$",
+        ),
+        (
+            {"mem_cache.radix_cache": {"RadixKey.match": "(self, other)"}},
+            r"^mem_cache.radix_cache.RadixKey.match takes \(self, other, page_size=\), not \(self, other\)$",
+        ),
+    ],
+)
+def test_what_is_different_is_said(table: Surface, message: str) -> None:
+    (found,) = differences(table)
+    assert re.search(message, found)
+
+
+def test_a_start_ends_in_one_line_with_all_that_is_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seams, "surface", lambda: {"environ": {"wheels": None, "axles": None}})
+    with pytest.raises(
+        SeamError, match=r"^SGLang 0\.5\.17 is not as .*: environ.wheels is missing; environ.axles is "
+    ) as found:
+        seams.verify()
+    assert "\n" not in str(found.value)
+
+
+def _plain(self: Any, req: Any, chunked: bool = False, *, size: int, room: int = 0, **kwargs: Any) -> None: ...
+
+
+def _any(*args: Any, key: int) -> None: ...
+
+
+def _nothing() -> None: ...
+
+
+class _Made:
+    def __init__(self, first: int, second: int = 2) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "takes"),
+    [
+        (_plain, "(self, req, chunked=, *, size, room=, **kwargs)"),
+        (_any, "(*args, key)"),
+        (_nothing, "()"),
+        (_Made, "(first, second=)"),
+    ],
+)
+def test_parameters_are_written_as_in_the_table(function: Callable[..., Any], takes: str) -> None:
+    assert f"({', '.join(parameters(function))})" == takes
+    assert fits(parameters(function), takes) and not fits(parameters(function), takes[:-1] + ", more)")
+
+
+def test_parameters_of_structures_are_known_without_their_annotations() -> None:
+    kind = msgspec.defstruct(
+        "Kind", [("first", int), ("second", "Wheel", 2), ("third", list, msgspec.field(default_factory=list))]
+    )
+    assert parameters(kind) == ["first", "second=", "third="]
+    with pytest.raises(NameError):
+        inspect.signature(kind)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "fit"),
+    [
+        (["a", "b=", "c="], "(a, c=, ...)", True),
+        (["a", "b", "c="], "(a, c=, ...)", False),
+        (["a", "c="], "(a, c=, ...)", True),
+        (["c=", "a="], "(a=, c=, ...)", False),
+        (["a", "*", "b=", "c="], "(a, c=, ...)", True),
+        (["a", "b="], "(a, c=, ...)", False),
+        (["a", "c"], "(a, c=, ...)", False),
+    ],
+)
+def test_others_may_stand_between_only_with_defaults(found: list[str], expected: str, fit: bool) -> None:
+    assert fits(found, expected) is fit
