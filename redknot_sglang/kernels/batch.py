@@ -32,8 +32,7 @@ class ClassSpec:
     """The shape of a model's attention under its head map, on one rank.
 
     ``global_widths`` and ``local_widths`` are the distinct numbers of KV heads > 0 that a layer has in that
-    class. ``logit_cap`` is the soft cap of the attention logits (0: none); paths that compile it in need it
-    ahead of ``run``. Raises ValueError if a field makes no sense.
+    class. Raises ValueError if a field makes no sense.
     """
 
     group: int
@@ -44,7 +43,6 @@ class ClassSpec:
     sink: int
     dtype: torch.dtype
     device: torch.device
-    logit_cap: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -151,13 +149,12 @@ class Path(Protocol):
         k: Tensor,
         v: Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
         """Attend in one layer and class, over the latest plan.
 
         q [N, G * n, D], may be strided; query head h reads KV head h // G. k, v [slots, n, D], the layer's
-        pool of that class. Logits are ``scale * q.k``, soft-capped at ``logit_cap`` if that is not 0. Returns
+        pool of that class. Logits are ``scale * q.k``. Returns
         [N, G * n, D] in q's dtype; with a target, writes it there and returns the target's ``out``.
         """
 

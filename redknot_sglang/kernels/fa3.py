@@ -78,12 +78,11 @@ class Fa3Path:
         k: Tensor,
         v: Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
         plan = self._plan
         if plan is None:
-            return self._decode.run(head_class, q, k, v, scale, logit_cap, target)
+            return self._decode.run(head_class, q, k, v, scale, target)
         check_rows(q, plan.rows)
         local = head_class == "local"
         pages = plan.pages[head_class]
@@ -104,14 +103,13 @@ class Fa3Path:
             softmax_scale=scale,
             causal=True,
             window_size=(self._spec.window - 1, 0) if local else (-1, -1),
-            softcap=logit_cap,
             return_softmax_lse=fold is not None,
             out=to,
             num_splits=plan.num_splits(head_class, k.shape[1]),
         )
         if fold is not None:
             out, lse = result[:2]
-            sink_fold(out, lse, "heads_rows", "e", q, k, v, fold, self._spec.window, scale, logit_cap, target)
+            sink_fold(out, lse, "heads_rows", "e", q, k, v, fold, self._spec.window, scale, target)
         else:
             out = result
             if target is not None and view is None:

@@ -113,16 +113,10 @@ class FlashInferPath:
         k: Tensor,
         v: Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
         spec = self._spec
-        if logit_cap != spec.logit_cap:
-            raise ValueError(
-                f"FlashInfer is planned for logit_cap {spec.logit_cap}, this layer has {logit_cap}: "
-                "set ClassSpec.logit_cap, or choose the triton path if a model's layers differ"
-            )
         wrapper = self._active[head_class, k.shape[1]].wrapper
         pages = k.unsqueeze(1), v.unsqueeze(1)
         fold = self._fold if head_class == "local" else None
@@ -130,7 +124,7 @@ class FlashInferPath:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if view is None else view
         if fold is not None:
             _, lse = wrapper.run(q, pages, q_scale=scale, out=out, return_lse=True)
-            sink_fold(out, lse, "rows_heads", "2", q, k, v, fold, spec.window, scale, logit_cap, target)
+            sink_fold(out, lse, "rows_heads", "2", q, k, v, fold, spec.window, scale, target)
         else:
             wrapper.run(q, pages, q_scale=scale, out=out)
             if target is not None and view is None:

@@ -97,7 +97,6 @@ class Prefill:
                 causal=True,
                 sm_scale=1.0,
                 window_left=window_left,
-                logits_soft_cap=spec.logit_cap,
                 q_data_type=spec.dtype,
                 kv_data_type=spec.dtype,
             )
@@ -150,7 +149,6 @@ class Decode:
         spec, bs = self.spec, len(indptr) - 1
         shape = (spec.group * self.width, self.width, spec.head_dim, 1)
         options: dict[str, Any] = {
-            "logits_soft_cap": spec.logit_cap,
             "q_data_type": spec.dtype,
             "kv_data_type": spec.dtype,
             "sm_scale": 1.0,

@@ -22,7 +22,6 @@ def attend(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one sequence.
 
@@ -34,8 +33,6 @@ def attend(
     n_kv = k.shape[1]
     queries = q.float().view(n_rows, n_kv, n_q // n_kv, dim)
     logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float()) * scale
-    if logit_cap:
-        logits = logit_cap * torch.tanh(logits / logit_cap)
     causal = k_pos[None, :] <= q_pos[:, None]
     near = causal & ((k_pos[None, :] > q_pos[:, None] - window) | (k_pos[None, :] < sink))
     visible = torch.where(is_global[None, :, None], causal[:, None, :], near[:, None, :])
@@ -55,7 +52,6 @@ def attend_paged(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """A whole batch of one class from its pool; q [N, G * n, D], k, v [slots, n, D]. Returns what ``attend``
     returns.
@@ -78,7 +74,7 @@ def attend_paged(
             slots = batch.full_to_local[slots]
         heads = torch.full((k.shape[1],), head_class == "global", device=q.device)
         rows = q[row : row + len(q_pos)]
-        out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale, logit_cap)
+        out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale)
         outs.append(out)
         lses.append(lse)
         row += len(q_pos)

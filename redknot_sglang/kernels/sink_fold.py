@@ -72,7 +72,6 @@ def sink_fold(
     plan: FoldPlan,
     window: int,
     scale: float,
-    logit_cap: float = 0.0,
     target: Target | None = None,
 ) -> None:
     """Fold the sinks of ``plan`` into ``out``, in place or, with a target, on the way there; then ``out`` stays.
@@ -100,7 +99,6 @@ def sink_fold(
         n_rows,
         window,
         scale,
-        logit_cap,
         out.stride(0),
         out.stride(1),
         to.stride(0),
@@ -121,7 +119,6 @@ def sink_fold(
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         BASE_2=lse_base == "2",
-        CAPPED=logit_cap != 0.0,
         IN_PLACE=target is None,
         num_warps=4,
     )
@@ -142,7 +139,6 @@ def _sink_fold_kernel(
     n_rows,
     window,
     scale,
-    logit_cap,
     out_row,
     out_head,
     to_row,
@@ -163,7 +159,6 @@ def _sink_fold_kernel(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BASE_2: tl.constexpr,
-    CAPPED: tl.constexpr,
     IN_PLACE: tl.constexpr,
 ):
     head = tl.program_id(1)
@@ -212,8 +207,6 @@ def _sink_fold_kernel(
             key = tl.load(k + (slots * k_slot + head * k_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
             value = tl.load(v + (slots * v_slot + head * v_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
             logits = tl.dot(query, tl.trans(key)) * scale
-            if CAPPED:
-                logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
             mine = (request == at)[:, None] & valid[None, :] & (sinks[None, :] <= last_sink[:, None])
             logits = tl.where(mine, logits, float("-inf"))
             new_top = tl.maximum(top, tl.max(logits, axis=1))

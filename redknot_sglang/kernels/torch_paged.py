@@ -57,7 +57,6 @@ class TorchPath:
         k: Tensor,
         v: Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
@@ -67,9 +66,9 @@ class TorchPath:
         out = torch.empty(queries.shape, dtype=q.dtype, device=q.device)
         for part in self._plans[head_class]:
             if isinstance(part, Request):
-                _run_request(part, queries, k, v, scale, logit_cap, out)
+                _run_request(part, queries, k, v, scale, out)
             else:
-                _run_group(part, queries, k, v, scale, logit_cap, out)
+                _run_group(part, queries, k, v, scale, out)
         result = out.view(rows, n_q, dim)
         if target is None:
             return result
@@ -83,9 +82,7 @@ class TorchPath:
         raise RuntimeError("the torch path has no CUDA graphs: turn them off, or choose another attention path")
 
 
-def _run_request(
-    request: Request, queries: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float, out: Tensor
-) -> None:
+def _run_request(request: Request, queries: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
     """KV heads take the batch dimension; the query heads of a group share keys and values with stride 0."""
     group = queries.shape[2]
     # index_select, not indexing: many times faster on the CPU for rows of this size.
@@ -96,17 +93,15 @@ def _run_request(
             _pages_of(block, x).permute(1, 0, 2)[:, None].expand(-1, group, -1, -1) for x in (keys, values)
         )
         rows_q = queries[rows].permute(1, 2, 0, 3)
-        result = _attend(rows_q, near_k, near_v, block.mask, block.causal, scale, logit_cap)
+        result = _attend(rows_q, near_k, near_v, block.mask, block.causal, scale)
         out[rows] = result.permute(2, 0, 1, 3)
 
 
-def _run_group(
-    group: Group, queries: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float, out: Tensor
-) -> None:
+def _run_group(group: Group, queries: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
     """Requests take the batch dimension; the query heads of a group are the rows of one call."""
     heads, dim = k.shape[1:]
     keys, values = (x.index_select(0, group.slots).view(-1, group.width, heads, dim).transpose(1, 2) for x in (k, v))
-    out[group.rows] = _attend(queries[group.rows], keys, values, group.mask, False, scale, logit_cap)
+    out[group.rows] = _attend(queries[group.rows], keys, values, group.mask, False, scale)
 
 
 def _pages_of(block: Block, pages: Tensor) -> Tensor:
@@ -121,15 +116,6 @@ def _attend(
     mask: Tensor | None,
     causal: bool,
     scale: float,
-    logit_cap: float,
 ) -> Tensor:
     """Attention of [.., rows, D] over [.., keys, D]; a causal call has as many rows as keys."""
-    if not logit_cap:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-    logits = logit_cap * torch.tanh(q.float() @ k.float().transpose(-1, -2) * (scale / logit_cap))
-    if causal:
-        hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
-        logits.masked_fill_(hidden, float("-inf"))
-    if mask is not None:
-        logits = logits + mask
-    return (logits.softmax(-1) @ v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

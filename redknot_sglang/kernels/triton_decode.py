@@ -37,7 +37,6 @@ def decode(
     k: Tensor,
     v: Tensor,
     scale: float,
-    logit_cap: float,
 ) -> Tensor:
     """Attention [B, G * n, D] of q [B, G * n, D] over the pool k, v [slots, n, D].
 
@@ -61,7 +60,6 @@ def decode(
         seq_lens,
         max_pages,
         scale,
-        logit_cap,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -69,7 +67,6 @@ def decode(
         v.stride(0),
         v.stride(1),
         TABLE=slot_rows is None,
-        CAPPED=logit_cap != 0.0,
         GROUP=group,
         PACKED=max(16, triton.next_power_of_2(group)),
         KEYS=_KEYS if dim <= 128 else _KEYS // 2,
@@ -97,7 +94,6 @@ def _split_kernel(
     seq_lens,
     max_pages,
     scale,
-    logit_cap,
     q_row,
     q_head,
     k_slot,
@@ -105,7 +101,6 @@ def _split_kernel(
     v_slot,
     v_head,
     TABLE: tl.constexpr,
-    CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     PACKED: tl.constexpr,
     KEYS: tl.constexpr,
@@ -140,8 +135,6 @@ def _split_kernel(
         entry = start + tl.arange(0, KEYS)
         listed = entry < end
         key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
-        acc, top, total = attend_keys(
-            acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
-        )
+        acc, top, total = attend_keys(acc, top, total, query, key, value, listed[None, :], scale, True, PRECISION)
     part = (request.to(tl.int64) * splits + split) * (tl.num_programs(1) * GROUP) + q_heads
     store_part(parts, lse, part, acc, top, total, live, inside, DIM, BLOCK_D)

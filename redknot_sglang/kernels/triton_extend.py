@@ -86,7 +86,6 @@ def extend(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float,
 ) -> Tensor:
     """Attention [N, G * n, D] of q [N, G * n, D] over the pool k, v [slots, n, D].
 
@@ -117,7 +116,6 @@ def extend(
         window,
         sink,
         scale,
-        logit_cap,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -128,7 +126,6 @@ def extend(
         out.stride(1),
         LOCAL=head_class == "local",
         SCATTERED=plan.positions is not None,
-        CAPPED=logit_cap != 0.0,
         GROUP=n_q // heads,
         ROWS=tile_rows,
         PACKED=tiling.packed,
@@ -161,7 +158,6 @@ def _extend_kernel(
     window,
     sink,
     scale,
-    logit_cap,
     q_row,
     q_head,
     k_slot,
@@ -172,7 +168,6 @@ def _extend_kernel(
     out_head,
     LOCAL: tl.constexpr,
     SCATTERED: tl.constexpr,
-    CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     PACKED: tl.constexpr,
@@ -215,18 +210,14 @@ def _extend_kernel(
             entry = start + tl.arange(0, KEYS)
             listed = entry < ahead
             key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
-            acc, top, total = attend_keys(
-                acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
-            )
+            acc, top, total = attend_keys(acc, top, total, query, key, value, listed[None, :], scale, True, PRECISION)
     else:
         # Blocks that end at or before the lowest row's own key: every row sees all of them.
         common = tl.maximum(first, tl.minimum(end, (lowest + 1) // KEYS * KEYS))
         for start in range(first, common, KEYS):
             entry = start + tl.arange(0, KEYS)
             key, value = load_pages(k, v, k_slot, v_slot, pages + entry, None, False, DIM, BLOCK_D)
-            acc, top, total = attend_keys(
-                acc, top, total, query, key, value, None, scale, logit_cap, False, CAPPED, PRECISION
-            )
+            acc, top, total = attend_keys(acc, top, total, query, key, value, None, scale, False, PRECISION)
         first = common
     for start in range(first, end, KEYS):
         at = start + tl.arange(0, KEYS)
@@ -238,7 +229,7 @@ def _extend_kernel(
             entry = tl.where(at < sink, at, at - skipped)
         key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
         acc, top, total = attend_keys(
-            acc, top, total, query, key, value, seen & listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
+            acc, top, total, query, key, value, seen & listed[None, :], scale, True, PRECISION
         )
     if not LOCAL:
         part = tl.load(item + 6)

@@ -156,17 +156,16 @@ class TritonPath:
         k: Tensor,
         v: Tensor,
         scale: float,
-        logit_cap: float = 0.0,
         target: Target | None = None,
     ) -> Tensor:
         check_rows(q, self._rows)
-        out = self._run(head_class, q, k, v, scale, logit_cap)
+        out = self._run(head_class, q, k, v, scale)
         if target is None:
             return out
         target.put(out)
         return target.out
 
-    def _run(self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float, logit_cap: float) -> Tensor:
+    def _run(self, head_class: HeadClass, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if scale <= 0.0:
             raise ValueError(f"scale is {scale}: these kernels take the largest logit before they scale it")
         spec, plan = self._spec, self._plan
@@ -184,7 +183,6 @@ class TritonPath:
                 spec.window,
                 spec.sink,
                 scale,
-                logit_cap,
             )
         if plan is None:
             raise RuntimeError("run needs a plan: call plan_extend, plan_decode or plan_graph first")
@@ -195,7 +193,7 @@ class TritonPath:
             table, rows, width = plan.near, None, min(plan.near.shape[1], plan.max_len)
         splits = splits_for(bs, heads, width, spec.device)
         limit = table.shape[1]
-        return decode(table, rows, table.stride(0), plan.seq_lens, limit, splits, q, k, v, scale, logit_cap)
+        return decode(table, rows, table.stride(0), plan.seq_lens, limit, splits, q, k, v, scale)
 
     def extend_parts(self, head_class: HeadClass, heads: int) -> int:
         """How many parts the planned extend merges where a layer has so many heads; 0 if all tiles are whole."""

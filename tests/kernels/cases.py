@@ -27,13 +27,11 @@ class Case:
     v: dict[HeadClass, Tensor]
     q: dict[HeadClass, Tensor]
 
-    def run(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
+    def run(self, path: Path, head_class: HeadClass) -> Tensor:
         """One call over the path's latest plan."""
-        return path.run(head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap)
+        return path.run(head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE)
 
-    def run_to_targets(
-        self, path: Path, head_class: HeadClass, logit_cap: float = 0.0, rows: int | None = None
-    ) -> Tensor:
+    def run_to_targets(self, path: Path, head_class: HeadClass, rows: int | None = None) -> Tensor:
         """As `run`, but to the class's heads of a wider output: the whole of it, neighbours in it, every other head.
 
         Returns the last; raises AssertionError if they differ in the first `rows` rows (None: all), or if another head is
@@ -46,19 +44,17 @@ class Case:
             width = n if numbers == range(n) else 2 * n
             target = Target(torch.full((len(q), width * self.spec.group, q.shape[2]), 7.0).to(q), heads)
             kv = self.k[head_class], self.v[head_class]
-            assert path.run(head_class, q, *kv, SCALE, logit_cap, target) is target.out
+            assert path.run(head_class, q, *kv, SCALE, target) is target.out
             outs.append(target.out[:, heads.query].clone())
             others = [i for i in range(target.out.shape[1]) if i not in set(heads.query.tolist())]
             assert bool((target.out[:, others] == 7.0).all()), "another class's heads were written"
             assert torch.equal(outs[-1][:rows], outs[0][:rows])
         return outs[-1]
 
-    def expected(
-        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, logit_cap: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+    def expected(self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp by the oracle."""
         pools = self.q[head_class], self.k[head_class], self.v[head_class]
-        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE, logit_cap)
+        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE)
 
 
 def make_spec(
@@ -71,11 +67,10 @@ def make_spec(
     sink: int = 4,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    logit_cap: float = 0.0,
 ) -> ClassSpec:
     """A spec with one width per class."""
     widths = (n_global,), (n_local,)
-    return ClassSpec(group, head_dim, *widths, window, sink, dtype, torch.device(device), logit_cap)
+    return ClassSpec(group, head_dim, *widths, window, sink, dtype, torch.device(device))
 
 
 def make_case(spec: ClassSpec, prefixes: Sequence[int], rows: Sequence[int], seed: int = 0) -> Case:

@@ -37,15 +37,15 @@ def _check(path: Path, spec: ClassSpec, prefixes: list[int], rows: list[int], se
     case = make_case(spec, prefixes, rows, seed)
     path.plan_extend(case.extend)
     for head_class in CLASSES:
-        want, _ = case.expected(case.extend, head_class, spec.logit_cap)
+        want, _ = case.expected(case.extend, head_class)
         for run in (case.run, case.run_to_targets):
-            torch.testing.assert_close(run(path, head_class, spec.logit_cap).float(), want, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("build", [FlashInferPath, Fa3Path])
-@pytest.mark.parametrize(("window", "sink", "logit_cap"), [(12, 0, 0.0), (12, 4, 0.0), (100, 3, 4.0)])
-def test_extend(build: type, window: int, sink: int, logit_cap: float) -> None:
-    spec = make_spec(group=3, window=window, sink=sink, dtype=torch.float16, logit_cap=logit_cap)
+@pytest.mark.parametrize(("window", "sink"), [(12, 0), (12, 4), (100, 3)])
+def test_extend(build: type, window: int, sink: int) -> None:
+    spec = make_spec(group=3, window=window, sink=sink, dtype=torch.float16)
     path = build(spec)
     _check(path, spec, [0, 2, 60, 130], [17, 1, 5, 20])
     _check(path, spec, [3], [2], seed=1)
@@ -120,12 +120,3 @@ def test_what_no_prefill_graph_can_serve_is_left_to_an_eager_plan() -> None:
         scatter(make_case(spec, [0], [30]), [[0, 5, 20]]),
     ):
         assert not path.plan_extend_graph(batch, 32)
-
-
-def test_flashinfer_refuses_a_cap_it_was_not_planned_for() -> None:
-    spec = make_spec(dtype=torch.float16)
-    case = make_case(spec, [0], [4])
-    path = FlashInferPath(spec)
-    path.plan_extend(case.extend)
-    with pytest.raises(ValueError, match="ClassSpec.logit_cap"):
-        case.run(path, "global", logit_cap=30.0)
