@@ -27,7 +27,14 @@ MOST_WAVES = max(_WAVES)
 
 
 class Tile(NamedTuple):
-    """Rows [row, row + rows) of q, of one request, at positions from ``position`` up to ``end`` - 1."""
+    """Adjacent rows of q that one program computes together.
+
+    request: index in the batch.
+    row: first row in q.
+    rows: how many rows.
+    position: position of the first row.
+    end: position of the last row plus 1.
+    """
 
     request: int
     row: int
@@ -37,8 +44,15 @@ class Tile(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A tile's rows over the keys [first, end) of its request; ``part``: where they go to be merged, or -1 if these
-    are all keys of the tile.
+    """A tile's rows over a stretch of their request's keys. Kernels read these fields in this order.
+
+    request: index in the batch.
+    row: first row in q.
+    rows: how many rows.
+    position: position of the first row.
+    first: first key.
+    end: last key plus 1.
+    part: number of the part that the result is, to be merged with others; -1 if these are all keys of the tile.
     """
 
     request: int
@@ -51,7 +65,13 @@ class Item(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Rows [row, row + rows) of q come out of the parts [part, part + parts)."""
+    """Parts whose merge is the result of a tile. Kernels read these fields in this order.
+
+    row: first row in q.
+    rows: how many rows.
+    part: first part.
+    parts: how many parts follow each other.
+    """
 
     row: int
     rows: int
@@ -61,7 +81,11 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Items in the order in which to start them, longest first, and what is merged after them."""
+    """All work of an extend in one class.
+
+    items: in the order in which to start them, longest first.
+    merges: what is merged after them.
+    """
 
     items: list[Item]
     merges: list[Merge]
@@ -73,7 +97,7 @@ class Work:
 
 
 def tiles_of(batch: ExtendBatch, rows_per_tile: int) -> list[Tile]:
-    """Tiles of at most so many adjacent rows of q, in the order of q."""
+    """The batch cut into tiles of at most ``rows_per_tile`` adjacent rows of one request, in the order of q."""
     tiles = []
     for request, start in enumerate(batch.qo_indptr[:-1]):
         positions: Sequence[int] = range(batch.prefix_lens_cpu[request], batch.seq_lens_cpu[request])
@@ -86,13 +110,17 @@ def tiles_of(batch: ExtendBatch, rows_per_tile: int) -> list[Tile]:
 
 
 def whole_tiles(tiles: Sequence[Tile]) -> Work:
-    """Every tile an item."""
+    """Work that cuts no tile: every tile is an item."""
     return _cut(tiles, 1, [1] * len(tiles))
 
 
 def split_tiles(tiles: Sequence[Tile], step: int, heads: int, processors: int) -> Work:
-    """The work that should end first where an item walks ``step`` keys at a time, every item runs once for each of
-    ``heads`` KV heads, and as many programs run at once as there are processors.
+    """The work that should end first, with tiles cut where that gains enough.
+
+    tiles: of the batch.
+    step: keys that an item takes at a time.
+    heads: KV heads; every item runs once for each.
+    processors: programs that run at once.
     """
     steps, whole = [-(-tile.end // step) for tile in tiles], [1] * len(tiles)
     bearable = _WORTH * _cost(steps, whole, heads, processors)

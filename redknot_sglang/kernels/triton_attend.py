@@ -22,7 +22,7 @@ def load_rows(pool, slot, slot_stride, listed, MASKED: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def load_pages(k, v, k_slot, v_slot, pages, listed, MASKED: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Keys and values of one head, whose pools begin at k and v, of the slots at the pointers ``pages`` [KEYS].
+    """Keys and values [KEYS, BLOCK_D] of one head, whose pools begin at k and v; ``pages`` [KEYS] points at their slots.
 
     Without MASKED all are listed, and ``listed`` may be None.
     """

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .relocate import KVLayers
+from .kv_layers import KVLayers
 
 # (row, head) pairs of a program. Enough bytes on their way at a time, also where layers have one head of the class.
 _PAIRS = 32
