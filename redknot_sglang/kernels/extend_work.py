@@ -18,11 +18,19 @@ from .batch import ExtendBatch, ScatteredBatch
 
 # Parts of one row at most: more would cost the merge more than the GPU still gains in parallelism.
 MAX_PARTS = 64
-# In steps of the kernel's loop, 1.7 us each on an H200 with D 128: the shortest item worth a program of its own, what
-# it costs to start and end one, and what one more launch costs. A step's time also merges so many parts of a head.
-_LEAST, _START, _LAUNCH, _PARTS_PER_STEP = 8, 2, 4, 32
-# Items for each processor that are tried, and the part of the time that cutting has to leave to be worth trusting.
-_WAVES, _WORTH = (1, 2, 4), 0.95
+# Times below are in steps. A step is one turn of the kernel's loop, 1.7 us on an H200 with D 128.
+# The shortest item that is worth a program of its own.
+_LEAST = 8
+# What it takes to start and end an item.
+_START = 2
+# What it takes to launch the merge.
+_LAUNCH = 4
+# Parts of one head that are merged in the time of a step.
+_PARTS_PER_STEP = 32
+# How many items for each processor are tried.
+_WAVES = (1, 2, 4)
+# Tiles are cut only if the estimated time falls to this share: the estimate is not exact enough for smaller gains.
+_WORTH = 0.95
 MOST_WAVES = max(_WAVES)
 
 
@@ -125,7 +133,7 @@ def split_tiles(tiles: Sequence[Tile], step: int, heads: int, processors: int) -
     steps, whole = [-(-tile.end // step) for tile in tiles], [1] * len(tiles)
     bearable = _WORTH * _cost(steps, whole, heads, processors)
     parts = whole
-    # Below the mean load of a processor no cut can come.
+    # However tiles are cut, the processors cannot all end before their mean load is done.
     if sum(n + _START for n in steps) * heads / processors < bearable:
         choices = [_parts(steps, waves * processors // heads) for waves in _WAVES]
         costs = [_cost(steps, choice, heads, processors) for choice in choices]
@@ -138,7 +146,7 @@ def _parts(steps: Sequence[int], items: int) -> list[int]:
     """Parts of each tile, for the shortest items that are no more than this; whole tiles where those are more."""
     longest = max(steps)
     lengths = range(min(longest, max(_LEAST, -(-longest // MAX_PARTS))), longest)
-    # False for lengths that make too many items, then True.
+    # Longer items are fewer: the key is False for lengths that make too many items, and True from some length on.
     found = bisect_left(lengths, True, key=lambda length: sum(-(-n // length) for n in steps) <= items)
     length = lengths[found] if found < len(lengths) else longest
     return [-(-n // length) for n in steps]
@@ -169,6 +177,6 @@ def _cut(tiles: Sequence[Tile], step: int, parts: Sequence[int]) -> Work:
             first, stop = steps * index // cut * step, steps * (index + 1) // cut * step
             items.append(Item(*rows, first, min(stop, tile.end), part + index))
         part += cut
-    # Started first, the longest do not end as stragglers.
+    # The longest start first, so that none of them is still running when all others have ended.
     items.sort(key=lambda item: item.first - item.end)
     return Work(items, merges)

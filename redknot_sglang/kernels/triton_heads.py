@@ -2,8 +2,8 @@
 # mypy: allow-untyped-defs
 """The kernels behind ``move_heads``: they part a layer's heads by class and put them together again.
 
-With torch's own operations a layer needs about nine launches for it, and for a few rows each of them takes longer on the
-host than on the device.
+They only move data. With torch's own operations a layer would need about nine launches, and for a few rows each of
+those takes longer on the host than on the device.
 """
 
 from __future__ import annotations

@@ -159,7 +159,8 @@ def test_fa3_knows_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", [Fa3Extend, FlashInferExtend, FlashInferDecode, TritonExtend, TritonDecode])
 def test_no_path_for_gpus_reads_kv_of_8_bits(path: Any, head_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    spec = replace(CUDA, head_dim=64, dtype=torch.bfloat16, **{f"{head_class}_kv_dtype": torch.float8_e4m3fn})
+    stored: dict[str, Any] = {f"{head_class}_kv_dtype": torch.float8_e4m3fn}
+    spec = replace(CUDA, head_dim=64, dtype=torch.bfloat16, **stored)
     reason = str(path.why_not(spec))
     assert "without a scale" in reason and f"those of {head_class} heads are stored as torch.float8_e4m3fn" in reason
 
