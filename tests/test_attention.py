@@ -17,7 +17,7 @@ from redknot_sglang import attention
 from redknot_sglang.attention import RedKnotAttention
 from redknot_sglang.config import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import ScatteredBatch
+from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
 from redknot_sglang.kernels.extend_torch import TorchExtend
 from redknot_sglang.kernels.reference import attend
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -100,15 +100,16 @@ class Server:
         """Rows of q, k or v in a layer, as a projection gives them: [N, heads * D]."""
         return torch.cat([x[layer, request, list(own)] for request, own in enumerate(rows)]).flatten(1)
 
+    def qkv(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer is given for these rows."""
+        return self.rows_of(self.q, layer, rows), self.rows_of(self.k, layer, rows), self.rows_of(self.v, layer, rows)
+
     def forward(self, mode: ForwardMode, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """A forward's output in every layer, [N, Hq * D]."""
         batch = self.batch(mode, rows)
         self.backend.init_forward_metadata(batch)
         call = self.backend.forward_decode if mode.is_decode() else self.backend.forward_extend
-        return [
-            call(*(self.rows_of(x, layer, rows) for x in (self.q, self.k, self.v)), self.layer(layer), batch)
-            for layer in range(MAP.num_layers)
-        ]
+        return [call(*self.qkv(layer, rows), self.layer(layer), batch) for layer in range(MAP.num_layers)]
 
     def wanted(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """What the oracle makes of the whole sequences."""
@@ -127,10 +128,8 @@ class Server:
     def check(self, mode: ForwardMode, rows: Sequence[Sequence[int]]) -> None:
         """A forward gives what the oracle gives, in all layers."""
         self.alive([own[0] for own in rows], [own[-1] + 1 for own in rows])
-        for layer, (out, want) in enumerate(zip(self.forward(mode, rows), self.wanted(rows), strict=True)):
-            torch.testing.assert_close(
-                out, want, atol=1e-5, rtol=1e-5, msg=lambda text, at=layer: f"layer {at}: {text}"
-            )
+        for out, want in zip(self.forward(mode, rows), self.wanted(rows), strict=True):
+            torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
@@ -158,21 +157,24 @@ def test_rows_in_several_runs_of_a_gather_extend(server: Server) -> None:
         torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 
-def test_scattered_rows_go_to_their_own_path(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scattered_rows_go_to_their_own_path(server: Server) -> None:
     server.check(ForwardMode.EXTEND, [range(30), range(30)])
     rows = [list(range(1, 30, 3)), list(range(0, 30, 7))]
     starts, stops = [at for own in rows for at in own], [at + 1 for own in rows for at in own]
     requests = [request for request, own in enumerate(rows) for _ in own]
     server.backend.runs = Runs(requests, starts, stops, [np.array(own) for own in rows])
     server.alive([0, 0], [30, 30])
-    planned: list[Any] = []
-    path = TorchExtend(attention.class_spec(MAP, GROUP, server.pool))
-    plan = path.plan_extend
-    monkeypatch.setattr(path, "plan_extend", lambda batch: (planned.append(batch), plan(batch)))
-    server.backend.scattered_path = path
+    planned: list[type[ExtendBatch]] = []
+
+    class Watched(TorchExtend):
+        def plan_extend(self, batch: ExtendBatch) -> None:
+            planned.append(type(batch))
+            super().plan_extend(batch)
+
+    server.backend.scattered_path = Watched(attention.class_spec(MAP, GROUP, server.pool))
     for out, want in zip(server.forward(ForwardMode.EXTEND, rows), server.wanted(rows), strict=True):
         torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
-    assert [type(batch) for batch in planned] == [ScatteredBatch]
+    assert planned == [ScatteredBatch]
 
 
 def test_a_forward_that_stores_nothing_leaves_the_pool_alone(server: Server) -> None:
@@ -181,9 +183,9 @@ def test_a_forward_that_stores_nothing_leaves_the_pool_alone(server: Server) -> 
     batch, layer = server.batch(ForwardMode.EXTEND, rows), server.layer(0)
     server.backend.init_forward_metadata(batch)
     before = [x.clone() for x in (*server.pool.global_kv(0), *server.pool.local_kv(0))]
-    q, k, v = (server.rows_of(x, 0, rows) for x in (server.q, server.k, server.v))
-    for kv in ((7 * k, 7 * v), (None, None)):
-        out = server.backend.forward_extend(q, *kv, layer, batch, save_kv_cache=False)
+    q, k, v = server.qkv(0, rows)
+    for keys, values in ((7 * k, 7 * v), (None, None)):
+        out = server.backend.forward_extend(q, keys, values, layer, batch, save_kv_cache=False)
         torch.testing.assert_close(out, server.wanted(rows)[0], atol=1e-5, rtol=1e-5)
     after = (*server.pool.global_kv(0), *server.pool.local_kv(0))
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, before, strict=True))
@@ -194,7 +196,7 @@ def test_the_output_goes_to_a_graphs_buffer_if_that_fits(server: Server) -> None
     server.alive([0, 0], [9, 4])
     batch, layer = server.batch(ForwardMode.EXTEND, rows), server.layer(0)
     server.backend.init_forward_metadata(batch)
-    qkv = [server.rows_of(x, 0, rows) for x in (server.q, server.k, server.v)]
+    qkv = server.qkv(0, rows)
     for buffer, fits in ((torch.zeros(13, 4 * GROUP * DIM), True), (torch.zeros(12, 4 * GROUP * DIM), False)):
         batch._attn_output = buffer
         out = server.backend.forward_extend(*qkv, layer, batch)
@@ -231,9 +233,7 @@ def test_capped_logits_are_refused(server: Server) -> None:
     batch = server.batch(ForwardMode.EXTEND, rows)
     server.backend.init_forward_metadata(batch)
     with pytest.raises(ValueError, match="layer 2 caps attention logits at 30.0"):
-        server.backend.forward_extend(
-            *(server.rows_of(x, 2, rows) for x in (server.q, server.k, server.v)), server.layer(2, 30.0), batch
-        )
+        server.backend.forward_extend(*server.qkv(2, rows), server.layer(2, 30.0), batch)
 
 
 def test_another_pool_is_refused() -> None:
