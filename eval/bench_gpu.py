@@ -43,9 +43,9 @@ from eval.gpu.table import tables
 from eval.picture import save
 from eval.provenance import origin
 from eval.servers import STOCK, Served, alone
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import Server, ServerError
+from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads.head_map import load_head_map
+from redknot_sglang.measure.launch import Server
 
 Measure = Callable[[], "Cell | list[Cell]"]
 

@@ -35,9 +35,9 @@ from eval.tasks import TASKS
 from eval.train.checkpoint import load_weights
 from eval.train.evaluate import Encoded, answered, encoded_example
 from eval.train.model import EmbeddedModel, ModelConfig
-from redknot_sglang.cli.statistics import Z_95, wilson_interval
-from redknot_sglang.cli.table import format_table
 from redknot_sglang.heads import HeadMap, load_head_map
+from redknot_sglang.measure.statistics import Z_95, wilson_interval
+from redknot_sglang.measure.table import format_table
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.record import load_record
 from redknot_sglang.profile.select import ranking, within_budget

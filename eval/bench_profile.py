@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from eval.provenance import origin
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.table import format_table
 from redknot_sglang.profile.data import Data, random_data
 from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.model import ProfiledModel, load_model

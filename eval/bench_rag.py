@@ -36,8 +36,7 @@ from eval.rag.report import Phase, Summaries, summarize, traffic_table
 from eval.rag.result import make_head, read_kv, write_json
 from eval.rag.traffic import Dialogue, Shape, make_dialogues
 from eval.servers import REDKNOT, STOCK, Served, flush, pair
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import ServerError
+from redknot_sglang.errors import CliError, ServerError
 
 
 @contextmanager

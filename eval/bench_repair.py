@@ -39,8 +39,8 @@ from eval.segmented import SegmentedModel
 from eval.tasks import TASKS, Example, make_example, render
 from eval.tasks.examples import EVALUATION
 from eval.tasks.vocabulary import END, USER, encode, token_id
-from redknot_sglang.cli.statistics import wilson_interval
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.statistics import wilson_interval
+from redknot_sglang.measure.table import format_table
 
 MODEL = Path(__file__).parent / "model"
 SHUFFLE = 1

@@ -29,8 +29,8 @@ import requests
 from eval.gpu.ask import generate
 from eval.provenance import origin
 from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, pair
-from redknot_sglang.cli.launch import Server
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.launch import Server
+from redknot_sglang.measure.table import format_table
 
 # Parts of kernel names, looked for in this order.
 KERNELS = {

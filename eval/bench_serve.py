@@ -33,7 +33,7 @@ import requests
 from eval.agreement import compare, replies
 from eval.provenance import provenance
 from eval.servers import FLAGS, ROOT, STOCK_FLAGS, TIMEOUT
-from redknot_sglang.cli.launch import Server, launch
+from redknot_sglang.measure.launch import Server, launch
 
 
 class Bench:

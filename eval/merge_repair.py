@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.bench_repair import print_table
-from redknot_sglang.cli.statistics import wilson_interval
+from redknot_sglang.measure.statistics import wilson_interval
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:

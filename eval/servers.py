@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, ServerError, launch
+from redknot_sglang.errors import ServerError
+from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
 
 ROOT = Path(__file__).resolve().parent
 TIMEOUT = 500

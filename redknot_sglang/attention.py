@@ -11,8 +11,9 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
+from redknot_sglang import active
 from redknot_sglang.batches import decode_batch, extend_batch
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError, RotaryError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
@@ -24,8 +25,7 @@ from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.probe import readout_of
-from redknot_sglang.reuse.rotary import RotaryError, rotation_of
-from redknot_sglang.seams import active
+from redknot_sglang.reuse.rotary import rotation_of
 
 
 class RedKnotAttention(AttentionBackend):

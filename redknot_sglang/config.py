@@ -1,42 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asks for: the `--redknot*` flags and the configuration object made from them."""
+"""The configuration of a server: what its flags ask for, and what the check of its certificate found. Data only."""
 
 from __future__ import annotations
 
-import argparse
-import re
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from redknot_sglang.certificate.check import FLAG, Certification
 
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
 LEADS = ("none", "lead")
 DEFAULT_REPAIR = "blend:0.08"
 DEFAULT_SEPARATOR = "<|redknot_segment|>"
-_FIELDS = (
-    "redknot",
-    "redknot_head_map",
-    "redknot_context_length",
-    "redknot_attention",
-    "redknot_kv_budget",
-    "redknot_mode",
-    "redknot_repair",
-    "redknot_segment_lead",
-    "redknot_segment_length",
-    "redknot_segment_tokens",
-    "redknot_separator",
-    "redknot_certificate_key",
-    "redknot_uncertified",
+UNCERTIFIED_FLAG = "--redknot-uncertified"
+_UPDATED = (
+    "the weights were updated while the server ran, and a certificate is about those that it started with: start a server "
+    "with the new weights to have them checked"
 )
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class RedKnotError(ValueError):
-    """A request or a configuration that cannot be served; the message is one line and says what to do."""
+@dataclass(frozen=True)
+class Certification:
+    """What a server knows of its certificate.
+
+    digest: of the certificate that fits, or None. policies: those it passed, and those of `by_definition`. reason: why the
+    rest is not certified. enforced: whether what is not certified is refused. by_definition: `exact` where that is what
+    stock SGLang computes, whatever the weights are.
+    """
+
+    digest: str | None = None
+    policies: tuple[str, ...] = ()
+    reason: str | None = None
+    enforced: bool = True
+    by_definition: tuple[str, ...] = ()
+
+    def after_update(self) -> Certification:
+        """What is left of it once the weights are no longer those that the server started with."""
+        return replace(self, digest=None, policies=self.by_definition, reason=_UPDATED)
+
+    def covers(self, policy: str) -> bool:
+        """Whether answers under `exact` or this repair policy are certified."""
+        return policy in self.policies
+
+    def report(self, policy: str) -> dict[str, Any]:
+        """What an answer under `policy` says: whether it is certified, and by which certificate."""
+        covered = self.covers(policy)
+        return {"certified": covered, "certificate": self.digest if covered else None}
+
+    def status(self, policy: str) -> dict[str, Any]:
+        """JSON for status pages; `policy` is what requests get that do not say."""
+        return {
+            "certified": self.covers(policy),
+            "digest": self.digest,
+            "policies": list(self.policies),
+            "uncertified_allowed": not self.enforced,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,172 +101,3 @@ class RedKnotConfig:
     def certified_name(self, repair: str) -> str:
         """A repair policy as certificates name it: with the lead policy, which changes the KV of segments, too."""
         return f"{repair}+lead" if self.segment_lead == "lead" else repair
-
-
-def parse_bytes(text: str | int) -> int:
-    """Bytes from '512M', '8GiB', '1000000' or an int. Raises RedKnotError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
-    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0
-    if size < 1:
-        raise RedKnotError(f"--redknot-kv-budget {text!r} is not a size; write bytes or e.g. 512M, 8GiB")
-    return int(size)
-
-
-def add_cli_args(parser: argparse.ArgumentParser) -> None:
-    """Add the `--redknot*` group to SGLang's parser."""
-    group = parser.add_argument_group("RedKnot", "Head-aware KV cache (plugin redknot-sglang)")
-    group.add_argument("--redknot", action="store_true", help="Keep KV per head class, as the head map says.")
-    group.add_argument(
-        "--redknot-head-map",
-        metavar="PATH",
-        default=None,
-        help="Head map file: RedKnot's own JSON, the public RedKnot JSON or DuoAttention's TSV. "
-        "Default: head_map.json in the model's directory.",
-    )
-    group.add_argument(
-        "--redknot-context-length",
-        metavar="N",
-        type=int,
-        default=None,
-        help="Sequence length, prompt and answer, at which the pools of both classes run out together. "
-        "Default: the model's context length.",
-    )
-    group.add_argument(
-        "--redknot-attention",
-        choices=ATTENTION_CHOICES,
-        default=None,
-        help="Attention path. Default: chosen from the GPU and the model.",
-    )
-    group.add_argument(
-        "--redknot-kv-budget",
-        metavar="BYTES",
-        default=None,
-        help="Bytes of KV for both classes together on each rank, e.g. 8GiB. Default: SGLang's memory fraction.",
-    )
-
-    group.add_argument(
-        "--redknot-mode",
-        choices=MODES,
-        default=None,
-        help="Mode of requests that do not choose one. segmented: documents between separators are computed once and "
-        "reused at any position, which is approximate. Default: exact.",
-    )
-    group.add_argument(
-        "--redknot-repair",
-        metavar="POLICY",
-        default=None,
-        help="Which rows of reused segments are computed again in context: none; boundary:K, the first K of each; or "
-        "blend:R, the share R of each that its context changes most, for which local heads keep whole segments. "
-        f"Default: {DEFAULT_REPAIR}.",
-    )
-    group.add_argument(
-        "--redknot-segment-lead",
-        choices=LEADS,
-        default=None,
-        help="Compute segments on their own (none) or after the text before the first segment (lead). Default: none.",
-    )
-    group.add_argument(
-        "--redknot-segment-length",
-        metavar="N",
-        type=int,
-        default=None,
-        help="Usual length of a segment in tokens: sizes the local pool for a cache full of segments, each of which keeps "
-        "a window. Default: sized for whole conversations.",
-    )
-    group.add_argument(
-        "--redknot-segment-tokens",
-        metavar="N",
-        type=int,
-        default=None,
-        help="Tokens of distinct segments that the cache is to hold beside running requests. Default: unknown.",
-    )
-    group.add_argument(
-        "--redknot-separator",
-        metavar="TEXT",
-        default=None,
-        help="Text, or a special token of the tokenizer, between lead, segments and tail of a prompt. It is removed. "
-        f"Default: {DEFAULT_SEPARATOR}.",
-    )
-    group.add_argument(
-        "--redknot-certificate-key",
-        metavar="PATH",
-        default=None,
-        help="Accept only certificates signed with this Ed25519 public key (PEM). Default: any certificate that fits.",
-    )
-    group.add_argument(
-        FLAG,
-        action="store_true",
-        # None, not False: a flag that was given without --redknot must be told from one that was not.
-        default=None,
-        help="Serve a head map or a repair policy that has no certificate, and say so in status, answers and metrics.",
-    )
-
-
-def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Remove RedKnot's options from `source` (keyword arguments or a namespace's dict) and return them."""
-    return {name: source.pop(name) for name in _FIELDS if name in source}
-
-
-def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfig | None:
-    """The configuration, or None if RedKnot is off. Raises RedKnotError for options that cannot be meant."""
-    given = sorted(name for name, value in options.items() if name != "redknot" and value is not None)
-    if not options.get("redknot"):
-        if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise RedKnotError(f"{flags} has no effect without --redknot; add --redknot or leave it out")
-        return None
-    attention = options.get("redknot_attention")
-    if attention is not None and attention not in ATTENTION_CHOICES:
-        raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
-    budget, key = options.get("redknot_kv_budget"), options.get("redknot_certificate_key")
-    return RedKnotConfig(
-        head_map=_find_head_map(options.get("redknot_head_map"), model_path),
-        context_length=_tokens(options, "context_length"),
-        attention=attention,
-        kv_budget=None if budget is None else parse_bytes(budget),
-        segment_length=_tokens(options, "segment_length"),
-        segment_tokens=_tokens(options, "segment_tokens"),
-        certificate_key=None if key is None else Path(key),
-        uncertified=bool(options.get("redknot_uncertified")),
-        certification=Certification(enforced=False),
-        **_segment_options(options),
-    )
-
-
-def _tokens(options: dict[str, Any], name: str) -> int | None:
-    value: int | None = options.get(f"redknot_{name}")
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        flag = "--redknot-" + name.replace("_", "-")
-        raise RedKnotError(f"{flag} must be a positive number of tokens, got {value!r}")
-    return value
-
-
-def _segment_options(options: dict[str, Any]) -> dict[str, str]:
-    from redknot_sglang.reuse.repair import parse_repair
-
-    given = {
-        field: options[f"redknot_{field}"]
-        for field in ("mode", "repair", "segment_lead", "separator")
-        if options.get(f"redknot_{field}") is not None
-    }
-    for field, choices in (("mode", MODES), ("segment_lead", LEADS)):
-        if given.get(field, choices[0]) not in choices:
-            flag = "--redknot-" + field.replace("_", "-")
-            raise RedKnotError(f"{flag} must be one of {', '.join(choices)}, got {given[field]!r}")
-    if "repair" in given:
-        given["repair"] = parse_repair(given["repair"]).name
-    if not given.get("separator", DEFAULT_SEPARATOR).strip():
-        raise RedKnotError("--redknot-separator must not be blank; write a text that no document contains")
-    return given
-
-
-def _find_head_map(given: str | None, model_path: str | None) -> Path:
-    if given is not None:
-        return Path(given)
-    beside = Path(model_path or "") / "head_map.json"
-    if model_path and beside.is_file():
-        return beside
-    raise RedKnotError(
-        f"--redknot needs a head map and there is no {beside}; pass --redknot-head-map PATH, "
-        "or make one with `redknot heads make`"
-    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from redknot_sglang import attention
 from redknot_sglang.attention import RedKnotAttention
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
 from redknot_sglang.kernels.extend_torch import TorchExtend

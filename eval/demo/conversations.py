@@ -6,7 +6,7 @@ from __future__ import annotations
 from eval.demo.results import TurnResult
 from eval.demo.settings import ANSWER_TOKENS, Settings
 from eval.tasks import Conversation, Example, Turn, make_conversation, score
-from redknot_sglang.cli.measure import Client, OnAnswer, Request, ask_all
+from redknot_sglang.measure.client import Client, OnAnswer, Request, ask_all
 
 
 def right(conversation: Conversation, turn: Turn, text: str) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 from eval.demo.results import FrontendResult, TurnResult
 from eval.demo.settings import REDKNOT, STOCK, Settings
-from redknot_sglang.cli.measure import cached_share
-from redknot_sglang.cli.statistics import quantile, wilson_interval
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.client import cached_share
+from redknot_sglang.measure.statistics import quantile, wilson_interval
+from redknot_sglang.measure.table import format_table
 
 
 @dataclass(frozen=True)

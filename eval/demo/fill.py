@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from eval.demo.settings import Settings
 from eval.tasks import make_example, render
-from redknot_sglang.cli.measure import Client, OnAnswer, Request, ask_all
-from redknot_sglang.cli.statistics import peak_overlap
+from redknot_sglang.measure.client import Client, OnAnswer, Request, ask_all
+from redknot_sglang.measure.statistics import peak_overlap
 
 
 async def requests_that_fit(client: Client, settings: Settings, on_answer: OnAnswer) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redknot_sglang.cli.measure import Answer
+from redknot_sglang.measure.client import Answer
 
 
 @dataclass(frozen=True)

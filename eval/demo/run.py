@@ -20,8 +20,8 @@ from eval.demo.fill import requests_that_fit
 from eval.demo.frontend import run_frontend
 from eval.demo.settings import SERVERS, Settings
 from eval.servers import flush
-from redknot_sglang.cli.launch import launch
-from redknot_sglang.cli.measure import Client, Request
+from redknot_sglang.measure.client import Client, Request
+from redknot_sglang.measure.launch import launch
 
 
 def run_demo(settings: Settings, out: Path) -> str:

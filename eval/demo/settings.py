@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from redknot_sglang.cli.launch import CPU_ENVIRONMENT, CPU_FLAGS
+from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS
 
 MODEL = Path(__file__).resolve().parent.parent / "model"
 HEAD_MAP = MODEL / "head_map.json"

@@ -9,7 +9,7 @@ import time
 from eval.bench_serve import flood, most_running
 from eval.gpu.ask import noise
 from eval.gpu.results import Cell
-from redknot_sglang.cli.launch import Server
+from redknot_sglang.measure.launch import Server
 
 # Decode steps between two lines of the server's log, from which the figure is read; answers must be longer.
 LOG_INTERVAL = 8

@@ -18,9 +18,9 @@ import requests
 from eval.gpu.concurrency import LOG_INTERVAL, NEW_TOKENS, prompts_to_send
 from eval.gpu.options import load_plan, steps_of
 from eval.servers import STOCK, STOCK_FLAGS, Served, start
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import Server, ServerError
+from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads.head_map import HeadMap, load_head_map
+from redknot_sglang.measure.launch import Server
 from redknot_sglang.pool.sizing import class_bytes, local_slots_per_sequence
 
 # Tokens beside the longest prompt: tails and answers.

@@ -24,7 +24,7 @@ from eval.rag.load import Load, Record, Runner
 from eval.rag.task_corpus import TaskCorpus
 from eval.rag.traffic import PERMUTED, Shape, make_dialogues
 from eval.servers import STOCK, flush
-from redknot_sglang.cli.statistics import quantile
+from redknot_sglang.measure.statistics import quantile
 
 ANSWER_TOKENS = 16
 # An answer later than this many limits is given up; the probe has failed long before.

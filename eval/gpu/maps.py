@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 from redknot_sglang.heads.head_map import HeadMap, load_head_map
 from redknot_sglang.heads.model_info import read_model_shape
 

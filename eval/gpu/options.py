@@ -9,7 +9,7 @@ from pathlib import Path
 from eval import servers
 from eval.gpu.load import Plan
 from eval.gpu.maps import find_map
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 STEPS = ("kernels", "cold", "prefix", "decode", "segments", "serving", "load", "concurrency")
 # Steps that servers of `fleet.latency_servers` answer.

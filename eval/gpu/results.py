@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 BENCHMARK = "bench_gpu"
 # Text without alignment: 3 % smaller than with the defaults.

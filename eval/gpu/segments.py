@@ -8,7 +8,7 @@ import argparse
 from eval import bench_segment_hit
 from eval.gpu.results import Cell
 from eval.servers import STOCK, flush
-from redknot_sglang.cli.launch import Server
+from redknot_sglang.measure.launch import Server
 
 LEAD = 32
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from eval.gpu.results import read
 from eval.servers import STOCK
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 BEGIN, END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 ORDER = ("cold", "prefix", "segments", "decode", "concurrency", "serving", "load")

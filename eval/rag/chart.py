@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.rag.report import CLASSES, Phase, Summaries
-from redknot_sglang.cli.statistics import quantile
+from redknot_sglang.measure.statistics import quantile
 
 _WIDTH, _ROW, _TOP, _MARGIN = 1240, 360, 70, 60
 _CURVES, _BARS = 620, 380

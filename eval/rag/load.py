@@ -13,7 +13,7 @@ from eval.rag.client import Answer, Client, RequestFailed, make_body
 from eval.rag.corpus import Corpus, Question
 from eval.rag.traffic import Dialogue, Prompt, make_arrivals, make_warm_up, prompt_of
 from eval.tasks.vocabulary import decode
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 Place = tuple[int, int]
 """Number of a dialogue, and of a turn in it."""

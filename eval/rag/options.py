@@ -14,7 +14,7 @@ from eval.rag.load import Load
 from eval.rag.task_corpus import TaskCorpus
 from eval.rag.text_corpus import FORMATS, TextCorpus, read_entries
 from eval.rag.traffic import KINDS, MULTITURN, PERMUTED, Shape
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 ANSWER_TOKENS, FIXED_TOKENS = 64, 16
 # Requests that run at once in open loop; those that arrive while so many run wait in the server.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.rag.load import Place, Record
-from redknot_sglang.cli.statistics import quantile, wilson_interval
-from redknot_sglang.cli.table import format_table
+from redknot_sglang.measure.statistics import quantile, wilson_interval
+from redknot_sglang.measure.table import format_table
 
 Summaries = dict[str, dict[str, dict[str, Any]]]
 """Figures of `summarize`, by kind of traffic and side."""

@@ -17,7 +17,7 @@ import requests
 from eval.provenance import origin
 from eval.rag.corpus import Corpus
 from eval.rag.report import Phase, Summaries
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 
 def make_head(args: argparse.Namespace, corpus: Corpus, kv: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,53 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from redknot_sglang.certificate.document import EXACT, Certificate, certificate_path, read_certificate
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import ModelFingerprint
+from redknot_sglang.config import UNCERTIFIED_FLAG, Certification
+from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import HeadMap
-
-FLAG = "--redknot-uncertified"
-
-
-@dataclass(frozen=True)
-class Certification:
-    """What a server knows of its certificate.
-
-    digest: of the certificate that fits, or None. policies: those it passed, and those of `by_definition`. reason: why the
-    rest is not certified. enforced: whether what is not certified is refused. by_definition: `exact` where that is what
-    stock SGLang computes, whatever the weights are.
-    """
-
-    digest: str | None = None
-    policies: tuple[str, ...] = ()
-    reason: str | None = None
-    enforced: bool = True
-    by_definition: tuple[str, ...] = ()
-
-    def after_update(self) -> Certification:
-        """What is left of it once the weights are no longer those that the server started with."""
-        return replace(self, digest=None, policies=self.by_definition, reason=_UPDATED)
-
-    def covers(self, policy: str) -> bool:
-        """Whether answers under `exact` or this repair policy are certified."""
-        return policy in self.policies
-
-    def report(self, policy: str) -> dict[str, Any]:
-        """What an answer under `policy` says: whether it is certified, and by which certificate."""
-        covered = self.covers(policy)
-        return {"certified": covered, "certificate": self.digest if covered else None}
-
-    def status(self, policy: str) -> dict[str, Any]:
-        """JSON for status pages; `policy` is what requests get that do not say."""
-        return {
-            "certified": self.covers(policy),
-            "digest": self.digest,
-            "policies": list(self.policies),
-            "uncertified_allowed": not self.enforced,
-            "reason": self.reason,
-        }
 
 
 @dataclass(frozen=True)
@@ -85,15 +44,11 @@ def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> C
         _check_policies(certificate, found, needed)
     except CertificateError as error:
         if needed and not uncertified:
-            raise CertificateError(f"{error}; or serve without: {FLAG}") from None
+            raise CertificateError(f"{error}; or serve without: {UNCERTIFIED_FLAG}") from None
         return replace(found, reason=str(error))
     return found
 
 
-_UPDATED = (
-    "the weights were updated while the server ran, and a certificate is about those that it started with: start a server "
-    "with the new weights to have them checked"
-)
 _ALL_GLOBAL = (
     "no certificate: with every head global, exact mode is what stock SGLang computes; segmented mode needs one"
 )
@@ -105,7 +60,7 @@ def refusal(certification: Certification, policy: str) -> str:
     return (
         f"policy {policy} is not certified on this server (certified: {known}); use one of these, have it certified with "
         f"`{_command(policy)}` (and the others that you serve: a new certificate replaces the old), or start the server "
-        f"with {FLAG}"
+        f"with {UNCERTIFIED_FLAG}"
     )
 
 

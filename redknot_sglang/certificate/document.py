@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import ModelFingerprint, canonical
+from redknot_sglang.errors import CertificateError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.weights import sampled_digest
+from redknot_sglang.errors import CertificateError
 
 # Of config.json these say how the file was written or how tokens are chosen, not what the model computes. Everything else
 # counts, fields of the future included. The number format is left out on purpose: a certificate holds for float32 and

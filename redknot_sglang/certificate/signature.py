@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.errors import CertificateError
 
 ALGORITHM = "ed25519"
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redknot_sglang.certificate.errors import CertificateError
+from redknot_sglang.errors import CertificateError
 
 BLOCK = 4096
 MOST_BLOCKS, FEWEST_BLOCKS = 64, 4

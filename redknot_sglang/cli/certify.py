@@ -4,30 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from redknot_sglang.certificate.document import EXACT, certificate_path, seal, write_certificate
-from redknot_sglang.certificate.errors import CertificateError
-from redknot_sglang.certificate.fingerprint import model_folder
-from redknot_sglang.cli.certify_answers import Answers
-from redknot_sglang.cli.certify_plan import Plan, make_plan
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.certify_record import describe_model, describe_run, print_tables
-from redknot_sglang.cli.certify_servers import Reply, Sides, ask_all, served, server_info
-from redknot_sglang.cli.certify_verdict import BY, FAIL, PASS, judge
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.certify.options import FIRST_SEED, Options
+from redknot_sglang.certify.record import tables
+from redknot_sglang.certify.run import certify
+from redknot_sglang.certify.verdict import BY, PASS, Thresholds
 from redknot_sglang.config import LEADS
 from redknot_sglang.cpu import has_cuda_driver
-from redknot_sglang.heads import HeadMapError, load_head_map
+from redknot_sglang.errors import CliError
 
 DEVICES = ("auto", "cpu", "cuda")
-# Far from where calibration starts by default.
-FIRST_SEED = 1_000_000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
         help="measure a head map through the server and write its certificate",
         description="Starts stock SGLang and SGLang --redknot one after the other, asks both the same held-out prompts, and "
         "writes losses, intervals and a verdict to MAP.certificate.json, which a server checks at start. Flags for both "
-        "servers go behind `--`. Exit code 1 if the verdict is no.",
-        usage="redknot certify MODEL --head-map F [options] [-- SERVER FLAGS]",
+        "servers go behind `--`, those for stock SGLang alone into --stock-flags. Exit code 1 if the verdict is no.",
+        usage='redknot certify MODEL --head-map F [options] [--stock-flags="FLAGS"] [-- SERVER FLAGS]',
     )
     parser.add_argument("model", metavar="MODEL", help="the model's folder")
     parser.add_argument("--head-map", type=Path, metavar="F", required=True, help="head map to certify")
@@ -58,6 +49,13 @@ def add_parser(subparsers: Any) -> None:
     _add_thresholds(parser)
     parser.add_argument("--key", type=Path, metavar="PEM", help="sign the certificate with this Ed25519 private key")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help="where to serve (GPU if there is one)")
+    parser.add_argument(
+        "--stock-flags",
+        default="",
+        metavar='"FLAGS"',
+        help="flags of stock SGLang alone, in one word, such as its best attention backend: "
+        '--stock-flags="--attention-backend fa3"; they come behind those of both servers, so that they prevail',
+    )
     parser.add_argument("--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
     parser.add_argument("--fresh", action="store_true", help="do not go on with the answers of a run that was cut")
@@ -88,84 +86,66 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write the certificate; 1 if a policy failed. Raises CliError."""
+    """Measure, print, write the certificate; 1 if a policy failed. Raises RedKnotError."""
     # Servers are ended on the way out, which an unhandled SIGTERM would skip.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(args)
-    except (CertificateError, HeadMapError) as error:
-        raise CliError(str(error)) from error
+    path, sealed = certify(_options(args))
+    for line in tables(sealed["policies"]):
+        print(line)
+    print(f"\nverdict: {sealed['verdict']}; written: {path}, digest {sealed['digest'][:12]}")
+    return 0 if sealed["verdict"] == PASS else 1
 
 
-def _run(args: argparse.Namespace) -> int:
-    key = None
-    if args.key is not None:
-        from redknot_sglang.certificate.signature import read_private_key
-
-        key = read_private_key(args.key)
-    head_map = load_head_map(args.head_map)
-    folder = model_folder(args.model)
-    plan = make_plan(args, folder)
+def _options(args: argparse.Namespace) -> Options:
+    """Raises CliError for what cannot be meant."""
+    for option, least in (("n", 1), ("seed", 0), ("max_tokens", 1), ("concurrency", 1)):
+        if getattr(args, option) < least:
+            flag = "-n" if option == "n" else "--" + option.replace("_", "-")
+            raise CliError(f"{flag} must be at least {least}, got {getattr(args, option)}")
     device = args.device
     if device == "auto":
         device = "cuda" if has_cuda_driver() else "cpu"
-    sides = Sides(folder, args.head_map, device, args.lead, plan.room, plan.segment_length, args.server_flags)
-    path = certificate_path(args.head_map)
-    work = path.with_name(path.name + ".work")
-    if args.fresh:
-        work.unlink(missing_ok=True)
-    known = Answers(work, plan, sides, head_map)
-    with TemporaryDirectory(prefix="redknot-certify-") as temporary:
-        answers, info = _measure(plan, sides, known, args.logs or Path(temporary))
-    dense = answers[None]
-    policies = {
-        plan.certified_name(policy): judge(plan.questions, dense, replies, plan.thresholds)
-        for policy, replies in answers.items()
-        if policy is not None
-    }
-    verdict = PASS if all(entry["verdict"] == PASS for entry in policies.values()) else FAIL
-    document = {
-        **describe_run(plan, head_map, info, args.server_flags),
-        "model": describe_model(args.model, folder, info),
-        "policies": policies,
-        "verdict": verdict,
-    }
-    sealed = seal(document, key)
-    write_certificate(path, sealed)
-    known.remove()
-    print_tables(policies)
-    print(f"\nverdict: {verdict}; written: {path}, digest {sealed['digest'][:12]}")
-    return 0 if verdict == PASS else 1
+    return Options(
+        model=args.model,
+        head_map=args.head_map,
+        thresholds=Thresholds(args.max_loss, args.max_task_loss, args.min_agreement, args.min_dense, args.by),
+        device=device,
+        repairs=[] if args.repair is None else [name.strip() for name in args.repair.split(",")],
+        lead=args.lead,
+        tasks=args.tasks,
+        task_dir=args.task_dir,
+        lengths=_lengths(args.lengths),
+        n=args.n,
+        seed=args.seed,
+        data=args.data,
+        max_tokens=args.max_tokens,
+        key=args.key,
+        concurrency=args.concurrency,
+        logs=args.logs,
+        fresh=args.fresh,
+        flags=args.server_flags,
+        stock_flags=_stock_flags(args.stock_flags),
+    )
 
 
-def _measure(
-    plan: Plan, sides: Sides, known: Answers, logs: Path
-) -> tuple[dict[str | None, list[Reply]], dict[str, Any]]:
-    """Replies by policy, None for dense attention, and the `/server_info` of the server with RedKnot."""
-    from tqdm import tqdm
+def _lengths(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise CliError(f"--lengths {text!r} is not a list of tokens such as 1024,2048")
+    return sorted({int(word) for word in words})
 
-    info: dict[str, Any] = {}
-    policies: tuple[str | None, ...] = (None, EXACT, *plan.repairs)
-    missing = {policy: [q for q in plan.questions if known.get(policy, q) is None] for policy in policies}
-    total = len(plan.questions) * len(policies)
-    done = total - sum(map(len, missing.values()))
-    if done:
-        print(f"{done} of {total} answers are known from a run that was cut; --fresh asks all again", file=sys.stderr)
-    with tqdm(total=total, initial=done, unit="prompt", desc="certify", leave=False, disable=None) as bar:
 
-        def note(policy: str | None, question: Question, reply: Reply) -> None:
-            known.keep(policy, question, reply)
-            bar.update()
-
-        for name, flags, asked in (("stock", sides.stock(), policies[:1]), ("redknot", sides.redknot(), policies[1:])):
-            if name == "stock" and not missing[None]:
-                continue
-            bar.set_postfix(server=name)
-            with served(flags, sides.device, logs / f"{name}.log") as server:
-                # Of the server with RedKnot even if all its answers are known: the certificate says how it served.
-                info = server_info(server.url)
-                for policy in asked:
-                    took = partial(note, policy)
-                    ask_all(server.url, missing[policy], policy, plan.max_tokens, plan.concurrency, took)
-    found = {policy: [known.get(policy, question) for question in plan.questions] for policy in policies}
-    return {policy: [reply for reply in replies if reply is not None] for policy, replies in found.items()}, info
+def _stock_flags(text: str) -> list[str]:
+    """Words of `--stock-flags`, cut as a shell does."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise CliError(f"--stock-flags {text!r} cannot be cut into words: {error}") from error
+    if words and not words[0].startswith("--"):
+        raise CliError(f"--stock-flags {text!r} must begin with a flag, such as --attention-backend fa3")
+    for word in words:
+        if word.startswith("--redknot"):
+            raise CliError(
+                f"--stock-flags: {word} is not for stock SGLang, which is served without RedKnot; leave it out"
+            )
+    return words

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.cli.checkout import find_checkout, import_package
-from redknot_sglang.cli.errors import CliError
 from redknot_sglang.cpu import has_cuda_driver, install_kernel_stand_in
+from redknot_sglang.errors import CliError
+from redknot_sglang.measure.checkout import load_demo
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -42,15 +42,12 @@ def run(args: argparse.Namespace) -> int:
     for name, size in sizes.items():
         if size < 1:
             raise CliError(f"--{name} must be at least 1, got {size}")
-    import_package(find_checkout() / "eval")
-    # The frontend language imports SGLang here as well, before any server is up.
+    # The demo's frontend language imports SGLang here as well, before any server is up.
     install_kernel_stand_in()
-    from eval.demo.run import run_demo
-    from eval.demo.settings import Settings
-
+    demo = load_demo()
     # Servers are ended on the way out, which an unhandled SIGTERM would skip.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    settings = Settings(device=device, **sizes)
+    settings = demo.Settings(device=device, **sizes)
     print(
         f"{settings.conversations} conversations of {settings.turns} turns over {settings.length} document "
         f"tokens; {settings.kv_budget / 2**20:.0f} MiB of KV for each server ({device}), "
@@ -58,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        table = run_demo(settings, args.out)
+        table = demo.run_demo(settings, args.out)
     except (RuntimeError, OSError) as error:
         print(f"redknot demo: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from redknot_sglang import __version__, cpu, seams
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError, SeamError
+from redknot_sglang.versions import check_version
 
 _PACKAGES = ("sglang", "torch", "triton", "flashinfer-python", "sglang-kernel", "transformers", "numpy")
 _EXAMPLE_HEAD_DIM = 128
@@ -50,8 +51,8 @@ def _report_versions() -> list[str]:
     for package in _PACKAGES:
         print(f"  {package} {_version(package) or 'not installed'}")
     try:
-        seams.check_version()
-    except seams.SeamError as error:
+        check_version()
+    except SeamError as error:
         return [str(error)]
     return []
 
@@ -97,7 +98,8 @@ def _report_attention() -> None:
 
 
 def _report_memory(model: str, flags: Sequence[str]) -> list[str]:
-    from redknot_sglang.cli.start_memory import StartError, estimate
+    from redknot_sglang.errors import StartError
+    from redknot_sglang.start_memory import estimate
 
     try:
         for line in estimate(model, flags):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 from redknot_sglang.heads.duo_attention import DEFAULT_THRESHOLD
 from redknot_sglang.heads.files import write_bytes
 from redknot_sglang.heads.global_heads import parse_global_heads

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from redknot_sglang import __version__
 from redknot_sglang.cli import certify, demo, doctor, eval, heads, preload, profile, report
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import RedKnotError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{args.command} starts no server to which flags behind -- could go")
     try:
         return int(args.func(args))
-    except CliError as error:
+    except RedKnotError as error:
         print(f"redknot {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.segments_client import SegmentsClient
+from redknot_sglang.errors import CliError
+from redknot_sglang.measure.segments_client import SegmentsClient
 
 
 def add_parser(subparsers: Any) -> None:

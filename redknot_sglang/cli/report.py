@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.document import certificate_path
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.report import ReportError, write_report
+from redknot_sglang.report import write_report
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,15 +27,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page. Raises CliError."""
+    """Write the page. Raises ReportError."""
     profile, certificate = args.profile, args.certificate
     if args.head_map is not None:
         profile = profile or _existing(args.head_map.with_name(args.head_map.stem + ".profile.json"))
         certificate = certificate or _existing(certificate_path(args.head_map))
-    try:
-        write_report(args.out, profile=profile, head_map=args.head_map, certificate=certificate)
-    except ReportError as error:
-        raise CliError(str(error)) from error
+    write_report(args.out, profile=profile, head_map=args.head_map, certificate=certificate)
     print(f"written: {args.out}")
     return 0
 

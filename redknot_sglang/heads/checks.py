@@ -6,9 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
-class HeadMapError(ValueError):
-    """Something about a head map is wrong; the message is one line: what, where, what to do."""
+from redknot_sglang.errors import HeadMapError
 
 
 def shown(value: object) -> str:

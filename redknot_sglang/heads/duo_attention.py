@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError, require_int, shown
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, shown
 from redknot_sglang.heads.files import parse_json_object, read_text
 from redknot_sglang.heads.head_map import HeadMap
 from redknot_sglang.heads.provenance import provenance

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-from redknot_sglang.heads.checks import HeadMapError, require_object, shown
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_object, shown
 
 StrPath = str | os.PathLike[str]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 from redknot_sglang.heads.duo_attention import decode_duo_attention, looks_like_gates
 from redknot_sglang.heads.files import StrPath, parse_json_object, read_text
 from redknot_sglang.heads.head_map import FORMAT, HeadMap

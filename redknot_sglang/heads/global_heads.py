@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 
 _RANGE = re.compile(r"(?P<first>\d{1,6})(-(?P<last>\d{1,6}))?", re.ASCII)
 

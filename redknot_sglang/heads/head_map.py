@@ -16,7 +16,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError, require_int, require_object, require_str, shown
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, require_object, require_str, shown
 from redknot_sglang.heads.files import StrPath, write_bytes
 from redknot_sglang.heads.model_info import ModelInfo
 

@@ -11,7 +11,7 @@ from html import escape
 from io import BytesIO
 from typing import Literal
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 from redknot_sglang.heads.head_map import HeadMap
 from redknot_sglang.heads.summary import model_title
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError, require_int, require_str
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, require_str
 from redknot_sglang.heads.files import StrPath, parse_json_object, read_text
 
 

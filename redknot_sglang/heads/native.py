@@ -7,14 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from redknot_sglang.heads.checks import (
-    HeadMapError,
-    require_int,
-    require_keys,
-    require_list,
-    require_object,
-    shown,
-)
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, require_keys, require_list, require_object, shown
 from redknot_sglang.heads.head_map import FORMAT, VERSION, HeadClass, HeadMap
 from redknot_sglang.heads.model_info import ModelInfo
 

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError, require_int, require_keys, require_matrix, shown
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, require_keys, require_matrix, shown
 from redknot_sglang.heads.head_map import DEFAULT_SINK, DEFAULT_WINDOW, HeadMap
 from redknot_sglang.heads.model_info import ModelInfo
 from redknot_sglang.heads.provenance import provenance

@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.memory_pool import KVCache
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.pool.probe import ProbeBuffers

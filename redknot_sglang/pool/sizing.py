@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.reuse.repair import parse_repair
 
@@ -98,6 +99,26 @@ def least_slots(head_map: HeadMap) -> int:
     return 2 if head_map.all_global else local_slots_per_sequence(head_map) + 8
 
 
+def holding_a_request(head_map: HeadMap, slots: PoolSlots) -> PoolSlots:
+    """The same slots. Raises RedKnotError if no single request can run in them."""
+    least = least_slots(head_map)
+    if min(slots.global_slots, slots.local_slots) < least:
+        raise RedKnotError(
+            f"KV memory gives {slots.global_slots} global and {slots.local_slots} local slots, one request needs {least}; "
+            "raise --redknot-kv-budget, --max-total-tokens or --mem-fraction-static"
+        )
+    return slots
+
+
+def widest(head_map: HeadMap, ranks: int, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
+    """Bytes per slot of the tensor-parallel rank with the most per global slot: every rank must have the same slots.
+
+    head_map: of the whole model. ranks: how many share it. The others are those of `class_bytes`.
+    """
+    costs = (class_bytes(head_map.shard(rank, ranks), head_dim, itemsize, probe_width) for rank in range(ranks))
+    return max(costs, key=lambda cost: cost.global_slot)
+
+
 def split_budget(
     head_map: HeadMap,
     cost: ClassBytes,
@@ -114,7 +135,7 @@ def split_budget(
     if head_map.all_global:
         slots = budget // (cost.global_slot + cost.probe)
         return PoolSlots(slots, slots)
-    in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local))
+    in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local)) if cost.local else 2 * chunk
     ratio = _local_ratio(head_map, context_length, segments)
 
     def beside(held: PoolSlots) -> PoolSlots:
@@ -122,7 +143,10 @@ def split_budget(
         global_slots = int(rest / (cost.global_slot + ratio * cost.local))
         return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
-    return _with_segments(head_map, segments, ratio, beside)
+    found = _with_segments(head_map, segments, ratio, beside)
+    # A rank whose heads are all global pays nothing for local slots. Others do, and one that holds no more of them than
+    # global ones takes no more bytes than this one.
+    return found if cost.local else PoolSlots(found.global_slots, min(found.global_slots, found.local_slots))
 
 
 def local_for_global(

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from redknot_sglang.profile.errors import ProfileError
+from redknot_sglang.errors import ProfileError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.profile.errors import ProfileError
+from redknot_sglang.errors import DataError, ProfileError
+from redknot_sglang.measure.prompt_file import read_prompts
+from redknot_sglang.measure.tasks import right_answers
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -84,31 +86,22 @@ def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[
 
 
 def read_jsonl(path: Path, tokenizer: Any) -> Data:
-    """Examples of a file with one object a line: `prompt`, and where known `answer` and `documents`.
+    """Examples of a file of prompts (measure/prompt_file.py); where several answers are right, the first is the example's.
 
-    Raises ProfileError, which names the line.
+    Raises DataError, which names the line.
     """
     examples = []
-    for where, entry in _lines(path):
-        unknown = sorted(set(entry) - {"prompt", "answer", "documents"})
-        prompt, answer, documents = entry.get("prompt"), entry.get("answer"), entry.get("documents", [])
-        if unknown:
-            raise ProfileError(f"{where}: unknown key {unknown[0]!r}; known: prompt, answer, documents")
-        if not isinstance(prompt, str) or not prompt or not isinstance(answer, str | None) or answer == "":
-            raise ProfileError(f"{where}: prompt must be a string that is not empty, answer too where there is one")
-        if not isinstance(documents, list) or not all(isinstance(d, str) and d for d in documents):
-            raise ProfileError(f"{where}: documents must be a list of strings that are not empty")
+    for line in read_prompts(path, other_keys=False)[0]:
+        answer = line.answers[0] if line.answers else None
         try:
-            examples.append(encode(tokenizer, prompt, answer, documents))
+            examples.append(encode(tokenizer, line.prompt, answer, line.documents))
         except ProfileError as error:
-            raise ProfileError(f"{where}: {error}") from None
-    if not examples:
-        raise ProfileError(f"{path}: no prompts in it")
+            raise DataError(f"{line.where}: {error}") from None
     return Data("jsonl", path.name, tuple(examples))
 
 
 def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: int, seed: int, tokenizer: Any) -> Data:
-    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (cli/eval.py).
+    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (measure/tasks.py).
 
     They take turns, so that a run that uses the first few sees all tasks. Raises ProfileError.
     """
@@ -126,7 +119,8 @@ def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: i
                     )
                 else:
                     prompt = tasks.render(made)
-                examples.append(encode(tokenizer, prompt, made.answer, made.documents))
+                answers = right_answers(made)
+                examples.append(encode(tokenizer, prompt, answers[0] if answers else None, made.documents))
     return Data("tasks", ",".join(names), tuple(examples), tuple(lengths), (seed, seed + count - 1))
 
 
@@ -142,24 +136,6 @@ def random_data(vocabulary: int, lengths: Sequence[int], count: int, seed: int) 
     return Data(
         "random", "token ids", tuple(Example(tuple(row), 1) for row in rows), tuple(lengths), (seed, seed + count - 1)
     )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ProfileError(f"{where}: not valid JSON: {error.msg}") from None
-        if not isinstance(entry, dict):
-            raise ProfileError(f"{where}: must be an object with a prompt")
-        yield where, entry
 
 
 def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

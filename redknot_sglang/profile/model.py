@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.heads.model_info import ModelShape, read_model_shape
 from redknot_sglang.profile.adapters import find_parts
 from redknot_sglang.profile.attention import full
-from redknot_sglang.profile.errors import ProfileError
 
 ATTENTION = "redknot_profile"
 LOAD_FORMATS = ("auto", "dummy")

@@ -58,7 +58,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from redknot_sglang.heads.checks import HeadMapError, require_int, require_keys, require_list, require_object
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads.checks import require_int, require_keys, require_list, require_object
 from redknot_sglang.heads.files import StrPath, parse_json_object, read_text, write_bytes
 
 FORMAT = "redknot-profile"

@@ -17,12 +17,12 @@ import torch
 import transformers
 
 from redknot_sglang import __version__
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.heads.files import write_bytes
 from redknot_sglang.heads.head_map import HeadMap
 from redknot_sglang.heads.model_info import ModelInfo
 from redknot_sglang.heads.provenance import provenance
 from redknot_sglang.profile.chart import draw_pareto
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.record import FORMAT, VERSION, Matrix, beside, save_record

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.heads.head_map import HeadMap
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.record import Matrix
 
 Head = tuple[int, int]

@@ -14,9 +14,9 @@ def build_tree(context: Any) -> Any:
     """The prefix cache for a `TreeCacheBuildContext`; a cache without reuse if the radix cache is disabled."""
     from sglang.srt.environ import envs
 
+    from redknot_sglang import active
     from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
-    from redknot_sglang.seams import active
     from redknot_sglang.serve.metrics import CertificationMetric
 
     config = active.config_of(context.server_args)

@@ -4,6 +4,7 @@
 The page needs no network and no script. Nothing here imports SGLang or torch.
 """
 
-from redknot_sglang.report.page import ReportError, write_report
+from redknot_sglang.errors import ReportError
+from redknot_sglang.report.page import write_report
 
 __all__ = ["ReportError", "write_report"]

@@ -11,18 +11,14 @@ from typing import Any
 
 from redknot_sglang import __version__
 from redknot_sglang.certificate.document import read_certificate
-from redknot_sglang.certificate.errors import CertificateError
-from redknot_sglang.heads import HeadMap, HeadMapError, load_head_map
+from redknot_sglang.errors import CertificateError, HeadMapError, ReportError
+from redknot_sglang.heads import HeadMap, load_head_map
 from redknot_sglang.heads.summary import model_title
 from redknot_sglang.report import sections
 from redknot_sglang.report.html import section, text
 from redknot_sglang.report.style import STYLE
 
 PROFILE_FORMAT, PROFILE_VERSION = "redknot-profile", 1
-
-
-class ReportError(ValueError):
-    """A report cannot be made; the message is one line: what, where, what to do."""
 
 
 def write_report(

@@ -156,6 +156,9 @@ def origin(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
             f"{settings['thresholds']['max_task_loss']:g} on a task, by {settings['thresholds']['by']}",
             "versions": f"SGLang {certificate['versions']['sglang']}, redknot-sglang {certificate['versions']['redknot']}",
             "measured on": ", ".join(str(certificate["measured_on"][name]) for name in ("device", "dtype")),
+            # Certificates of older releases do not say.
+            "stock SGLang was served with": " ".join(certificate["measured_on"].get("stock_flags", ()))
+            or "the same flags",
             "weights": certificate["model"]["weights"],
             "certificate digest": certificate["digest"],
             "signed": "yes, with the key " + certificate["signature"]["key"] if "signature" in certificate else "no",

@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW

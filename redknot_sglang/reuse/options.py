@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
-from redknot_sglang.config import MODES, RedKnotConfig, RedKnotError
+from redknot_sglang.config import MODES, RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.repair import parse_repair
 
@@ -19,6 +20,8 @@ MODE, SEGMENTS, CHARS, REPAIR, LEAD = (
     "redknot_segment_lead",
 )
 KEYS = (MODE, SEGMENTS, CHARS, REPAIR)
+# Set by `resolve` where the client gave no `custom_params` at all.
+ONLY = "redknot_only"
 
 
 def check_offsets(name: str, offsets: Any, length: int, unit: str) -> list[tuple[int, int]]:
@@ -52,7 +55,7 @@ def resolve(
     None if there were none. Raises RedKnotError, which becomes HTTP 400.
     """
     given = dict(params or {})
-    unknown = sorted(key for key in given if str(key).startswith("redknot_") and key not in KEYS)
+    unknown = sorted(key for key in given if _is_ours(key) and key not in KEYS)
     if unknown:
         raise RedKnotError(f"custom_params {', '.join(unknown)} not known; RedKnot reads {', '.join(KEYS)}")
     named = CHARS in given or SEGMENTS in given
@@ -74,7 +77,8 @@ def resolve(
             f"tail, or give {SEGMENTS} or {CHARS}"
         )
     check_offsets(SEGMENTS, offsets, length, "tokens")
-    return {**given, MODE: mode, SEGMENTS: list(offsets), REPAIR: policy.name, LEAD: config.segment_lead}
+    resolved = {**given, MODE: mode, SEGMENTS: list(offsets), REPAIR: policy.name, LEAD: config.segment_lead}
+    return resolved if params is not None else {**resolved, ONLY: True}
 
 
 def split_at(
@@ -119,3 +123,20 @@ def plan_of(req: Any) -> Plan | None:
         req.redknot_plan = make_plan(req.sampling_params.custom_params, len(req.origin_input_ids))
     plan: Plan | None = req.redknot_plan
     return plan
+
+
+def take_options(req: Any) -> None:
+    """Make the plan of a scheduler's request and take our options out of its `custom_params`.
+
+    What is left is what stock SGLang has there, for the request's own custom logit processor: the parameters that the client
+    gave for it and SGLang's `__req__`, or None where the client gave none.
+    """
+    plan_of(req)
+    params = req.sampling_params.custom_params
+    if params and any(_is_ours(key) for key in params):
+        theirs = {key: value for key, value in params.items() if not _is_ours(key)}
+        req.sampling_params.custom_params = None if params.get(ONLY) else theirs
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith("redknot_")

@@ -15,7 +15,7 @@ from typing import Any
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
 from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.preload_room import check_room

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 

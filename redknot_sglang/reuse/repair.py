@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import ClassVar
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.radix.spans import Spans
 
 _KNOWN = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RotaryError
 from redknot_sglang.kernels.relocate import Rotation
 
 # Exact types: a subclass may rotate in another way. All of these turn by a table over positions.
@@ -28,10 +28,6 @@ _REASONS = {
     "YaRNScalingMRotaryEmbedding": "mrope positions have several coordinates",
     "DualChunkRotaryEmbedding": "dual-chunk attention rotates a key in more than one way",
 }
-
-
-class RotaryError(RedKnotError):
-    """The model's keys cannot be relocated; the message is a clause that says why."""
 
 
 def rotation_of(model: torch.nn.Module) -> Rotation:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-SUPPORTED_SGLANG = ("0.5.17",)
+from redknot_sglang.errors import SeamError
+from redknot_sglang.versions import check_version, sglang_version
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,6 @@ class Seam:
     hook: Callable[..., Any]
     kind: Literal["before", "after", "around"]
     why: str
-
-
-class SeamError(RuntimeError):
-    """A seam did not take hold; the message names it."""
 
 
 def all_seams() -> tuple[Seam, ...]:
@@ -73,24 +69,6 @@ def install() -> None:
 
     for seam in all_seams():
         HookRegistry.register(seam.target, seam.hook, HookType(seam.kind))
-
-
-def sglang_version() -> str | None:
-    """Version of the installed SGLang, or None."""
-    try:
-        return version("sglang")
-    except PackageNotFoundError:
-        return None
-
-
-def check_version() -> None:
-    """Raises SeamError unless the installed SGLang is one that the seams were written for."""
-    found = sglang_version()
-    if found not in SUPPORTED_SGLANG:
-        supported = ", ".join(SUPPORTED_SGLANG)
-        raise SeamError(
-            f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}"
-        )
 
 
 def missing() -> list[Seam]:

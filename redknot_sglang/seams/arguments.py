@@ -8,27 +8,21 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from redknot_sglang import __version__
-from redknot_sglang.certificate.check import Certification, Served, certify_start
+from redknot_sglang import __version__, active
+from redknot_sglang.certificate.check import Served, certify_start
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import fingerprint_served
-from redknot_sglang.config import (
-    DEFAULT_REPAIR,
-    RedKnotConfig,
-    RedKnotError,
-    add_cli_args,
-    make_config,
-    take_options,
-)
+from redknot_sglang.config import DEFAULT_REPAIR, Certification, RedKnotConfig
 from redknot_sglang.cpu import has_cuda_driver
-from redknot_sglang.heads import HeadMapError
+from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
+from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.reuse.repair import parse_repair
-from redknot_sglang.seams import Seam, SeamError, active, registries, sglang_version
+from redknot_sglang.seams import Seam, registries
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.refusals import refuse_unsupported
 from redknot_sglang.seams.start_sizes import StartSizes
+from redknot_sglang.versions import sglang_version
 
 _CARRIED = "_redknot_options"
 
@@ -105,8 +99,7 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
             "lower it or raise --context-length"
         )
 
-    if config.kv_budget is not None or config.segment_tokens is not None:
-        _check_sizes(server_args, model_config, config)
+    _check_sizes(server_args, model_config, config)
     can_probe = probe_width(config, head_map_of(model_config), 1, server_args.tp_size) > 0
     if config.mode == "segmented" and parse_repair(config.repair).probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair boundary:K or none")
@@ -129,11 +122,11 @@ def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
 
 def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
     """Refuse sizes that hold no request here, where it is one line, and not in the scheduler process."""
-    sizes, budget = StartSizes(server_args, model_config, config), config.kv_budget
+    sizes = StartSizes(server_args, model_config, config)
     if server_args.max_total_tokens is not None:
         sizes.of_tokens(server_args.max_total_tokens)
-    if budget is not None and not sizes.hold_a_request(sizes.of_bytes(budget)):
-        raise RedKnotError(f"--redknot-kv-budget {budget} bytes cannot hold a single request; raise it")
+    if config.kv_budget is not None:
+        sizes.of_budget(config.kv_budget)
 
 
 SEAMS = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from redknot_sglang.seams import Seam, active
+from redknot_sglang import active
+from redknot_sglang.seams import Seam
 
 
 def _add_routes(server_args: Any, *args: Any, **kwargs: Any) -> None:

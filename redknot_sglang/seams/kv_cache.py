@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from redknot_sglang.seams import Seam, active, registries
+from redknot_sglang import active
+from redknot_sglang.seams import Seam, registries
 
 
 def _pool_sizes(original: Any, configurator: Any) -> Any:
@@ -49,11 +50,11 @@ def _say_why_no_scheduler_is_ready(original: Any, readers: Any, processes: Any) 
     try:
         return original(readers, processes)
     except RuntimeError:
-        from redknot_sglang.pool.configurator import REFUSED
+        from redknot_sglang.refuse import has_refused
 
         for process in processes:
             process.join(timeout=1)
-        if any(process.exitcode == REFUSED for process in processes):
+        if any(has_refused(process.exitcode) for process in processes):
             sys.exit("redknot: error: the server did not start, for the reason given above")
         raise
 

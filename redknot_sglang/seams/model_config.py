@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang import active
 from redknot_sglang.heads import HeadMap, load_head_map
-from redknot_sglang.seams import Seam, active, registries
+from redknot_sglang.seams import Seam, registries
 
 # The window of a map without local heads: longer than any sequence, so no local slot is ever freed early.
 UNBOUNDED_WINDOW = 1 << 30

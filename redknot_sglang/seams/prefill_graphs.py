@@ -13,7 +13,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from redknot_sglang.seams import Seam, active
+from redknot_sglang import active
+from redknot_sglang.seams import Seam
 
 # Rows beyond which the device takes longer than the host anyway, so that more graphs would only make start-up longer.
 _MOST_ROWS = 2048

@@ -7,8 +7,10 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from redknot_sglang.config import RedKnotError
-from redknot_sglang.seams import Seam, active
+from redknot_sglang import active
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.reuse.options import take_options
+from redknot_sglang.seams import Seam
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 
 
@@ -63,6 +65,7 @@ def _mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
     if options.get(PRELOAD_OPTION):
         req.redknot_preloads = True
         req.redknot_whole = options[WHOLE_OPTION]
+    take_options(req)
 
 
 SEAMS = (
@@ -76,6 +79,6 @@ SEAMS = (
         "sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
         _mark_preload,
         "before",
-        "requests that compute segments ahead of time, and whether local heads keep all of their rows",
+        "requests that compute segments ahead of time are marked, and our options are kept from logit processors",
     ),
 )

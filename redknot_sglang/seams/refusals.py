@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 
 # (argument, value that means "off", reason)
 _ARGUMENTS: tuple[tuple[str, tuple[Any, ...], str], ...] = (

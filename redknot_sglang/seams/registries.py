@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from redknot_sglang.seams import active
+from redknot_sglang import active
 
 RADIX_BACKEND = "redknot"
 # Names under which our backend is built when RedKnot is on. SGLang keys CUDA-graph gates, page sizes and its use of

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang import active
 from redknot_sglang.radix.spans import clip
-from redknot_sglang.seams import Seam, active
+from redknot_sglang.seams import Seam
 
 
 def _add_status(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:

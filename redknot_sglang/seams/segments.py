@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang import active
 from redknot_sglang.reuse.isolated import is_isolated, is_own_work
-from redknot_sglang.seams import Seam, active
+from redknot_sglang.seams import Seam
 
 # Attribute of a ScheduleBatch: its stretches by index of the request in the batch.
 _STRETCHES = "redknot_stretches"

@@ -6,43 +6,60 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.sizing import (
     ClassBytes,
     PoolSlots,
-    class_bytes,
+    holding_a_request,
     least_slots,
     local_for_global,
     segments_for,
     split_budget,
+    widest,
 )
 from redknot_sglang.seams.model_config import head_map_of
 
 
 class StartSizes:
-    """Sizes on rank 0. server_args, model_config: SGLang's, with a head map attached; config: of this server."""
+    """Sizes on the widest rank. server_args, model_config: SGLang's, with a head map attached; config: of this server."""
 
     def __init__(self, server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
-        whole = head_map_of(model_config)
-        self.head_map = whole.shard(0, server_args.tp_size)
-        group = model_config.num_attention_heads // whole.num_kv_heads
-        width = probe_width(config, whole, group, server_args.tp_size)
-        self.cost: ClassBytes = class_bytes(self.head_map, model_config.head_dim, model_config.dtype.itemsize, width)
+        self.head_map = head_map_of(model_config)
+        ranks = server_args.tp_size
+        group = model_config.num_attention_heads // self.head_map.num_kv_heads
+        width = probe_width(config, self.head_map, group, ranks)
+        # --kv-cache-dtype is auto, the model's own, or bfloat16: others are refused.
+        itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
+        self.cost: ClassBytes = widest(self.head_map, ranks, model_config.head_dim, itemsize, width)
         context_length = config.context_length or model_config.context_len
         chunk = server_args.chunked_prefill_size
         self._lengths = context_length, chunk if chunk and chunk > 0 else context_length, segments_for(config)
 
     def of_tokens(self, tokens: int) -> PoolSlots:
         """Slots under `--max-total-tokens`. Raises RedKnotError if they do not hold the segments beside one request."""
-        return local_for_global(self.head_map, tokens, *self._lengths)
+        return self._checked(local_for_global(self.head_map, tokens, *self._lengths), f"--max-total-tokens {tokens}")
 
-    def of_bytes(self, budget: int) -> PoolSlots:
-        """Slots of a budget in bytes. Raises as `of_tokens`."""
-        return split_budget(self.head_map, self.cost, budget, *self._lengths)
+    def of_budget(self, budget: int) -> PoolSlots:
+        """Slots of `--redknot-kv-budget`, bytes. Raises as `of_tokens`."""
+        slots = split_budget(self.head_map, self.cost, budget, *self._lengths)
+        return self._checked(slots, f"--redknot-kv-budget {budget} bytes")
 
-    def hold_a_request(self, slots: PoolSlots) -> bool:
-        """Whether a single request can run in them."""
-        return min(slots.global_slots, slots.local_slots) >= least_slots(self.head_map)
+    def of_share(self, share: int) -> PoolSlots:
+        """Slots of what SGLang finds for KV, bytes. Raises as `of_tokens`."""
+        slots = split_budget(self.head_map, self.cost, max(0, share), *self._lengths)
+        return holding_a_request(self.head_map, slots)
+
+    def _checked(self, slots: PoolSlots, flag: str) -> PoolSlots:
+        try:
+            return holding_a_request(self.head_map, slots)
+        except RedKnotError:
+            need = least_slots(self.head_map)
+            has = f"{slots.global_slots} global and {slots.local_slots} local slots"
+            message = (
+                f"{flag} cannot hold a single request, which needs {need} slots of each class and gets {has}; raise it"
+            )
+            raise RedKnotError(message) from None
 
     def bytes_of(self, slots: PoolSlots) -> int:
         """What slots take in memory; with all heads global nothing is local but what probes keep."""

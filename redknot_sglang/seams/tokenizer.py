@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from redknot_sglang.certificate.check import Certification
+from redknot_sglang import active
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.config import Certification, RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.seams import Seam, active
+from redknot_sglang.seams import Seam
 from redknot_sglang.serve.requests import check_unresolved, resolve_request, separator_id, special_ids
 from redknot_sglang.serve.segment_calls import RESOLVED
 
@@ -42,7 +44,10 @@ def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> No
     config = active.config_of(manager.server_args)
     manager.redknot_separator = None
     if config is not None and manager.tokenizer is not None:
-        manager.redknot_separator = separator_id(manager.tokenizer, config.separator)
+        try:
+            manager.redknot_separator = separator_id(manager.tokenizer, config.separator)
+        except RedKnotError as error:
+            sys.exit(f"redknot: error: {error}")
         manager.redknot_special = special_ids(manager.tokenizer)
 
 
@@ -56,7 +61,7 @@ async def _own_list(original: Any, manager: Any, obj: Any) -> Any:
 def _resolve_options(original: Any, manager: Any, obj: Any, input_ids: list[int]) -> None:
     config = active.config_of(manager.server_args)
     if config is not None and hasattr(obj, "sampling_params") and not hasattr(obj, RESOLVED):
-        check_unresolved(obj)
+        check_unresolved(obj, manager.preferred_sampling_params)
         if input_ids is not None:
             resolve_request(manager, config, obj, input_ids)
     original(manager, obj, input_ids)

@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import AddedToken
 
 from redknot_sglang.certificate.check import refusal
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.isolated import WHOLE
 from redknot_sglang.reuse.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
 
@@ -20,23 +21,36 @@ def separator_id(tokenizer: Any, separator: str) -> int:
 
     From now on the tokenizer cuts every text at the separator before it looks at anything else, also where the separator is
     a word of its vocabulary, which would otherwise be one token with spaces around it and another without.
+    Raises RedKnotError for a separator that the tokenizer puts into every prompt by itself, such as the beginning's token.
     """
     is_word = separator in tokenizer.get_vocab()
     tokenizer.add_tokens([AddedToken(separator, special=not is_word, normalized=False)], special_tokens=not is_word)
-    return int(tokenizer.convert_tokens_to_ids(separator))
+    token = int(tokenizer.convert_tokens_to_ids(separator))
+    if token in tokenizer.encode(""):
+        raise RedKnotError(
+            f"--redknot-separator {separator} is a token that the tokenizer puts into every prompt: choose another text"
+        )
+    return token
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that stand for no text, such as those around chat messages."""
-    return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+    """Tokens that stand for no text, such as those around chat messages.
+
+    The token for unknown characters stands for text, unless the tokenizer uses it for the beginning or the end, too.
+    """
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        special.discard(tokenizer.unk_token_id)
+    return frozenset(special)
 
 
 def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: list[int]) -> None:
     """Fill in `custom_params` of a generate request and take separators out of `input_ids`, both in place.
 
-    Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
+    Those that the request does not give are the server's `--preferred-sampling-params`, as in stock SGLang. Parameters that
+    are not ours stay as they are; `reuse.options.take_options` takes ours out again before others see them. Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
     """
-    params = obj.sampling_params.get("custom_params")
+    params = custom_params_of(obj, manager.preferred_sampling_params)
     chars = (params or {}).get(CHARS)
     tokens = input_ids
     offsets: list[int] | None = None
@@ -57,7 +71,13 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     if offsets is not None:
         input_ids[:] = tokens
     if resolved != (params or {}):
-        obj.sampling_params = {**obj.sampling_params, "custom_params": resolved or None}
+        # An empty dictionary is not the same as none: SGLang puts the request itself into it, for logit processors.
+        obj.sampling_params = {**obj.sampling_params, "custom_params": resolved}
+
+
+def custom_params_of(obj: Any, preferred: Mapping[str, Any] | None) -> Any:
+    """A request's `custom_params` as SGLang will take them: its own, else those that the server prefers."""
+    return {**(preferred or {}), **(obj.sampling_params or {})}.get("custom_params")
 
 
 def check_namespace(extra_key: Any) -> None:
@@ -66,13 +86,13 @@ def check_namespace(extra_key: Any) -> None:
         raise RedKnotError(f"extra_key must not contain {WHOLE!r}")
 
 
-def check_unresolved(obj: Any) -> None:
+def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> None:
     """What can be checked of any request: its namespace, and that nothing is asked of a prompt without tokens.
 
-    Raises RedKnotError.
+    preferred: the server's `--preferred-sampling-params`. Raises RedKnotError.
     """
     check_namespace(getattr(obj, "extra_key", None))
-    given = (obj.sampling_params or {}).get("custom_params") or {}
+    given = custom_params_of(obj, preferred) or {}
     if not isinstance(given, Mapping):
         raise RedKnotError(f"custom_params must be a JSON object, got {type(given).__name__}")
     named = sorted(key for key in given if isinstance(key, str) and key.startswith("redknot_"))
@@ -97,14 +117,15 @@ def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bo
     parts = [text[a:b] for a, b in pairwise(borders)]
     # A part "a#" before the separator "##" would be cut after "a".
     ambiguous = next((part for part in parts[:-1] if (part + separator).index(separator) < len(part)), None)
-    if ambiguous is not None:
-        raise RedKnotError(
-            f"{CHARS}: a part ends with {ambiguous[-len(separator) :]!r}, which together with the separator {separator} would "
-            "be cut in another place: end it elsewhere, or start the server with another --redknot-separator"
-        )
     marked = manager.tokenizer.encode(separator.join(parts))
     cuts = [at for at, token in enumerate(marked) if token == manager.redknot_separator]
-    assert len(cuts) == len(parts) - 1, "the tokenizer cuts at every separator"
+    # The tokenizer may have a token that ends like the separator begins.
+    if ambiguous is not None or len(cuts) != len(parts) - 1:
+        what = "the end of a part" if ambiguous is None else f"the end of a part, {ambiguous[-len(separator) :]!r},"
+        raise RedKnotError(
+            f"{CHARS}: {what} together with the separator {separator} would be cut in another place: end it elsewhere, or "
+            "start the server with another --redknot-separator"
+        )
     tokens = [token for token in marked if token != manager.redknot_separator]
     return tokens, [cut - before for before, cut in enumerate(cuts)]
 

@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from sglang.srt.utils.auth import AuthLevel, auth_level
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
-from redknot_sglang.seams import active
+from redknot_sglang import active
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.serve import segments
 
 router = APIRouter(prefix="/redknot")

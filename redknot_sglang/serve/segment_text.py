@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 
 
 class SegmentText:

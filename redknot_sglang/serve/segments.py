@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redknot_sglang.config import RedKnotConfig, RedKnotError
+from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
 from redknot_sglang.reuse.repair import Blend, parse_repair

@@ -8,7 +8,7 @@ from typing import Any
 from redknot_sglang import __version__
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.seams import sglang_version
+from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:

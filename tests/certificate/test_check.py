@@ -14,11 +14,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from redknot_sglang import __version__
-from redknot_sglang.certificate.check import Certification, Served, certify_start
+from redknot_sglang.certificate.check import Served, certify_start
 from redknot_sglang.certificate.document import certificate_path, read_certificate, seal, write_certificate
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import fingerprint_model
 from redknot_sglang.certificate.signature import read_private_key
+from redknot_sglang.config import Certification
+from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import load_head_map
 from tests.certificate.made import SGLANG, certified_map, make_document
 from tests.serving.harness import ALL_GLOBAL, MODEL

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.fingerprint import config_digest, fingerprint_model, fingerprint_served, model_folder
+from redknot_sglang.errors import CertificateError
 from tests.serving.harness import MODEL
 
 CONFIG = json.loads((MODEL / "config.json").read_text())

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from redknot_sglang import active
 from redknot_sglang.certificate.document import certificate_path, read_certificate
 from redknot_sglang.config import RedKnotConfig
-from redknot_sglang.seams import active
 from tests.certificate.made import certified_map
 from tests.serving import harness
 from tests.serving.harness import Server

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from redknot_sglang.certificate import weights
-from redknot_sglang.certificate.errors import CertificateError
 from redknot_sglang.certificate.weights import BLOCK, file_digests, offsets, sampled_digest, weight_files
+from redknot_sglang.errors import CertificateError
 
 RNG = np.random.default_rng(0)
 TENSORS: dict[str, Any] = {

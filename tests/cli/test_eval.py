@@ -11,9 +11,9 @@ import pytest
 
 from eval import tasks
 from redknot_sglang.cli import eval as eval_command
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.statistics import wilson_interval
-from tests.cli.fake_server import FakeServer, Reply, fake_server
+from redknot_sglang.errors import CliError
+from redknot_sglang.measure.statistics import wilson_interval
+from tests.measure.fake_server import FakeServer, Reply, fake_server
 
 LENGTH = 256
 
@@ -130,6 +130,23 @@ def test_tasks_may_come_from_another_package(tmp_path: Path, monkeypatch: pytest
     with fake_server(lambda body: Reply((body["prompt"].removeprefix("say "),))) as server:
         assert run(server.url, f"--task-dir={folder}", "--n=3", f"--json={out}") == 0
     assert json.loads(out.read_text())["tasks"]["echo"]["correct"] == 3
+
+
+def test_any_of_a_tasks_answers_is_right_and_all_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "many_answers"
+    folder.mkdir()
+    several = TASK_PACKAGE.replace("    answer: str\n", "    answer: str\n    answers: list\n").replace(
+        "Example(str(seed))", 'Example(str(seed), [str(seed), "number " + str(seed)])'
+    )
+    (folder / "__init__.py").write_text(several)
+    out = tmp_path / "r.json"
+    said = {"say 0": "0", "say 1": "number 1", "say 2": "two"}
+    with fake_server(lambda body: Reply((said[body["prompt"]],))) as server:
+        assert run(server.url, f"--task-dir={folder}", "--n=3", f"--json={out}") == 0
+    found = json.loads(out.read_text())["tasks"]["echo"]
+    assert found["correct"] == 2
+    assert found["wrong"] == [{"seed": 2, "expected": ["2", "number 2"], "got": "two", "error": None}]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from redknot_sglang.cli.main import build_parser, main
 
 
 def test_every_subcommand_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("doctor", "heads", "certify", "report", "preload", "eval", "demo"):
+    for command in ("doctor", "heads", "profile", "certify", "report", "preload", "eval", "demo"):
         with pytest.raises(SystemExit) as done:
             main([command, "--help"])
         assert done.value.code == 0
@@ -46,9 +46,9 @@ def test_the_parser_is_built_without_heavy_imports() -> None:
 
 def test_flags_for_servers_are_refused_where_none_starts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main(["doctor", "--", "--dtype=bfloat16"])
+        main(["preload", "corpus.jsonl", "--", "--dtype=bfloat16"])
     assert done.value.code == 2
-    assert "doctor starts no server" in capsys.readouterr().err
+    assert "preload starts no server" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--conversations=0", "--turns=-1", "--length=0"])

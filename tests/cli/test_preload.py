@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.cli.main import main
-from tests.cli.fake_server import Reply, fake_server
+from tests.measure.fake_server import Reply, fake_server
 
 
 def segments_of(seen: set[Any]) -> Callable[[dict[str, Any]], Reply]:

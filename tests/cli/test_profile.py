@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from redknot_sglang.cli import profile as command
 from redknot_sglang.cli import profile_options
 from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
+from redknot_sglang.profile import start
 from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.record import load_record
 from redknot_sglang.profile.reuse import LEVELS
@@ -163,6 +163,6 @@ def test_memory_that_is_too_small(
     def full(*_: object) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(command, "_run", full)
+    monkeypatch.setattr(start, "profile_model", full)
     assert run(tmp_path / "map.json", "--data", "tasks", "--target-kv", 0.5) == 2
     assert "the GPU's memory is too small: give a smaller --chunk" in capsys.readouterr().err

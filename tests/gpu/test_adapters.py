@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from redknot_sglang.cli.launch import launch
+from redknot_sglang.measure.launch import launch
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise

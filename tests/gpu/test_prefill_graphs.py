@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eval.make_checkpoint import write
-from redknot_sglang.cli.launch import launch
+from redknot_sglang.measure.launch import launch
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.heads import HeadMap, HeadMapError, load_head_map
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads import HeadMap, load_head_map
 
 TABLE = "9.96e-01\t0.0\t5.0e-01\t6.1e-01\n0.000000e+00\t1.02\t-0.01\t4.99e-01\n"
 CONFIG = {"model_name": "models/Some-Model-8B/", "sink_size": 128, "recent_size": 256, "threshold": 0.1}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 from redknot_sglang.heads.global_heads import parse_global_heads
 
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.heads import HeadClass, HeadMap, HeadMapError, ModelInfo, load_head_map
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads import HeadClass, HeadMap, ModelInfo, load_head_map
 
 NAMES = st.none() | st.sampled_from(["llama", "qwen3", "LlamaForCausalLM"])
 SIZES = st.none() | st.integers(1, 1 << 20)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.heads.checks import HeadMapError
+from redknot_sglang.errors import HeadMapError
 from redknot_sglang.heads.model_info import ModelInfo, ModelShape, read_model_shape
 
 GQA = {

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.heads import HeadMap, HeadMapError, ModelInfo, load_head_map
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads import HeadMap, ModelInfo, load_head_map
 from redknot_sglang.heads.files import MAX_BYTES
 
 DOCUMENT: dict[str, Any] = {

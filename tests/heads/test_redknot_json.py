@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.heads import HeadMap, HeadMapError, load_head_map
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads import HeadMap, load_head_map
 
 DOCUMENT: dict[str, Any] = {
     "model": "Some-Model-7B",

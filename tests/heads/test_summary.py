@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from redknot_sglang.heads import HeadMap, HeadMapError, ModelInfo
+from redknot_sglang.errors import HeadMapError
+from redknot_sglang.heads import HeadMap, ModelInfo
 from redknot_sglang.heads.heat_map import GLOBAL_COLOR, LOCAL_COLOR, PNG_SCALE, draw, to_png, to_svg
 from redknot_sglang.heads.summary import one_line, summary_dict, summary_text
 

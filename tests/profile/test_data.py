@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from redknot_sglang.profile.data import encode, random_data, read_jsonl
-from redknot_sglang.profile.errors import ProfileError
+from redknot_sglang.errors import DataError, ProfileError
+from redknot_sglang.profile.data import encode, random_data, read_jsonl, task_data
 
 MODEL = Path(__file__).parents[2] / "eval" / "model"
 
@@ -49,35 +50,36 @@ def test_segments_are_the_tokens_inside_the_documents(tokenizer: Any) -> None:
         encode(tokenizer, prompt, None, ["x", "x"])
 
 
+def test_the_first_of_several_answers_is_the_one_of_the_loss(tokenizer: Any, tmp_path: Path) -> None:
+    one = read_jsonl(written(tmp_path / "one.jsonl", {"prompt": "Report kram:", "answer": "Paris"}), tokenizer)
+    several = written(tmp_path / "several.jsonl", {"prompt": "Report kram:", "answers": ["Paris", "Rome"]})
+    assert read_jsonl(several, tokenizer).examples == one.examples
+    turned = written(tmp_path / "turned.jsonl", {"prompt": "Report kram:", "answers": ["Rome", "Paris"]})
+    assert read_jsonl(turned, tokenizer).examples != one.examples
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not valid JSON"),
-        ([1], "line 2: must be an object with a prompt"),
-        ({"answer": "x"}, "line 2: prompt must be a string"),
-        ({"prompt": ""}, "line 2: prompt must be a string"),
-        ({"prompt": 3}, "line 2: prompt must be a string"),
-        ({"prompt": "x y", "answer": ""}, "line 2: prompt must be a string that is not empty, answer too"),
-        ({"prompt": "x y", "answers": ["a"]}, "line 2: unknown key 'answers'; known: prompt, answer, documents"),
-        ({"prompt": "x y", "documents": "x"}, "line 2: documents must be a list"),
-        ({"prompt": "x y", "documents": [""]}, "line 2: documents must be a list"),
+        ({"prompt": "x y", "anwser": "a"}, "line 2: unknown key 'anwser'; known: prompt, answer, answers, documents"),
         ({"prompt": "x y", "documents": ["z"]}, "line 2: document 0 does not stand in the prompt"),
         ({"prompt": "Report"}, "line 2: a prompt without an answer needs at least two tokens"),
     ],
 )
 def test_bad_lines(line: object, message: str, tokenizer: Any, tmp_path: Path) -> None:
     file = written(tmp_path / "d.jsonl", {"prompt": "one two"}, line)
-    with pytest.raises(ProfileError) as caught:
+    with pytest.raises(DataError) as caught:
         read_jsonl(file, tokenizer)
     assert str(caught.value).startswith(f"{file}, {message}")
 
 
-def test_files_without_prompts(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="no prompts in it"):
-        read_jsonl(written(tmp_path / "d.jsonl", ""), tokenizer)
-    (tmp_path / "b").write_bytes(b"\xff\xfe")
-    with pytest.raises(ProfileError, match="cannot be read as UTF-8 text"):
-        read_jsonl(tmp_path / "b", tokenizer)
+def test_tasks_with_several_answers_give_the_first(tokenizer: Any) -> None:
+    example = SimpleNamespace(answers=["Paris", "Rome"], answer="Rome", documents=[])
+    tasks = SimpleNamespace(
+        make_example=lambda *_: example, messages=lambda _: [{"role": "user", "content": "Report kram:"}]
+    )
+    data = task_data(tasks, ["t"], [8], 1, 0, tokenizer)
+    assert tokenizer.decode(data.examples[0].ids[data.examples[0].first :]) == "Paris<|end|>"
 
 
 def test_random_ids() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.heads import HeadMap, HeadMapError, ModelInfo, load_head_map
+from redknot_sglang.errors import HeadMapError, ProfileError
+from redknot_sglang.heads import HeadMap, ModelInfo, load_head_map
 from redknot_sglang.profile import run
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.record import KEYS, beside, load_record, save_record
 from redknot_sglang.profile.run import Plan, profile, write
 from redknot_sglang.profile.select import Target

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.profile.chart import draw_pareto
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.select import (
     ROUNDING,

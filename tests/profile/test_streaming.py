@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.profile import attention
 from redknot_sglang.profile.data import Example
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.methods.distortion import example_distortion
 from redknot_sglang.profile.methods.gates import gated
 from redknot_sglang.profile.methods.mass import example_mass

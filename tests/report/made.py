@@ -7,9 +7,9 @@ import random
 from typing import Any
 
 from redknot_sglang.certificate.document import FORMAT, VERSION
-from redknot_sglang.cli.certify_questions import Question
-from redknot_sglang.cli.certify_servers import Reply
-from redknot_sglang.cli.certify_verdict import Thresholds, judge
+from redknot_sglang.certify.questions import Question
+from redknot_sglang.certify.servers import Reply
+from redknot_sglang.certify.verdict import Thresholds, judge
 from redknot_sglang.heads import HeadMap
 
 WINDOWS = (16, 32, 64, 128, 256, 512)

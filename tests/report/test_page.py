@@ -17,7 +17,8 @@ from PIL import Image
 
 from redknot_sglang.certificate.document import certificate_path, seal, write_certificate
 from redknot_sglang.cli.main import main
-from redknot_sglang.report import ReportError, write_report
+from redknot_sglang.errors import ReportError
+from redknot_sglang.report import write_report
 from redknot_sglang.report.page import render
 from tests.report.made import TASKS, make_certificate, make_map, make_profile
 
@@ -67,6 +68,14 @@ def test_figures_are_those_of_the_files() -> None:
     assert certificate["digest"] in page and "exact &#10003; passed" in page and "none &#10007; failed" in page
     assert "crossdoc at 1024 tokens: loses" in page
     assert "random (control)" in page and "ring is the chosen map: fewest bytes" in page
+
+
+def test_flags_of_stock_alone_show() -> None:
+    certificate = make_certificate(MAP)
+    assert "stock SGLang was served with</dt><dd>the same flags</dd>" in render(None, None, seal(certificate))
+    certificate["measured_on"]["stock_flags"] = ["--attention-backend", "fa3"]
+    page = render(None, None, seal(certificate))
+    assert "stock SGLang was served with</dt><dd>--attention-backend fa3</dd>" in page
 
 
 def test_what_comes_from_files_is_escaped() -> None:

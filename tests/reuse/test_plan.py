@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.radix.spans import runs_of
 from redknot_sglang.reuse.gather import Runs, Stretch
 from redknot_sglang.reuse.options import make_plan, split_at

@@ -10,8 +10,9 @@ import pytest
 from sglang.srt.model_executor.runner.shape_key import ShapeKey
 from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
 
+from redknot_sglang import active
 from redknot_sglang.attention import RedKnotAttention
-from redknot_sglang.seams import active, prefill_graphs
+from redknot_sglang.seams import prefill_graphs
 
 
 class FakeAttention(RedKnotAttention):

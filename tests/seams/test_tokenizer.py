@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
-from redknot_sglang.seams import active, tokenizer
+from redknot_sglang.reuse.options import plan_of, take_options
+from redknot_sglang.seams import tokenizer
 
 SEPARATOR = 99
 
@@ -21,19 +24,22 @@ def hook(name: str) -> Any:
     return found
 
 
-def manager() -> Any:
+def manager(preferred: dict[str, Any] | None = None) -> Any:
     made = SimpleNamespace(
         server_args=SimpleNamespace(disable_radix_cache=False),
         tokenizer=None,
         redknot_separator=SEPARATOR,
         redknot_special=frozenset(),
+        preferred_sampling_params=preferred,
     )
     active.attach(made.server_args, RedKnotConfig(Path("map.json"), mode="segmented", repair="none"))
     return made
 
 
-def ask(tokens: list[int], params: dict[Any, Any] | None) -> tuple[list[int], Any]:
-    """Token ids and sampling parameters that SGLang goes on with."""
+def ask(
+    tokens: list[int], params: dict[Any, Any] | None, preferred: dict[str, Any] | None = None
+) -> tuple[list[int], Any]:
+    """Token ids and `custom_params` that SGLang goes on with. preferred: the server's `--preferred-sampling-params`."""
     obj = SimpleNamespace(
         input_ids=tokens,
         input_embeds=None,
@@ -47,8 +53,20 @@ def ask(tokens: list[int], params: dict[Any, Any] | None) -> tuple[list[int], An
         hook("_validate_one_request")(lambda *args: None, manager, obj, obj.input_ids)
         return list(obj.input_ids)
 
-    found = asyncio.run(hook("_tokenize_one_request")(tokenize, manager(), obj))
-    return found, obj.sampling_params.get("custom_params")
+    found = asyncio.run(hook("_tokenize_one_request")(tokenize, manager(preferred), obj))
+    return found, {**(preferred or {}), **obj.sampling_params}.get("custom_params")
+
+
+def seen(tokens: list[int], params: dict[Any, Any] | None, preferred: dict[str, Any] | None = None) -> Any:
+    """What a custom logit processor gets of a request, through SGLang's own request object."""
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    found, resolved = ask(tokens, params, preferred)
+    req = Req("1", "", array("q", found), SamplingParams(max_new_tokens=1, custom_params=resolved))
+    take_options(req)
+    assert (plan_of(req) is not None) == bool(resolved and resolved.get("redknot_segments"))
+    return req.sampling_params.custom_params
 
 
 def test_a_caller_s_list_is_never_changed() -> None:
@@ -70,4 +88,35 @@ def test_parameters_of_others_arrive_whole(theirs: dict[Any, Any], ours: dict[st
 
 def test_no_parameters_and_empty_ones_stay_so() -> None:
     assert ask([1, 2], None)[1] is None and ask([1, 2], {})[1] == {}
-    assert ask([1, 2], {"redknot_mode": "exact"})[1] is None
+    # A logit processor that expects a dictionary because its client sends one must get one.
+    assert ask([1, 2], {"redknot_mode": "exact"})[1] == {}
+
+
+@pytest.mark.parametrize("tokens", [[1, SEPARATOR, 2, 3, SEPARATOR, 4], [1, 2, 3]], ids=["segments", "none"])
+def test_logit_processors_see_what_they_see_in_stock(tokens: list[int]) -> None:
+    assert seen(tokens, None) is None
+    # SGLang puts the request itself into whatever dictionary the client gave.
+    all_theirs: list[dict[Any, Any]] = [{}, {"mine": 1, "knot": {"redknot_like": [1, 2]}}, {1: 2, "redknotty": 3}]
+    all_ours: list[dict[Any, Any]] = [
+        {},
+        {"redknot_mode": "exact"},
+        {"redknot_repair": "none"},
+        {"redknot_segments": []},
+    ]
+    for theirs in all_theirs:
+        for ours in all_ours:
+            given = tokens if "redknot_segments" not in ours else [1, 2, 3]
+            params = seen(given, {**theirs, **ours})
+            assert params.pop("__req__").rid == "1" and params == theirs
+
+
+def test_what_the_server_prefers_is_not_lost_to_our_options() -> None:
+    tokens = [1, SEPARATOR, 2, 3, SEPARATOR, 4]
+    preferred = {"custom_params": {"mine": 1, "redknot_repair": "boundary:2"}}
+    found, resolved = ask(tokens, None, preferred)
+    assert found == [1, 2, 3, 4] and resolved["mine"] == 1 and resolved["redknot_repair"] == "boundary:2"
+    params = seen(tokens, None, preferred)
+    assert params.pop("__req__").rid == "1" and params == {"mine": 1}
+    # What a request says itself counts instead, as in stock SGLang.
+    assert ask([1, 2], {"other": 2}, preferred)[1] == {"other": 2}
+    assert preferred == {"custom_params": {"mine": 1, "redknot_repair": "boundary:2"}}

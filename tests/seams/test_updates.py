@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from sglang.srt.managers.io_struct import FlushCacheReqInput, UnloadLoRAAdapterReqInput, UpdateWeightFromDiskReqInput
 
-from redknot_sglang.certificate.check import Certification
-from redknot_sglang.config import RedKnotConfig
-from redknot_sglang.seams import active, updates
+from redknot_sglang import active
+from redknot_sglang.config import Certification, RedKnotConfig
+from redknot_sglang.seams import updates
 
 UPDATE = UpdateWeightFromDiskReqInput(model_path="m")
 UNLOAD = UnloadLoRAAdapterReqInput(lora_name="a", lora_id="1")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.config import RedKnotError
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.serve.requests import check_unresolved
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig, RedKnotError
+from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig
+from redknot_sglang.errors import RedKnotError
 from redknot_sglang.serve.requests import resolve_request, separator_id, special_ids
 from redknot_sglang.serve.segment_text import SegmentText
 
@@ -22,6 +23,8 @@ BEFORE = {
     # Llama-2's and Mistral's: a mark for the beginning of a word, in front of a text's first word even without a space.
     "metaspace first": pre_tokenizers.Metaspace(prepend_scheme="first"),
     "metaspace always": pre_tokenizers.Metaspace(prepend_scheme="always"),
+    # Older files of the same tokenizers: the mark is put in front of every piece between special tokens.
+    "prepend": None,
     # GPT-2's, Llama-3's and Qwen's.
     "byte level": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "byte level with a space": pre_tokenizers.ByteLevel(add_prefix_space=True),
@@ -32,7 +35,10 @@ SEPARATORS = (DEFAULT_SEPARATOR, WORDS[3])
 
 def _trained(kind: str, beginning: bool) -> Any:
     made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.pre_tokenizer = BEFORE[kind]
+    if (before := BEFORE[kind]) is None:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        made.pre_tokenizer = before
     made.decoder = decoders.ByteLevel() if kind.startswith("byte") else decoders.Metaspace()
     corpus = [" ".join(RNG.choice(WORDS) for _ in range(40)) for _ in range(200)]
     alphabet = pre_tokenizers.ByteLevel.alphabet() if kind.startswith("byte") else []
@@ -57,6 +63,7 @@ def _manager(tokenizer: Any, separator: str) -> Any:
         redknot_special=special_ids(tokenizer),
         model_config=SimpleNamespace(vocab_size=1500),
         server_args=SimpleNamespace(disable_radix_cache=False),
+        preferred_sampling_params=None,
     )
 
 
@@ -101,6 +108,38 @@ def test_a_document_is_the_same_whatever_stands_beside_it(tokenizer: Any) -> Non
         tokens, (start, end, *_) = _resolved(manager, config, DEFAULT_SEPARATOR.join([lead, document, other, "?"]))
         found.add(tuple(tokens[start:end]))
     assert len(found) == 1
+
+
+def test_a_document_with_unknown_characters_is_a_segment(tokenizer: Any) -> None:
+    config, manager = RedKnotConfig(Path("map.json")), _manager(tokenizer, DEFAULT_SEPARATOR)
+    document = f"{WORDS[20]} \u4e2d {WORDS[21]}"
+    tokens, offsets = _resolved(manager, config, DEFAULT_SEPARATOR.join([WORDS[1], document, WORDS[2]]))
+    assert len(offsets) == 2 and tokens[slice(*offsets)] == SegmentText(manager, config).segment("it", document)
+    # What begins or ends a message is still no part of a document.
+    assert _resolved(manager, config, DEFAULT_SEPARATOR.join(["a", f"{document}</s>{document}", "b"]))[1] == []
+
+
+def test_the_token_of_an_end_is_special_though_it_also_stands_for_what_is_unknown() -> None:
+    made = _trained("byte level", False)
+    made.unk_token = made.eos_token
+    assert made.eos_token_id in special_ids(made)
+
+
+@pytest.mark.parametrize("separator", ["<s>", "</s>"])
+def test_a_separator_that_every_prompt_has_is_refused(separator: str) -> None:
+    made = _trained("metaspace first", True)
+    if separator == "<s>":
+        with pytest.raises(RedKnotError, match="puts into every prompt: choose another text"):
+            separator_id(made, separator)
+    else:
+        assert separator_id(made, separator) == made.eos_token_id
+
+
+def test_a_token_that_swallows_a_separator_is_refused_and_not_an_error_of_ours(tokenizer: Any) -> None:
+    tokenizer.add_tokens([AddedToken("b###", normalized=False)])
+    config, manager = RedKnotConfig(Path("map.json"), separator="###"), _manager(tokenizer, "###")
+    with pytest.raises(RedKnotError, match="the end of a part together with the separator ### would be cut"):
+        _resolved(manager, config, "ab" + "cc" + "d", redknot_segment_chars=[2, 4])
 
 
 @pytest.mark.parametrize("space", ["", " ", "  "])

@@ -14,8 +14,8 @@ from typing import Any
 
 import requests
 
-from redknot_sglang.cli import launch as launching
 from redknot_sglang.cpu import has_cuda_driver
+from redknot_sglang.measure import launch as launching
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "eval" / "model"
@@ -97,7 +97,7 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
 def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certified: bool = False) -> Iterator[Server]:
     """A server with `flags(args, certified)`, up and healthy; it and all its processes end with the context.
 
-    Raises redknot_sglang.cli.launch.ServerError with its last log lines if it does not come up.
+    Raises redknot_sglang.errors.ServerError with its last log lines if it does not come up.
     """
     # SGLang would look for the rendezvous port of its ranks long before they bind it.
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as rendezvous:

@@ -71,6 +71,14 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "context length 0": (["--redknot-context-length=0"], "--redknot-context-length"),
     "context length over the model's": (["--redknot-context-length=99999"], "exceeds the model's context length"),
     "a GPU's attention on a CPU": (["--device=cpu", "--redknot-attention=fa3"], "--redknot-attention fa3 needs a GPU"),
+    "too few tokens": (["--max-total-tokens=10"], "--max-total-tokens 10 cannot hold a single request"),
+    "no tokens": (["--max-total-tokens=0"], "--max-total-tokens 0 cannot hold a single request"),
+    "too small a budget": (["--redknot-kv-budget=10K"], "--redknot-kv-budget 10240 bytes cannot hold a single request"),
+    "more segments than tokens": (["--redknot-segment-tokens=99999"], "--redknot-segment-tokens 99999 leave no room"),
+    "more segments than a budget": (
+        ["--redknot-segment-tokens=99999", "--redknot-kv-budget=8M"],
+        "--redknot-segment-tokens 99999 leave no room",
+    ),
     "a budget that is no size": (["--redknot-kv-budget=lots"], "--redknot-kv-budget 'lots'"),
 }
 
@@ -98,13 +106,16 @@ def _assert_one_line(message: str, names: str) -> None:
 
 
 @pytest.mark.serving
-def test_sizes_that_only_the_scheduler_can_refuse_are_one_line_too() -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sizes_that_only_the_scheduler_can_refuse_are_one_line_too(ranks: int) -> None:
     # No budget and no number of tokens: how much memory there is shows when the weights are loaded.
     flags = [flag for flag in harness.FLAGS if not flag.startswith("--max-total-tokens")]
     args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-tokens=100000000000"]
-    code, log = harness.refused(args, only=flags)
+    code, log = harness.refused([*args, "--redknot-uncertified", f"--dp-size={ranks}"], timeout=300, only=flags)
     said = [line for line in log.splitlines() if "redknot: error:" in line]
-    assert code == 1 and len(said) == 2 and "leave no room for a request" in said[0] and "given above" in said[1], log
+    # Data-parallel ranks start at the same time, and each says it.
+    assert code == 1 and 2 <= len(said) <= ranks + 1, log
+    assert "given above" in said[-1] and all("leave no room for a request" in line for line in said[:-1]), log
     assert "Traceback" not in log
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.demo.settings import REDKNOT, STOCK, Settings
+from eval.demo.settings import REDKNOT, STOCK
 from redknot_sglang.cpu import install_kernel_stand_in
+from redknot_sglang.measure.checkout import load_demo
 from tests.serving.harness import ON_CPU
 
 pytestmark = pytest.mark.serving
@@ -16,9 +17,8 @@ pytestmark = pytest.mark.serving
 
 def test_the_demo_measures_both_servers_and_writes_its_files(tmp_path: Path) -> None:
     install_kernel_stand_in()
-    from eval.demo.run import run_demo
-
-    settings = Settings(
+    demo = load_demo()
+    settings = demo.Settings(
         device="cpu" if ON_CPU else "cuda",
         conversations=6,
         frontend_conversations=1,
@@ -27,7 +27,7 @@ def test_the_demo_measures_both_servers_and_writes_its_files(tmp_path: Path) -> 
         fill_requests=12,
         fill_length=512,
     )
-    table = run_demo(settings, tmp_path)
+    table = demo.run_demo(settings, tmp_path)
     servers = json.loads((tmp_path / "demo.json").read_text())["servers"]
     assert set(servers) == {STOCK, REDKNOT}
     stock, redknot = servers[STOCK], servers[REDKNOT]

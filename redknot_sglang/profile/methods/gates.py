@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from redknot_sglang.errors import ProfileError
 from redknot_sglang.profile.attention import full, grouped, windowed
 from redknot_sglang.profile.data import Example
-from redknot_sglang.profile.errors import ProfileError
 from redknot_sglang.profile.model import dense
 from redknot_sglang.profile.study import Evidence, Study
 

@@ -9,7 +9,7 @@ from eval.demo.chart import draw
 from eval.demo.figures import Figures, collect, rows, table
 from eval.demo.results import FrontendResult, TurnResult
 from eval.demo.settings import MODEL, REDKNOT, STOCK, Settings
-from redknot_sglang.cli.measure import Answer
+from redknot_sglang.measure.client import Answer
 
 SETTINGS = Settings(device="cpu")
 FIGURES = {

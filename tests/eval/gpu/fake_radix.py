@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from eval.gpu.ask import Reply, generate
-from tests.cli.fake_server import QuietHandler, serving
+from tests.measure.fake_server import QuietHandler, serving
 
 
 class FakeRadix:

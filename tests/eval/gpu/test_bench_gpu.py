@@ -18,8 +18,8 @@ from PIL import Image
 from eval import bench_gpu
 from eval.gpu import cold, concurrency, decode, fleet, prefix, segments
 from eval.gpu.options import make_parser
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.cli.launch import Server, ServerError
+from redknot_sglang.errors import CliError, ServerError
+from redknot_sglang.measure.launch import Server
 from tests.eval.gpu.fake_radix import by_the_token, fake_radix
 from tests.serving import harness
 

@@ -12,8 +12,8 @@ import pytest
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.options import check, make_parser, maps_of
 from eval.servers import ROOT, Served
-from redknot_sglang.cli.errors import CliError
-from redknot_sglang.config import add_cli_args, make_config, take_options
+from redknot_sglang.errors import CliError
+from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.heads.head_map import load_head_map
 from redknot_sglang.pool.sizing import Segments, class_bytes, split_budget
 
@@ -169,7 +169,7 @@ def test_map_names_are_distinct(tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_start_is_told_and_leaves_the_others(tmp_path: Path) -> None:
-    from redknot_sglang.cli.launch import ServerError
+    from redknot_sglang.errors import ServerError
 
     with running([Spec("stock", ["--no-such-flag"], 0)], Served(None, None, "", 1), tmp_path / "gpu") as found:
         assert isinstance(found["stock"], ServerError) and "exit code 2" in str(found["stock"])

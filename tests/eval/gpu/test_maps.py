@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eval.gpu.maps import describe, find_map, make_map
 from eval.servers import ROOT
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 from redknot_sglang.heads.head_map import load_head_map
 
 SHAPES = sorted(path for path in (ROOT / "shapes").iterdir())

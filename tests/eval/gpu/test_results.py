@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.gpu.results import Cell, Results, anonymous, chart_path, read
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 COLD = Cell("cold", "stock", "", 8192, "s", [0.3, 0.1, 0.2])
 

@@ -11,7 +11,7 @@ import pytest
 
 from eval.gpu import cold, concurrency, decode, prefix, segments, serving
 from eval.gpu.ask import NotMeasured, Reply, generate, noise
-from redknot_sglang.cli.launch import Server
+from redknot_sglang.measure.launch import Server
 from tests.eval.gpu.fake_radix import by_the_token, fake_radix
 
 VOCABULARY = 2048

@@ -15,7 +15,7 @@ from eval.gpu.chart import draw
 from eval.gpu.results import Cell
 from eval.gpu.table import BEGIN, END, block, rows, tables, with_block
 from eval.gpu.table import read_all as read_results
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 
 ROOT = Path(__file__).resolve().parents[3]
 H200, H100 = "NVIDIA H200, 143771 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cli.fake_server import QuietHandler, serving
+from tests.measure.fake_server import QuietHandler, serving
 
 
 @dataclass(frozen=True)

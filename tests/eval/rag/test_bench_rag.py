@@ -17,7 +17,7 @@ from eval.rag.chart import draw
 from eval.rag.load import Record
 from eval.rag.options import check, make_load, make_parser, make_shapes, server_flags
 from eval.rag.report import Phase, summarize, traffic_table
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 from tests.eval.rag.fake_native import Reply, fake_native, segmented_report
 
 SMALL = ["--documents=6", "--document-tokens=96", "--per-request=3", "--turns=2", "--turn-documents=2", "--requests=4"]

@@ -17,7 +17,7 @@ from eval.rag.load import Load, Record, Runner
 from eval.rag.task_corpus import TaskCorpus
 from eval.rag.traffic import Dialogue, Prompt, Shape, make_arrivals, make_dialogues
 from eval.tasks.vocabulary import END, encode, token_id
-from redknot_sglang.cli.errors import CliError
+from redknot_sglang.errors import CliError
 from tests.eval.rag.fake_native import FakeNative, Reply, fake_native, segmented_report
 
 CORPUS = TaskCorpus(8, 96, seed=1)

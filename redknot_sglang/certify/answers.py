@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers that `redknot certify` has got so far, on disk, so that a run that was cut goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang import __version__
+from redknot_sglang.certificate.fingerprint import fingerprint_model
+from redknot_sglang.certify.plan import Plan
+from redknot_sglang.certify.questions import Question
+from redknot_sglang.certify.servers import Reply, Sides
+from redknot_sglang.errors import CertificateError
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.versions import sglang_version
+from redknot_sglang.work_file import WorkFile
+
+
+class Answers:
+    """Replies by policy (None for dense attention) and question; those of another model, map, version or flag do not count."""
+
+    def __init__(self, path: Path, plan: Plan, sides: Sides, head_map: HeadMap) -> None:
+        """path: the work file, which is made with the first reply.
+
+        Raises CertificateError for a model without weights, and for a file that cannot be read.
+        """
+        self._path = path
+        model = {} if _is_dummy(sides) else asdict(fingerprint_model(sides.model))
+        base = [
+            *(sglang_version(), __version__, model, head_map.fingerprint),
+            *(sides.device, sides.lead, list(sides.extra), plan.max_tokens),
+        ]
+        # Nobody could tell dummy weights of one folder from those of another.
+        try:
+            self._work = WorkFile(None if _is_dummy(sides) else path, base)
+        except OSError as error:
+            raise CertificateError(f"{path} cannot be read: {error.strerror}; --fresh starts without it") from None
+        self._names = {id(question): _name(question) for question in plan.questions}
+        # Only dense answers depend on these.
+        self._stock = [list(sides.stock_extra)] if sides.stock_extra else []
+
+    def get(self, policy: str | None, question: Question) -> Reply | None:
+        """The reply to a question of the plan, if there is one."""
+        what = self._what(policy, question)
+        if not self._work.knows(what):
+            return None
+        text, tokens, logprobs = self._work.known(what)
+        return Reply(text, tuple(tokens), tuple(logprobs))
+
+    def keep(self, policy: str | None, question: Question, reply: Reply) -> None:
+        """Note and write a reply. Raises CertificateError if it cannot be written."""
+        try:
+            self._work.keep(self._what(policy, question), [reply.text, reply.tokens, reply.logprobs])
+        except OSError as error:
+            raise CertificateError(
+                f"{self._path} cannot be written: {error.strerror}; answers are kept beside the head map, as the certificate is"
+            ) from None
+
+    def _what(self, policy: str | None, question: Question) -> list[Any]:
+        return [policy, self._names[id(question)], *(self._stock if policy is None else [])]
+
+    def remove(self) -> None:
+        """The certificate is written."""
+        self._path.unlink(missing_ok=True)
+
+
+def _is_dummy(sides: Sides) -> bool:
+    return any("load-format" in flag and "dummy" in flag for flag in sides.stock())
+
+
+def _name(question: Question) -> str:
+    told = json.dumps([question.ids, question.segments, question.score is None])
+    return hashlib.sha256(told.encode()).hexdigest()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `redknot certify` will ask, worked out and checked before any server starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.certify.options import Options
+from redknot_sglang.certify.questions import Question, load_tokenizer, read_data, task_questions
+from redknot_sglang.certify.verdict import Thresholds
+from redknot_sglang.errors import CliError, RedKnotError
+from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
+from redknot_sglang.reuse.repair import parse_repair
+
+# Prompts that a server's KV should hold at a time, beyond those in flight: what it has cached.
+_SPARE = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Questions, and the options that certificates record. data: name, SHA-256 and size of the user's file, or None."""
+
+    questions: Sequence[Question]
+    repairs: Sequence[str]
+    lead: str
+    tasks: Sequence[str]
+    lengths: Sequence[int]
+    n: int
+    seed: int
+    data: dict[str, Any] | None
+    max_tokens: int
+    concurrency: int
+    thresholds: Thresholds
+
+    @property
+    def room(self) -> int:
+        """Tokens of KV that the requests in flight and some cached ones need."""
+        longest = max(len(question.ids) for question in self.questions)
+        # A segmented request holds its segments and its own copies of them.
+        return 2 * (longest + self.max_tokens) * (self.concurrency + _SPARE)
+
+    @property
+    def segment_length(self) -> int | None:
+        """Mean tokens of a segment, or None where no policy asks for segments."""
+        offsets = [(a, b) for q in self.questions for a, b in zip(q.segments[::2], q.segments[1::2], strict=True)]
+        if not self.repairs or not offsets:
+            return None
+        return max(1, sum(b - a for a, b in offsets) // len(offsets))
+
+    def certified_name(self, policy: str) -> str:
+        """A policy as certificates name it (RedKnotConfig.certified_name)."""
+        return f"{policy}+lead" if policy in self.repairs and self.lead == "lead" else policy
+
+
+def make_plan(options: Options, folder: Path) -> Plan:
+    """Check the options, make the questions. folder: the model's. Raises CliError."""
+    repairs = _repairs(options.repairs)
+    package, names = _tasks(options)
+    seeds = range(options.seed, options.seed + options.n)
+    _check_held_out(options.head_map, names, seeds)
+    tokenizer = load_tokenizer(folder)
+    questions: list[Question] = []
+    if package is not None:
+        questions += task_questions(package, names, options.lengths, seeds, tokenizer)
+    data = None
+    if options.data is not None:
+        more, data = read_data(options.data, tokenizer)
+        questions += more
+    if not questions:
+        raise CliError("there is nothing to ask: leave --tasks none out, or give --data")
+    if repairs and not any(question.segments for question in questions):
+        raise CliError("--repair needs prompts with documents: give data with `documents`, or tasks that have them")
+    return Plan(
+        questions=questions,
+        repairs=repairs,
+        lead=options.lead,
+        tasks=names,
+        lengths=options.lengths if names else (),
+        n=options.n,
+        seed=options.seed,
+        data=data,
+        max_tokens=options.max_tokens,
+        concurrency=options.concurrency,
+        thresholds=options.thresholds,
+    )
+
+
+def _repairs(wanted: Sequence[str]) -> list[str]:
+    try:
+        names = [parse_repair(name).name for name in wanted]
+    except RedKnotError as error:
+        raise CliError(f"--repair: {error}") from error
+    return list(dict.fromkeys(names))
+
+
+def _tasks(options: Options) -> tuple[TaskPackage | None, list[str]]:
+    """The task package and the names to use; none for `--tasks none`, or for data without a checkout."""
+    if options.tasks == "none":
+        return None, []
+    try:
+        package = load_tasks(options.task_dir)
+    except CliError:
+        if options.data is None or options.tasks is not None or options.task_dir is not None:
+            raise
+        return None, []
+    return package, choose_tasks(package, options.tasks)
+
+
+def _check_held_out(head_map: Path, names: Sequence[str], seeds: range) -> None:
+    """Refuse seeds of generated prompts that the map was calibrated on, where its profile lies beside it."""
+    profile = head_map.with_name(head_map.stem + ".profile.json")
+    if not names or not profile.is_file():
+        return
+    try:
+        data = json.loads(profile.read_bytes())["data"]
+        used = data["seeds"] if data["source"] == "tasks" else ()
+        first, last = used or (0, -1)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CliError(f"{profile} is not a profile; make it again with `redknot profile`, or move it away") from error
+    if seeds.start <= last and first < seeds.stop:
+        raise CliError(
+            f"the map was calibrated on seeds {first} to {last} ({profile.name}), so these prompts are not held out: "
+            f"take others, such as --seed {last + 1}"
+        )

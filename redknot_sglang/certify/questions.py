@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `redknot certify` asks all servers: the same token ids, from generated tasks and from the user's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.errors import CliError, DataError
+from redknot_sglang.measure.prompt_file import Prompt, read_prompts
+from redknot_sglang.measure.tasks import TaskPackage, is_right
+
+DATA = "data"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt.
+
+    task: its name, or `data` for the user's. length: tokens that a generated prompt was asked to have, else None.
+    segments: flat token offsets of the documents, as `custom_params.redknot_segments` wants them.
+    score: whether a completion is right, None where nobody knows.
+    """
+
+    task: str
+    length: int | None
+    ids: tuple[int, ...]
+    segments: tuple[int, ...]
+    score: Callable[[str], bool] | None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer. Raises CliError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CliError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
+
+
+def task_questions(
+    tasks: TaskPackage, names: Sequence[str], lengths: Sequence[int], seeds: range, tokenizer: Any
+) -> list[Question]:
+    """One question of each task at each length for every seed. Raises CliError for what a task cannot make."""
+    return [
+        _task_question(tasks, name, length, seed, tokenizer) for length in lengths for name in names for seed in seeds
+    ]
+
+
+def _task_question(tasks: TaskPackage, name: str, length: int, seed: int, tokenizer: Any) -> Question:
+    try:
+        example = tasks.make_example(name, length, seed)
+    except ValueError as error:
+        raise CliError(f"task {name}: {error}") from error
+    if tokenizer.chat_template:
+        messages = tasks.messages(example)
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    else:
+        prompt = tasks.render(example)
+    documents = getattr(example, "documents", ())
+    return Question(name, length, *encode(tokenizer, prompt, documents), partial(is_right, tasks, example))
+
+
+def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any]]:
+    """Questions of a file of prompts (measure/prompt_file.py); and its name, SHA-256 and number of prompts.
+
+    `documents` stand in the prompt, verbatim and in order; they are its segments. Raises DataError, which names the line.
+    """
+    prompts, sha256 = read_prompts(path, other_keys=True)
+    questions = [_data_question(prompt, tokenizer) for prompt in prompts]
+    return questions, {"name": path.name, "sha256": sha256, "prompts": len(questions)}
+
+
+def _data_question(prompt: Prompt, tokenizer: Any) -> Question:
+    try:
+        encoded = encode(tokenizer, prompt.prompt, prompt.documents)
+    except ValueError as error:
+        raise DataError(f"{prompt.where}: {error}") from error
+    return Question(DATA, None, *encoded, partial(_contains_any, prompt.answers) if prompt.answers else None)
+
+
+def _contains_any(answers: Sequence[str], completion: str) -> bool:
+    """Whether one of the answers occurs in the completion; case and the amount of white space do not matter."""
+    told = _plain(completion)
+    return any(_plain(answer) in told for answer in answers)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def encode(tokenizer: Any, prompt: str, documents: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids and flat offsets of the documents' tokens; every part is tokenized alone, as the server does at separators.
+
+    Raises ValueError if a document does not stand in the prompt behind those before it.
+    """
+    # Special tokens are written out in the text of a chat; a tokenizer that adds its own does so for bare prompts only.
+    bare = not any(token in prompt for token in tokenizer.all_special_tokens)
+    ids: list[int] = []
+    segments: list[int] = []
+    for number, (text, is_document) in enumerate(_parts(prompt, documents)):
+        begin = len(ids)
+        if text or number == 0:
+            ids += tokenizer.encode(text, add_special_tokens=bare and number == 0)
+        if is_document:
+            segments += (begin, len(ids))
+    if not ids:
+        raise ValueError("the prompt has no tokens")
+    return tuple(ids), tuple(segments)
+
+
+def _parts(prompt: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The prompt cut around its documents: text and whether it is one."""
+    at = 0
+    for number, document in enumerate(documents):
+        begin = prompt.find(document, at)
+        if begin < 0:
+            raise ValueError(f"document {number} does not stand in the prompt behind those before it")
+        yield prompt[at:begin], False
+        yield document, True
+        at = begin + len(document)
+    yield prompt[at:], False

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers that `redknot certify` starts, and how it asks them."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.certificate.document import EXACT
+from redknot_sglang.certify.questions import Question
+from redknot_sglang.config import MODES
+from redknot_sglang.errors import CliError, ServerError
+from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
+from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
+
+TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A greedy answer: its text, its tokens and their log-probabilities in nats (empty if not asked for)."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Flags of both servers.
+
+    model: its folder. extra: the user's own; those of RedKnot go to its server only. stock_extra: the user's own of stock
+    SGLang. room: tokens for KV on a CPU, where SGLang would otherwise take a good part of the machine's memory.
+    segment_length: None if no segments are asked.
+    """
+
+    model: Path
+    head_map: Path
+    device: str
+    lead: str
+    room: int
+    segment_length: int | None
+    extra: Sequence[str]
+    stock_extra: Sequence[str]
+
+    def stock(self) -> list[str]:
+        """Dense attention: SGLang without --redknot. Of a flag that comes twice, SGLang takes the last."""
+        shared = [flag for flag in _split(self.extra) if not flag[0].startswith("--redknot")]
+        return [*self._common(), *chain(*shared, *_split(self.stock_extra))]
+
+    def redknot(self) -> list[str]:
+        """The map under certification, in both modes: requests choose."""
+        own = ["--redknot", f"--redknot-head-map={self.head_map}", "--redknot-uncertified"]
+        if self.segment_length is not None:
+            own += [f"--redknot-segment-length={self.segment_length}", f"--redknot-segment-lead={self.lead}"]
+        return [*self._common(), *own, *chain(*_split(self.extra))]
+
+    def _common(self) -> list[str]:
+        cpu = [*CPU_FLAGS, f"--max-total-tokens={self.room}"] if self.device == "cpu" else []
+        return [f"--model-path={self.model}", "--random-seed=1", *cpu]
+
+
+def _split(words: Sequence[str]) -> Iterator[list[str]]:
+    """A list for each flag: itself and its values, in one word if it has one value, so that flags can be told apart."""
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not flags:
+            flags.append([word])
+        else:
+            flags[-1].append(word)
+    for flag in flags:
+        yield ["=".join(flag)] if len(flag) == 2 and "=" not in flag[0] else flag
+
+
+@contextmanager
+def served(args: Sequence[str], device: str, log: Path) -> Iterator[Server]:
+    """A server with these flags. Raises CliError if it does not come up."""
+    environment = CPU_ENVIRONMENT if device == "cpu" else {}
+    try:
+        with launch(args, log, env=environment) as server:
+            yield server
+    except ServerError as error:
+        raise CliError(str(error)) from error
+
+
+def server_info(url: str) -> dict[str, Any]:
+    """SGLang's `/server_info`. Raises CliError."""
+    return _call(url + "/server_info", None)
+
+
+def ask_all(
+    url: str,
+    questions: Iterable[Question],
+    policy: str | None,
+    most: int,
+    at_once: int,
+    on_reply: Callable[[Question, Reply], object],
+) -> None:
+    """Greedy answers, `at_once` in flight, given to `on_reply` as they come. Raises CliError if one fails.
+
+    policy: `exact`, a repair policy, or None for a server without RedKnot. most: tokens of an answer at most.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = {pool.submit(_ask, url, question, policy, most): question for question in questions}
+        try:
+            for future in as_completed(list(waiting)):
+                on_reply(waiting.pop(future), future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            # What was in flight has been answered meanwhile.
+            for future, question in waiting.items():
+                if not future.cancelled() and future.exception() is None:
+                    on_reply(question, future.result())
+            raise
+
+
+def _ask(url: str, question: Question, policy: str | None, most: int) -> Reply:
+    sampling = {"temperature": 0, "max_new_tokens": most, "custom_params": _params(question, policy)}
+    # What nobody knows the answer to is compared token by token.
+    body = {"input_ids": question.ids, "sampling_params": sampling, "return_logprob": question.score is None}
+    answer = _call(url + "/generate", body)
+    chosen = answer["meta_info"].get("output_token_logprobs") or ()
+    return Reply(answer["text"], tuple(answer["output_ids"]), tuple(entry[0] for entry in chosen))
+
+
+def _params(question: Question, policy: str | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    exact, segmented = MODES
+    if policy == EXACT or not question.segments:
+        return {MODE: exact}
+    return {MODE: segmented, SEGMENTS: question.segments, REPAIR: policy}
+
+
+def _call(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        text = " ".join(error.read().decode(errors="replace").split())[:500]
+        raise CliError(f"the server refused a request ({error.code}): {text}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise CliError(f"the server did not answer: {error}") from error

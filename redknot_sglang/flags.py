@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `--redknot*` flags, and how the configuration is made of what they say."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from redknot_sglang.config import (
+    ATTENTION_CHOICES,
+    DEFAULT_REPAIR,
+    DEFAULT_SEPARATOR,
+    LEADS,
+    MODES,
+    UNCERTIFIED_FLAG,
+    Certification,
+    RedKnotConfig,
+)
+from redknot_sglang.errors import RedKnotError
+
+_FIELDS = (
+    "redknot",
+    "redknot_head_map",
+    "redknot_context_length",
+    "redknot_attention",
+    "redknot_kv_budget",
+    "redknot_mode",
+    "redknot_repair",
+    "redknot_segment_lead",
+    "redknot_segment_length",
+    "redknot_segment_tokens",
+    "redknot_separator",
+    "redknot_certificate_key",
+    "redknot_uncertified",
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from '512M', '8GiB', '1000000' or an int. Raises RedKnotError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if size < 1:
+        raise RedKnotError(f"--redknot-kv-budget {text!r} is not a size; write bytes or e.g. 512M, 8GiB")
+    return int(size)
+
+
+def add_cli_args(parser: argparse.ArgumentParser) -> None:
+    """Add the `--redknot*` group to SGLang's parser."""
+    group = parser.add_argument_group("RedKnot", "Head-aware KV cache (plugin redknot-sglang)")
+    group.add_argument("--redknot", action="store_true", help="Keep KV per head class, as the head map says.")
+    group.add_argument(
+        "--redknot-head-map",
+        metavar="PATH",
+        default=None,
+        help="Head map file: RedKnot's own JSON, the public RedKnot JSON or DuoAttention's TSV. "
+        "Default: head_map.json in the model's directory.",
+    )
+    group.add_argument(
+        "--redknot-context-length",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Sequence length, prompt and answer, at which the pools of both classes run out together. "
+        "Default: the model's context length.",
+    )
+    group.add_argument(
+        "--redknot-attention",
+        choices=ATTENTION_CHOICES,
+        default=None,
+        help="Attention path. Default: chosen from the GPU and the model.",
+    )
+    group.add_argument(
+        "--redknot-kv-budget",
+        metavar="BYTES",
+        default=None,
+        help="Bytes of KV for both classes together on each rank, e.g. 8GiB. Default: SGLang's memory fraction.",
+    )
+
+    group.add_argument(
+        "--redknot-mode",
+        choices=MODES,
+        default=None,
+        help="Mode of requests that do not choose one. segmented: documents between separators are computed once and "
+        "reused at any position, which is approximate. Default: exact.",
+    )
+    group.add_argument(
+        "--redknot-repair",
+        metavar="POLICY",
+        default=None,
+        help="Which rows of reused segments are computed again in context: none; boundary:K, the first K of each; or "
+        "blend:R, the share R of each that its context changes most, for which local heads keep whole segments. "
+        f"Default: {DEFAULT_REPAIR}.",
+    )
+    group.add_argument(
+        "--redknot-segment-lead",
+        choices=LEADS,
+        default=None,
+        help="Compute segments on their own (none) or after the text before the first segment (lead). Default: none.",
+    )
+    group.add_argument(
+        "--redknot-segment-length",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Usual length of a segment in tokens: sizes the local pool for a cache full of segments, each of which keeps "
+        "a window. Default: sized for whole conversations.",
+    )
+    group.add_argument(
+        "--redknot-segment-tokens",
+        metavar="N",
+        type=int,
+        default=None,
+        help="Tokens of distinct segments that the cache is to hold beside running requests. Default: unknown.",
+    )
+    group.add_argument(
+        "--redknot-separator",
+        metavar="TEXT",
+        default=None,
+        help="Text, or a special token of the tokenizer, between lead, segments and tail of a prompt. It is removed. "
+        f"Default: {DEFAULT_SEPARATOR}.",
+    )
+    group.add_argument(
+        "--redknot-certificate-key",
+        metavar="PATH",
+        default=None,
+        help="Accept only certificates signed with this Ed25519 public key (PEM). Default: any certificate that fits.",
+    )
+    group.add_argument(
+        UNCERTIFIED_FLAG,
+        action="store_true",
+        # None, not False: a flag that was given without --redknot must be told from one that was not.
+        default=None,
+        help="Serve a head map or a repair policy that has no certificate, and say so in status, answers and metrics.",
+    )
+
+
+def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Remove RedKnot's options from `source` (keyword arguments or a namespace's dict) and return them."""
+    return {name: source.pop(name) for name in _FIELDS if name in source}
+
+
+def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfig | None:
+    """The configuration, or None if RedKnot is off. Raises RedKnotError for options that cannot be meant."""
+    given = sorted(name for name, value in options.items() if name != "redknot" and value is not None)
+    if not options.get("redknot"):
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise RedKnotError(f"{flags} has no effect without --redknot; add --redknot or leave it out")
+        return None
+    attention = options.get("redknot_attention")
+    if attention is not None and attention not in ATTENTION_CHOICES:
+        raise RedKnotError(f"--redknot-attention must be one of {', '.join(ATTENTION_CHOICES)}, got {attention!r}")
+    budget, key = options.get("redknot_kv_budget"), options.get("redknot_certificate_key")
+    return RedKnotConfig(
+        head_map=_find_head_map(options.get("redknot_head_map"), model_path),
+        context_length=_tokens(options, "context_length"),
+        attention=attention,
+        kv_budget=None if budget is None else parse_bytes(budget),
+        segment_length=_tokens(options, "segment_length"),
+        segment_tokens=_tokens(options, "segment_tokens"),
+        certificate_key=None if key is None else Path(key),
+        uncertified=bool(options.get("redknot_uncertified")),
+        certification=Certification(enforced=False),
+        **_segment_options(options),
+    )
+
+
+def _tokens(options: dict[str, Any], name: str) -> int | None:
+    value: int | None = options.get(f"redknot_{name}")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        flag = "--redknot-" + name.replace("_", "-")
+        raise RedKnotError(f"{flag} must be a positive number of tokens, got {value!r}")
+    return value
+
+
+def _segment_options(options: dict[str, Any]) -> dict[str, str]:
+    from redknot_sglang.reuse.repair import parse_repair
+
+    given = {
+        field: options[f"redknot_{field}"]
+        for field in ("mode", "repair", "segment_lead", "separator")
+        if options.get(f"redknot_{field}") is not None
+    }
+    for field, choices in (("mode", MODES), ("segment_lead", LEADS)):
+        if given.get(field, choices[0]) not in choices:
+            flag = "--redknot-" + field.replace("_", "-")
+            raise RedKnotError(f"{flag} must be one of {', '.join(choices)}, got {given[field]!r}")
+    if "repair" in given:
+        given["repair"] = parse_repair(given["repair"]).name
+    if not given.get("separator", DEFAULT_SEPARATOR).strip():
+        raise RedKnotError("--redknot-separator must not be blank; write a text that no document contains")
+    return given
+
+
+def _find_head_map(given: str | None, model_path: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    beside = Path(model_path or "") / "head_map.json"
+    if model_path and beside.is_file():
+        return beside
+    raise RedKnotError(
+        f"--redknot needs a head map and there is no {beside}; pass --redknot-head-map PATH, "
+        "or make one with `redknot heads make`"
+    )
