@@ -22,14 +22,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from eval.gpu.kernel_work import Work
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
-from redknot_sglang.kernels.select import available_paths, path_class
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass
+from redknot_sglang.kernels.paths import AttentionPath
+from redknot_sglang.kernels.select import PAIRS, available_paths
 
 HEADS, DIM, SINK = 8, 128, 4
 DTYPE, DEVICE = torch.bfloat16, torch.device("cuda")
@@ -164,7 +165,7 @@ def make_layers(n_rows: int, slots: int, read: int, heads: int, group: int) -> l
     return [Layer(pool[0], pool[1], q) for pool in pools]
 
 
-def calls_of(path: Path, layers: Layers, two_streams: bool = False) -> list[Callable[[], object]]:
+def calls_of(path: AttentionPath, layers: Layers, two_streams: bool = False) -> list[Callable[[], object]]:
     """One call per layer over all its classes; with two streams, the local class beside the global one."""
     side = torch.cuda.Stream()
 
@@ -194,6 +195,20 @@ def floor(hardware: Hardware, far: Work, near: Work) -> float:
     return max(flops / hardware.products, read / hardware.bandwidth)
 
 
+def build(
+    phase: str, name: str, spec: ClassSpec, extend: ExtendBatch, decode: DecodeBatch
+) -> tuple[AttentionPath, Callable[[], None]]:
+    """The path of a phase, "extend" or "decode", out of a pair, and what plans the phase's batch."""
+    if phase == "extend":
+        extends = PAIRS[name].extend(spec)
+        return extends, partial(extends.plan_extend, extend)
+    chosen = PAIRS[name].decode_for(spec)
+    if chosen is None:
+        raise RuntimeError(f"{name} has no decode path here: {PAIRS[name].why_not(spec)}")
+    decodes = chosen(spec)
+    return decodes, partial(decodes.plan_decode, decode)
+
+
 def bench(
     phase: str, bs: int, rows: int, context: int, window: int, group: int, names: list[str], hw: Hardware
 ) -> list[Row]:
@@ -202,9 +217,8 @@ def bench(
     split, dense = specs(group, window)
     far, near = (Work(bs, rows, context, min(reach, context), group, DIM) for reach in (context, window + SINK))
 
-    def planned(name: str, spec: ClassSpec) -> tuple[Path, Callable[[], None]]:
-        path: Path = path_class(name)(spec)
-        plan = partial(path.plan_extend, extend) if phase == "extend" else partial(path.plan_decode, decode)
+    def planned(name: str, spec: ClassSpec) -> tuple[AttentionPath, Callable[[], None]]:
+        path, plan = build(phase, name, spec, extend, decode)
         plan()
         return path, plan
 
@@ -225,7 +239,7 @@ def bench(
         )
     layers.clear()
     layers["global"] = make_layers(bs * rows, slots, slots, HEADS, group)
-    # FA3 has no plan here, so its path decodes by FlashInfer, and counting that twice would say nothing.
+    # The pair fa3 decodes by FlashInfer, and counting that twice would say nothing.
     candidates = [n for n in names if n != "triton" and (phase == "extend" or n != "fa3")] or ["triton"]
     stock = {n: graph_time(calls_of(planned(n, dense)[0], layers)) for n in candidates}
     fastest = min(stock, key=lambda n: stock[n])
@@ -257,7 +271,7 @@ def show(rows: list[Row], hardware: Hardware) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=FilePath, help="write the rows here as well")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--quick", action="store_true", help="two shapes of each phase")
     parser.add_argument("--paths", default="fa3,flashinfer,triton", help="comma-separated")
     parser.add_argument("--group", type=int, default=4, help="query heads per KV head")

@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -40,10 +40,12 @@ from eval.bench_kernels import (
     make_batches,
     make_layers,
 )
-from redknot_sglang.kernels.batch import ClassSpec, ExtendBatch, HeadClass, Path, ScatteredBatch
+from redknot_sglang.kernels.batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
+from redknot_sglang.kernels.device_work import Tiling
+from redknot_sglang.kernels.extend_flashinfer import FlashInferExtend
+from redknot_sglang.kernels.extend_triton import TritonExtend
+from redknot_sglang.kernels.paths import AttentionPath
 from redknot_sglang.kernels.reference import attend_paged
-from redknot_sglang.kernels.triton_extend import Tiling
-from redknot_sglang.kernels.triton_path import TritonPath
 
 GROUP, WINDOW, SINK = 4, 256, 4
 TRITON_RATE = 400e6  # FLOP per microsecond
@@ -124,25 +126,22 @@ def oracle(batch: ExtendBatch, at: list[int], head_class: HeadClass, layer: Laye
 
 def rows_as_requests(at: list[int], batch: ExtendBatch, heads: int, layers: list[Layer]) -> float | None:
     """Microseconds of FlashInfer with a request for each row; None, and a line why, where it cannot be."""
-    # Imported here: only this column needs the library.
-    from redknot_sglang.kernels.flashinfer import FlashInferPath
-
     spec = ClassSpec(GROUP, DIM, (heads,), (), 0, 0, DTYPE, DEVICE)
     reason: str | None = f"its page lists would hold {sum(at)} entries"
     if sum(at) <= MAX_LISTED:
-        reason = FlashInferPath.why_not(spec)
+        reason = FlashInferExtend.why_not(spec)
     if reason is not None:
         print(f"flashinfer is left out for {len(at)} rows: {reason}")
         return None
     starts = torch.tensor(at, dtype=torch.int32, device=DEVICE)
     requests = batch.req_pool_indices.expand(len(at)).contiguous()
     pages = batch.req_to_token, requests, batch.full_to_local
-    path = FlashInferPath(spec)
+    path = FlashInferExtend(spec)
     path.plan_extend(ExtendBatch(*pages, starts, starts + 1, at, [position + 1 for position in at]))
     return graph_time(calls_of(path, "global", layers), replays=25)
 
 
-def calls_of(path: Path, head_class: HeadClass, layers: list[Layer]) -> list[Callable[[], object]]:
+def calls_of(path: AttentionPath, head_class: HeadClass, layers: list[Layer]) -> list[Callable[[], object]]:
     return [partial(path.run, head_class, layer.q, layer.k, layer.v, SCALE) for layer in layers]
 
 
@@ -164,7 +163,7 @@ def bench(
     """Both classes of one shape."""
     batch, at = make_rows(rows, context, scattered)
     spec = ClassSpec(GROUP, DIM, (n_global,), (HEADS - n_global,), WINDOW, SINK, DTYPE, DEVICE)
-    split, whole = TritonPath(spec, tiling=tiling), TritonPath(spec, processors=1, tiling=tiling)
+    split, whole = TritonExtend(spec, tiling=tiling), TritonExtend(spec, processors=1, tiling=tiling)
     whole.plan_extend(batch)
     plan = host_time(partial(split.plan_extend, batch))
     results = []
@@ -186,7 +185,7 @@ def bench(
         launch = host_time(calls[0])
         error, worst = max(e for e, _ in found), max(e for _, e in found)
         shape = f"{tiling.packed}x{tiling.keys}, {tiling.warps} warps, {tiling.stages} stages"
-        parts = split.extend_parts(head_class, heads)
+        parts = split.work[head_class, heads].parts
         cell = Row(
             *(rows, context, scattered, head_class, heads, shape, time, unsplit, other),
             *(least, flops / time / 1e6, parts, plan, launch, error, worst),
@@ -210,7 +209,7 @@ def show(r: Row) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=FilePath, help="write the rows here as well")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--rows", type=int, help="only the cases of so many rows")
     parser.add_argument(
         "--tilings", action="store_true", help="the case of 1,638 rows with other launch shapes as well"

@@ -13,18 +13,12 @@ from redknot_sglang import active
 from redknot_sglang.batches import decode_batch, extend_batch
 from redknot_sglang.errors import RedKnotError, RotaryError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import (
-    ClassSpec,
-    DecodeBatch,
-    ExtendBatch,
-    HeadClass,
-    Path,
-    RecordedPath,
-    ScatteredBatch,
-)
-from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target, split_heads
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
+from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
+from redknot_sglang.kernels.move_heads import split_heads
+from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExtendPath
 from redknot_sglang.kernels.relocate import Rotation
-from redknot_sglang.kernels.select import scattered_path, select_path
+from redknot_sglang.kernels.select import scattered_extend, select_paths
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.reuse.gather import Runs
@@ -56,22 +50,22 @@ class RedKnotAttention(AttentionBackend):
         self.group = query_heads // heads.num_kv_heads
         self.splits = [_split_of(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
         spec = class_spec(heads, self.group, pool)
-        self.path = select_path(config.attention, spec)
-        # The path of the batch that is planned: rows at scattered positions have one of their own.
-        self.extend_path = self.path
+        self.paths = select_paths(config.attention, spec)
+        # The path of the extend that is planned: rows at scattered positions have one of their own.
+        self.extend_path: ExtendPath = self.paths.extend
         # Runs of the batch to plan next, if it is a gather extend.
         self.runs: Runs | None = None
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
         self.local_loc: Tensor | None = None
-        # Paths with prefill graphs that hold the attention.
-        self._recorded: list[RecordedPath] = []
+        # Extend paths with prefill graphs that hold the attention.
+        self._recorded: list[RecordedExtendPath] = []
         self._begin()
         pool.rotation = _rotation(runner.model)
-        self.scattered_path = self.path
+        self.scattered_path: ExtendPath = self.paths.extend
         self._heads = heads
         if isinstance(pool.rotation, Rotation):
-            self.scattered_path = scattered_path(self.path, spec)
+            self.scattered_path = scattered_extend(self.paths.extend, spec)
             probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
             pool.arithmetic = Arithmetic.of(runner.model_config.hf_text_config, heads, self.head_dim, probe_width)
             self.follow_weights(runner.model)
@@ -91,7 +85,7 @@ class RedKnotAttention(AttentionBackend):
         if forward_batch.forward_mode.is_idle():
             return
         if forward_batch.forward_mode.is_decode():
-            self.path.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
+            self.paths.decode.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
         else:
             batch = self._extend_batch(forward_batch)
             self.extend_path = self._path_of(batch)
@@ -101,8 +95,8 @@ class RedKnotAttention(AttentionBackend):
         """Reserve what prefill graphs use that hold the attention as well, of up to `max_rows` rows; how many paths can
         have them. Each has graphs of its own.
         """
-        paths = {id(path): path for path in (self.path, self.scattered_path)}.values()
-        self._recorded = [path for path in paths if isinstance(path, RecordedPath)]
+        paths = {id(path): path for path in (self.paths.extend, self.scattered_path)}.values()
+        self._recorded = [path for path in paths if isinstance(path, RecordedExtendPath)]
         for path in self._recorded:
             path.init_extend_graphs(max_rows, self.max_context)
         return len(self._recorded)
@@ -122,19 +116,18 @@ class RedKnotAttention(AttentionBackend):
         self._relocate()
         return self._recorded.index(path)
 
-    def _path_of(self, batch: ExtendBatch) -> Path:
-        return self.scattered_path if isinstance(batch, ScatteredBatch) else self.path
+    def _path_of(self, batch: ExtendBatch) -> ExtendPath:
+        return self.scattered_path if isinstance(batch, ScatteredBatch) else self.paths.extend
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Reserve what decode graphs use."""
         self._side = torch.cuda.Stream(self.device)
-        self.path.init_graph(max_bs, self.max_context)
+        self.paths.decode.init_graph(max_bs, self.max_context)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Plan a decode graph's forward: fixed batch size, persistent buffers."""
         self._begin(in_decode_graph=True)
-        bs = forward_batch.batch_size
-        self.path.plan_graph(self._decode_batch(forward_batch, bs), bs, in_capture)
+        self.paths.decode.plan_graph(self._decode_batch(forward_batch, forward_batch.batch_size))
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Padded rows of a graph attend to one token, the dummy slot."""
@@ -186,11 +179,11 @@ class RedKnotAttention(AttentionBackend):
         **kwargs: Any,
     ) -> Tensor:
         """As `forward_extend`, for one row of each request."""
-        return self._attend(self.path, q, k, v, layer, forward_batch, save_kv_cache)
+        return self._attend(self.paths.decode, q, k, v, layer, forward_batch, save_kv_cache)
 
     def _attend(
         self,
-        path: Path,
+        path: AttentionPath,
         q: Tensor,
         k: Tensor | None,
         v: Tensor | None,

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from eval.bench_kernels import DEVICE, DIM, DTYPE, Hardware, graph_time
-from redknot_sglang.kernels.relocate import KVLayers, relocate
+from redknot_sglang.kernels.kv_layers import KVLayers
+from redknot_sglang.kernels.relocate import relocate
 
 LAYERS = 36
 CASES = [(8192, 1), (8192, 7), (8192, 8), (32768, 1), (32768, 7), (32768, 8)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over the two head classes. Imports no SGLang; ``select.select_path`` is the way in."""
+"""Attention over the two head classes. Imports no SGLang; ``select.select_paths`` is the way in."""

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an attention path is given: the shape it is built for, and the batches it plans.
 
-Vocabulary of this package. A (layer, KV head) is *global*, its row at position p sees every position <= p, or
-*local*, its row sees the *window* (the W positions up to and including p) and the *sinks* (the first S
-positions). Both classes keep KV in their own pool, page size 1, ``[slots, heads, head_dim]`` with slot 0 as
-dummy. A token has one global slot, ``req_to_token[request, position]``, and one local slot,
-``full_to_local[global slot]``.
-
-A *path* is one implementation of attention over such batches. It plans once per forward, runs once per
-(layer, class).
+Words of this package. A (layer, KV head) is *global*: its row at position p sees every position <= p. Or it is
+*local*: its row sees the *window*, which is the W positions up to and including p, and the *sinks*, which are the
+first S positions. Both classes keep K and V in a pool of their own, ``[slots, heads, head_dim]``, one token a slot;
+slot 0 is a dummy that belongs to no token. A token has one global slot, ``req_to_token[request, position]``, and one
+local slot, ``full_to_local[global slot]``.
 """
 
 from __future__ import annotations
@@ -16,24 +13,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .class_heads import Target
-
 HeadClass = Literal["global", "local"]
+CLASSES: tuple[HeadClass, ...] = ("global", "local")
 
 
 @dataclass(frozen=True)
 class ClassSpec:
     """The shape of a model's attention under its head map, on one rank.
 
-    ``global_widths`` and ``local_widths`` are the distinct numbers of KV heads > 0 that a layer has in that
-    class. ``logit_cap`` is the soft cap of the attention logits (0: none); paths that compile it in need it
-    ahead of ``run``. Raises ValueError if a field makes no sense.
+    group: query heads of each KV head.
+    head_dim: numbers in one head of a query, key or value.
+    global_widths: the distinct numbers of global KV heads that layers have, 0 left out.
+    local_widths: the same for local KV heads.
+    window: positions that a local row sees up to and including its own.
+    sink: first positions that a local row sees besides.
+    dtype: of queries and results.
+    device: where queries, pools and batches are.
+    global_kv_dtype: of the global class's pool, None for ``dtype``.
+    local_kv_dtype: of the local class's pool, None for ``dtype``.
+    Raises ValueError if a number is too small, a width is repeated, or neither class has a head.
     """
 
     group: int
@@ -44,7 +47,8 @@ class ClassSpec:
     sink: int
     dtype: torch.dtype
     device: torch.device
-    logit_cap: float = 0.0
+    global_kv_dtype: torch.dtype | None = None
+    local_kv_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -66,15 +70,25 @@ class ClassSpec:
         """The distinct KV head counts of a class."""
         return self.global_widths if head_class == "global" else self.local_widths
 
+    def kv_dtype(self, head_class: HeadClass) -> torch.dtype:
+        """The dtype of a class's pool."""
+        return (self.global_kv_dtype if head_class == "global" else self.local_kv_dtype) or self.dtype
+
 
 @dataclass
 class ExtendBatch:
-    """Requests that each append rows to a (possibly empty) prefix.
+    """Requests that each append rows to a (possibly empty) prefix: B requests, N rows in all.
 
-    ``req_to_token`` int32 [R, C]; ``req_pool_indices`` int64 [B]; ``full_to_local`` int64, indexed by global
-    slot, 0 = none; ``prefix_lens``, ``seq_lens`` int32 [B]; all on the device. ``*_cpu`` hold the same
-    lengths on the host. Request i owns the rows ``qo_indptr[i]:qo_indptr[i + 1]`` of q, at the positions
-    ``prefix_lens[i] .. seq_lens[i] - 1``.
+    Request i owns the rows ``qo_indptr[i]:qo_indptr[i + 1]`` of q, at the positions ``prefix_lens[i]`` to
+    ``seq_lens[i] - 1``.
+
+    req_to_token: int32 [R, C] on the device, the global slot of each request row and position.
+    req_pool_indices: int64 [B] on the device, each request's row of ``req_to_token``.
+    full_to_local: int64 on the device, the local slot of each global slot, 0 where there is none.
+    prefix_lens: int32 [B] on the device, tokens before each request's first row.
+    seq_lens: int32 [B] on the device, tokens including the rows.
+    prefix_lens_cpu: the same as ``prefix_lens``, on the host.
+    seq_lens_cpu: the same as ``seq_lens``, on the host.
     """
 
     req_to_token: Tensor
@@ -100,8 +114,10 @@ class ExtendBatch:
 class ScatteredBatch(ExtendBatch):
     """Requests whose rows stand at scattered positions, ascending in each request.
 
-    ``prefix_lens`` is the position of a request's first row, ``seq_lens`` that of its last one plus 1.
-    ``positions`` int32 [N], on the device, and ``positions_cpu`` on the host, one list for each request.
+    prefix_lens, prefix_lens_cpu: here the position of each request's first row.
+    seq_lens, seq_lens_cpu: here the position of its last row plus 1.
+    positions: int32 [N] on the device, the position of each row.
+    positions_cpu: the same on the host, one list for each request.
     """
 
     positions: Tensor
@@ -117,9 +133,10 @@ class ScatteredBatch(ExtendBatch):
 class DecodeBatch:
     """Requests that each have one row, at position ``seq_lens - 1``.
 
-    ``seq_lens`` int32 or int64 [B] counts the new token, on the device; ``seq_lens_cpu`` is the same on the
-    host, or None where the caller does not know it (a path that needs it then waits for the device). Other
-    fields as in ExtendBatch.
+    req_to_token, req_pool_indices, full_to_local: as in ExtendBatch.
+    seq_lens: int32 or int64 [B] on the device, tokens including the new one.
+    seq_lens_cpu: the same on the host, or None where the caller does not know it; a path that needs it then waits for
+        the device.
     """
 
     req_to_token: Tensor
@@ -133,67 +150,11 @@ class DecodeBatch:
         return self.seq_lens.tolist() if self.seq_lens_cpu is None else self.seq_lens_cpu
 
 
-class Path(Protocol):
-    """One implementation of attention over the two classes."""
-
-    name: str
-
-    def plan_extend(self, batch: ExtendBatch) -> None:
-        """Prepare the following ``run`` calls for the rows of ``batch``."""
-
-    def plan_decode(self, batch: DecodeBatch) -> None:
-        """Prepare the following ``run`` calls for one row per request."""
-
-    def run(
-        self,
-        head_class: HeadClass,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        logit_cap: float = 0.0,
-        target: Target | None = None,
-    ) -> Tensor:
-        """Attend in one layer and class, over the latest plan.
-
-        q [N, G * n, D], may be strided; query head h reads KV head h // G. k, v [slots, n, D], the layer's
-        pool of that class. Logits are ``scale * q.k``, soft-capped at ``logit_cap`` if that is not 0. Returns
-        [N, G * n, D] in q's dtype; with a target, writes it there and returns the target's ``out``.
-        """
-
-    def init_graph(self, max_bs: int, max_context: int) -> None:
-        """Reserve the persistent buffers of decode CUDA graphs, for up to ``max_bs`` requests of
-        ``max_context`` tokens."""
-
-    def plan_graph(self, batch: DecodeBatch, bs: int, capture: bool) -> None:
-        """Plan a decode of exactly ``bs`` requests in the persistent buffers, before a capture or before a
-        replay."""
-
-
-@runtime_checkable
-class RecordedPath(Path, Protocol):
-    """A path that can plan extends in persistent buffers, so that a graph may record ``run``."""
-
-    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
-        """Reserve the buffers of graphs of up to ``max_rows`` rows and requests of ``max_context`` tokens."""
-
-    def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
-        """Plan for a graph of ``rows`` rows, before its capture or a replay; False, and the plan stays, if no graph can
-        serve the batch. q may have more rows than the batch then; what comes out for those is numbers.
-        """
-
-
 def offsets(lens: Sequence[int]) -> list[int]:
-    """Exclusive prefix sums with the total as last entry: where ragged rows of these lengths start."""
+    """Where ragged rows of these lengths start, with their total as last entry."""
     return [0, *accumulate(lens)]
 
 
 def window_start(prefix: int, window: int) -> int:
     """First position inside the window of the row at position ``prefix``."""
     return max(0, prefix - window + 1)
-
-
-def check_rows(q: Tensor, rows: int) -> None:
-    """Raise ValueError unless q has as many rows as were planned."""
-    if q.shape[0] != rows:
-        raise ValueError(f"q has {q.shape[0]} rows, the latest plan has {rows}: plan this batch before running it")

@@ -10,7 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention [R, G * n, D] of q [R, G * n, D], the last R of N positions, over k, v [N, n, D]; R <= N."""
+    """Attention of the last R of N positions, each over all positions up to its own; R <= N.
+
+    q: [R, G * n, D], queries of the last R positions.
+    k: [N, n, D], keys of all positions.
+    v: [N, n, D], values of all positions.
+    scale: logits are ``scale * q.k``.
+    Returns [R, G * n, D] in q's dtype.
+    """
     rows, length, group = len(q), len(k), q.shape[1] // k.shape[1]
     keys, values = (x.transpose(0, 1).repeat_interleave(group, 0)[None] for x in (k, v))
     if q.is_cuda:

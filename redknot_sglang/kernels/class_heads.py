@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer's heads parted by class, and a class's output put where its heads stand in the model's order."""
+"""Which heads of a layer belong to which class, and where a class's output stands in the layer's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassHeads:
-    """The KV heads of one class in one layer, ``numbers`` ascending in the model's order.
+    """The KV heads of one class in one layer.
 
-    ``kv`` int32 [n] are the same numbers and ``query`` int64 [n * group] those of their query heads, on the device.
+    numbers: their numbers in the model's order, ascending.
+    group: query heads of each KV head.
+    kv: int32 [n] on the device, the same as ``numbers``.
+    query: int64 [n * group] on the device, the numbers of their query heads.
     """
 
     numbers: tuple[int, ...]
@@ -24,26 +27,30 @@ class ClassHeads:
 
     @classmethod
     def of(cls, numbers: Sequence[int], group: int, device: torch.device) -> ClassHeads:
-        """Heads of these numbers, each with ``group`` query heads."""
+        """The heads of these numbers, ascending, each with ``group`` query heads; tensors on ``device``."""
         query = [head * group + member for head in numbers for member in range(group)]
         kv = torch.tensor(numbers, dtype=torch.int32, device=device)
         return cls(tuple(numbers), group, kv, torch.tensor(query, dtype=torch.int64, device=device))
 
     @property
     def adjacent(self) -> bool:
-        """Whether the heads are neighbours, so that a slice holds them."""
+        """Whether the heads are neighbours, so that a slice holds them; False if there are none."""
         return bool(self.numbers) and self.numbers[-1] - self.numbers[0] + 1 == len(self.numbers)
 
     @property
     def queries(self) -> slice:
-        """Query heads of adjacent heads."""
+        """The query heads as a slice of the layer's; right only if the heads are adjacent."""
         first = self.numbers[0] * self.group
         return slice(first, first + len(self.numbers) * self.group)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a class's output goes: to its own heads of ``out`` [N, Hq, D], which holds all heads of the layer."""
+    """Where a class's output goes.
+
+    out: [N, Hq, D], the output of all query heads of the layer.
+    heads: the class, whose heads of ``out`` are written.
+    """
 
     out: Tensor
     heads: ClassHeads
@@ -55,25 +62,18 @@ class Target:
 
     @property
     def contiguous_view(self) -> Tensor | None:
-        """``view`` if it is contiguous, that is if the class is the whole layer."""
+        """``view`` if it is contiguous, which it is where the class is the whole layer; else None."""
         view = self.view
         return view if view is not None and view.is_contiguous() else None
-
-    def put(self, part: Tensor) -> None:
-        """Write the class's output, [N, G * n, D]."""
-        if part.is_cuda:
-            from .triton_heads import launch_put
-
-            launch_put(part, self.out, self.heads)
-        else:
-            self.out.index_copy_(1, self.heads.query, part)
 
 
 @dataclass(frozen=True)
 class Split:
     """The heads of one layer by class.
 
-    ``place`` int32 [Hkv] on the device: for a global head its index in its class, for a local one -1 minus that.
+    global_heads: the global class.
+    local_heads: the local class.
+    place: int32 [Hkv] on the device; for a global head its index in its class, for a local one -1 minus that.
     """
 
     global_heads: ClassHeads
@@ -82,42 +82,10 @@ class Split:
 
     @classmethod
     def of(cls, global_heads: ClassHeads, local_heads: ClassHeads) -> Split:
-        """From both classes, which together are all heads of the layer."""
+        """The split into these two classes, which together are all heads of the layer."""
         place = [0] * (len(global_heads.numbers) + len(local_heads.numbers))
         for index, head in enumerate(global_heads.numbers):
             place[head] = index
         for index, head in enumerate(local_heads.numbers):
             place[head] = -1 - index
         return cls(global_heads, local_heads, torch.tensor(place, dtype=torch.int32, device=global_heads.kv.device))
-
-
-def split_heads(
-    split: Split,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    slots: Tensor,
-    local_slots: Tensor,
-    global_kv: tuple[Tensor, Tensor],
-    local_kv: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Store K and V of each class at its slots, and return q of each class, [N, G * n, D].
-
-    q [N, Hq, D], k and v [N, Hkv, D] or None (nothing is stored), rows of any stride; slots, local_slots int64 [N];
-    global_kv, local_kv: K and V [slots, n, D], contiguous, rounded to if they have another dtype. Where a class's heads
-    are adjacent, its q is a view.
-    """
-    if q.is_cuda:
-        from .triton_heads import launch_split
-
-        return launch_split(split, q, k, v, slots, local_slots, global_kv, local_kv)
-    parts = []
-    for heads, at, pools in (
-        (split.global_heads, slots, global_kv),
-        (split.local_heads, local_slots, local_kv),
-    ):
-        if heads.numbers and k is not None and v is not None:
-            for rows, pool in zip((k, v), pools, strict=True):
-                pool[at] = rows.index_select(1, heads.kv).to(pool.dtype)
-        parts.append(q[:, heads.queries] if heads.adjacent else q.index_select(1, heads.query))
-    return parts[0], parts[1]

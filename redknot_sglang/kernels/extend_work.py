@@ -18,16 +18,31 @@ from .batch import ExtendBatch, ScatteredBatch
 
 # Parts of one row at most: more would cost the merge more than the GPU still gains in parallelism.
 MAX_PARTS = 64
-# In steps of the kernel's loop, 1.7 us each on an H200 with D 128: the shortest item worth a program of its own, what
-# it costs to start and end one, and what one more launch costs. A step's time also merges so many parts of a head.
-_LEAST, _START, _LAUNCH, _PARTS_PER_STEP = 8, 2, 4, 32
-# Items for each processor that are tried, and the part of the time that cutting has to leave to be worth trusting.
-_WAVES, _WORTH = (1, 2, 4), 0.95
+# Times below are in steps. A step is one turn of the kernel's loop, 1.7 us on an H200 with D 128.
+# The shortest item that is worth a program of its own.
+_LEAST = 8
+# What it takes to start and end an item.
+_START = 2
+# What it takes to launch the merge.
+_LAUNCH = 4
+# Parts of one head that are merged in the time of a step.
+_PARTS_PER_STEP = 32
+# How many items for each processor are tried.
+_WAVES = (1, 2, 4)
+# Tiles are cut only if the estimated time falls to this share: the estimate is not exact enough for smaller gains.
+_WORTH = 0.95
 MOST_WAVES = max(_WAVES)
 
 
 class Tile(NamedTuple):
-    """Rows [row, row + rows) of q, of one request, at positions from ``position`` up to ``end`` - 1."""
+    """Adjacent rows of q that one program computes together.
+
+    request: index in the batch.
+    row: first row in q.
+    rows: how many rows.
+    position: position of the first row.
+    end: position of the last row plus 1.
+    """
 
     request: int
     row: int
@@ -37,8 +52,15 @@ class Tile(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A tile's rows over the keys [first, end) of its request; ``part``: where they go to be merged, or -1 if these
-    are all keys of the tile.
+    """A tile's rows over a stretch of their request's keys. Kernels read these fields in this order.
+
+    request: index in the batch.
+    row: first row in q.
+    rows: how many rows.
+    position: position of the first row.
+    first: first key.
+    end: last key plus 1.
+    part: number of the part that the result is, to be merged with others; -1 if these are all keys of the tile.
     """
 
     request: int
@@ -51,7 +73,13 @@ class Item(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Rows [row, row + rows) of q come out of the parts [part, part + parts)."""
+    """Parts whose merge is the result of a tile. Kernels read these fields in this order.
+
+    row: first row in q.
+    rows: how many rows.
+    part: first part.
+    parts: how many parts follow each other.
+    """
 
     row: int
     rows: int
@@ -61,7 +89,11 @@ class Merge(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Items in the order in which to start them, longest first, and what is merged after them."""
+    """All work of an extend in one class.
+
+    items: in the order in which to start them, longest first.
+    merges: what is merged after them.
+    """
 
     items: list[Item]
     merges: list[Merge]
@@ -73,7 +105,7 @@ class Work:
 
 
 def tiles_of(batch: ExtendBatch, rows_per_tile: int) -> list[Tile]:
-    """Tiles of at most so many adjacent rows of q, in the order of q."""
+    """The batch cut into tiles of at most ``rows_per_tile`` adjacent rows of one request, in the order of q."""
     tiles = []
     for request, start in enumerate(batch.qo_indptr[:-1]):
         positions: Sequence[int] = range(batch.prefix_lens_cpu[request], batch.seq_lens_cpu[request])
@@ -86,18 +118,22 @@ def tiles_of(batch: ExtendBatch, rows_per_tile: int) -> list[Tile]:
 
 
 def whole_tiles(tiles: Sequence[Tile]) -> Work:
-    """Every tile an item."""
+    """Work that cuts no tile: every tile is an item."""
     return _cut(tiles, 1, [1] * len(tiles))
 
 
 def split_tiles(tiles: Sequence[Tile], step: int, heads: int, processors: int) -> Work:
-    """The work that should end first where an item walks ``step`` keys at a time, every item runs once for each of
-    ``heads`` KV heads, and as many programs run at once as there are processors.
+    """The work that should end first, with tiles cut where that gains enough.
+
+    tiles: of the batch.
+    step: keys that an item takes at a time.
+    heads: KV heads; every item runs once for each.
+    processors: programs that run at once.
     """
     steps, whole = [-(-tile.end // step) for tile in tiles], [1] * len(tiles)
     bearable = _WORTH * _cost(steps, whole, heads, processors)
     parts = whole
-    # Below the mean load of a processor no cut can come.
+    # However tiles are cut, the processors cannot all end before their mean load is done.
     if sum(n + _START for n in steps) * heads / processors < bearable:
         choices = [_parts(steps, waves * processors // heads) for waves in _WAVES]
         costs = [_cost(steps, choice, heads, processors) for choice in choices]
@@ -110,7 +146,7 @@ def _parts(steps: Sequence[int], items: int) -> list[int]:
     """Parts of each tile, for the shortest items that are no more than this; whole tiles where those are more."""
     longest = max(steps)
     lengths = range(min(longest, max(_LEAST, -(-longest // MAX_PARTS))), longest)
-    # False for lengths that make too many items, then True.
+    # Longer items are fewer: the key is False for lengths that make too many items, and True from some length on.
     found = bisect_left(lengths, True, key=lambda length: sum(-(-n // length) for n in steps) <= items)
     length = lengths[found] if found < len(lengths) else longest
     return [-(-n // length) for n in steps]
@@ -141,6 +177,6 @@ def _cut(tiles: Sequence[Tile], step: int, parts: Sequence[int]) -> Work:
             first, stop = steps * index // cut * step, steps * (index + 1) // cut * step
             items.append(Item(*rows, first, min(stop, tile.end), part + index))
         part += cut
-    # Started first, the longest do not end as stragglers.
+    # The longest start first, so that none of them is still running when all others have ended.
     items.sort(key=lambda item: item.first - item.end)
     return Work(items, merges)

@@ -9,25 +9,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from .batch import ClassSpec
+from .batch import ClassSpec, HeadClass
+from .class_heads import Target
+from .move_heads import put_heads
 
+HEAD_DIMS = (64, 128, 256)
 # A plan's integers, on the device and pinned on the host: about 13 bytes per tile of rows and 4 per row.
 # FlashInfer's own 8 MiB would be multiplied by classes and widths.
 _INT_BYTES = 2 << 20
+# Workspaces in use, by device, class and size.
+_workspaces: WeakValueDictionary[tuple[torch.device, HeadClass, int], Tensor] = WeakValueDictionary()
 
 
 def workspace_bytes(spec: ClassSpec, widths: tuple[int, ...], max_bs: int) -> int:
-    """Bytes that the partial results of any plan of these widths can take, graphs of up to ``max_bs``
-    requests included.
+    """Bytes of a workspace for the partial results of any plan.
 
-    FlashInfer keeps, per query head and tile of ``tile`` packed rows, head_dim + 1 floats for every part of a
-    split list. It splits only into what two blocks per processor can hold at once; a graph is laid out for
-    that or, if they are more, for its requests' tiles. (``PrefillPlanImpl`` and ``PrefillSplitQOKVIndptr`` in
-    FlashInfer's scheduler.cuh.)
+    spec: the shape.
+    widths: KV heads of the layers that share the workspace.
+    max_bs: requests of the largest decode graph, 0 without graphs.
+
+    FlashInfer keeps head_dim + 1 floats for each query head, row and part of a split list, in tiles of ``tile`` packed
+    rows. It splits only into what two blocks per processor can hold at once; a graph is laid out for that or, if they
+    are more, for its requests' tiles. (``PrefillPlanImpl`` and ``PrefillSplitQOKVIndptr`` in FlashInfer's
+    scheduler.cuh.)
     """
     blocks = 2 * torch.cuda.get_device_properties(spec.device).multi_processor_count
     tile = 128 if spec.head_dim < 256 else 64
@@ -42,6 +51,37 @@ def workspace_bytes(spec: ClassSpec, widths: tuple[int, ...], max_bs: int) -> in
 def workspace(size: int, device: torch.device) -> Tensor:
     """A workspace of ``size`` bytes; FlashInfer asks for zeros at first use."""
     return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+def workspace_of(spec: ClassSpec, head_class: HeadClass) -> Tensor:
+    """The workspace of a class, uint8, for plans without graphs.
+
+    All paths of one shape share it as long as one of them is in use: a class's extend and its decode never run at the
+    same time.
+    """
+    size = workspace_bytes(spec, spec.widths(head_class), 0)
+    key = spec.device, head_class, size
+    space = _workspaces.get(key)
+    if space is None:
+        space = _workspaces[key] = workspace(size, spec.device)
+    return space
+
+
+def run_wrapper(wrapper: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, target: Target | None) -> Tensor:
+    """Run a planned wrapper over a class's pool.
+
+    wrapper: FlashInfer's, planned.
+    q, k, v, scale, target: as in ``AttentionPath.run``.
+    Returns what ``AttentionPath.run`` returns.
+    """
+    view = None if target is None else target.contiguous_view
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if view is None else view
+    wrapper.run(q, (k.unsqueeze(1), v.unsqueeze(1)), q_scale=scale, out=out)
+    if target is None:
+        return out
+    if view is None:
+        put_heads(out, target)
+    return target.out
 
 
 class _PinnedBuffer:
@@ -66,7 +106,13 @@ class _PinnedBuffer:
 
 @dataclass
 class Prefill:
-    """An extend of one class and width."""
+    """An extend of one class and width.
+
+    spec: the shape.
+    width: KV heads of the layers that it serves.
+    wrapper: FlashInfer's.
+    pinned: guards the wrapper's pinned buffer.
+    """
 
     spec: ClassSpec
     width: int
@@ -75,6 +121,7 @@ class Prefill:
 
     @classmethod
     def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Prefill:
+        """Build the wrapper of this width over the workspace ``space``."""
         from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
         wrapper = BatchPrefillWithPagedKVCacheWrapper(space, "NHD", backend="fa2")
@@ -82,7 +129,13 @@ class Prefill:
         return cls(spec, width, wrapper)
 
     def plan(self, qo_indptr: Tensor, indptr: Tensor, slots: Tensor, window_left: int) -> None:
-        """qo_indptr, indptr int32 [B + 1] on the host; slots int32 on the device; window_left -1 for none."""
+        """Plan a batch.
+
+        qo_indptr: int32 [B + 1] on the host, first row of each request.
+        indptr: int32 [B + 1] on the host, where each request's list begins.
+        slots: int32 on the device, the page lists.
+        window_left: positions before its own that a row sees, -1 for all.
+        """
         spec = self.spec
         with self.pinned:
             self.wrapper.plan(
@@ -97,7 +150,6 @@ class Prefill:
                 causal=True,
                 sm_scale=1.0,
                 window_left=window_left,
-                logits_soft_cap=spec.logit_cap,
                 q_data_type=spec.dtype,
                 kv_data_type=spec.dtype,
             )
@@ -105,7 +157,14 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """A decode of one class and width: of any batch, or for a graph of one batch size in fixed buffers."""
+    """A decode of one class and width: of any batch, or for a graph of one batch size in fixed buffers.
+
+    spec: the shape.
+    width: KV heads of the layers that it serves.
+    wrapper: FlashInfer's.
+    planned: whether it was planned before, which loads the kernels.
+    pinned: guards the wrapper's pinned buffer.
+    """
 
     spec: ClassSpec
     width: int
@@ -115,6 +174,7 @@ class Decode:
 
     @classmethod
     def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Decode:
+        """Build the wrapper of this width over the workspace ``space``."""
         from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
         wrapper = BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=True, backend="fa2")
@@ -123,7 +183,14 @@ class Decode:
 
     @classmethod
     def for_graph(cls, spec: ClassSpec, width: int, space: Tensor, starts: Tensor, slots: Tensor) -> Decode:
-        """starts int32 [bs + 1] and slots int32: the buffers that every plan of this graph will fill."""
+        """Build the wrapper of a graph, whose plans all fill the same buffers.
+
+        spec: the shape.
+        width: KV heads of the layers that it serves.
+        space: the workspace.
+        starts: int32 [bs + 1] on the device, where each request's list begins.
+        slots: int32 on the device, the page lists.
+        """
         from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
         bs = len(starts) - 1
@@ -144,13 +211,17 @@ class Decode:
         return cls(spec, width, wrapper)
 
     def plan(self, indptr: Tensor, starts: Tensor, slots: Tensor) -> None:
-        """indptr int32 [B + 1] on the host, ``starts`` the same on the device, slots int32 on the device."""
+        """Plan a batch.
+
+        indptr: int32 [B + 1] on the host, where each request's list begins.
+        starts: the same on the device.
+        slots: int32 on the device, the page lists.
+        """
         from flashinfer import fast_decode_plan
 
         spec, bs = self.spec, len(indptr) - 1
         shape = (spec.group * self.width, self.width, spec.head_dim, 1)
         options: dict[str, Any] = {
-            "logits_soft_cap": spec.logit_cap,
             "q_data_type": spec.dtype,
             "kv_data_type": spec.dtype,
             "sm_scale": 1.0,

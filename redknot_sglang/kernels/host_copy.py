@@ -16,7 +16,12 @@ from torch import Tensor
 
 
 def to_device(values: np.ndarray[Any, Any] | Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`values` as a tensor on `device`, the copy queued on the current stream."""
+    """Copy an array to the device; the copy is queued on the current stream and nothing waits for it.
+
+    values: numbers on the host, any shape.
+    device: where the tensor will be.
+    dtype: of the tensor.
+    """
     host = torch.as_tensor(values, dtype=dtype)
     return pinned(host, device).to(device, non_blocking=True)
 

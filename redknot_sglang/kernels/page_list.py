@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import ClassSpec, window_start
+from .batch import ClassSpec, offsets, window_start
 
 _BLOCK = 1024
 # Programs per request. Enough to spread one long list over the GPU, few enough that idle ones cost nothing.
@@ -25,10 +25,12 @@ _PROGRAMS = 16
 
 @dataclass(frozen=True)
 class PageRule:
-    """Which positions of a request with rows [prefix, n) are listed, and in which class' slots.
+    """Which positions of a request with rows [prefix, n) are listed, and in which class's slots.
 
-    ``window`` W > 0: only positions >= max(0, prefix - W + 1), the window of the first row; 0: all. ``sink``:
-    the first ``sink`` positions as well, ahead of that window. ``limit`` > 0: at most so many entries.
+    local: whether local slots are listed; if not, global ones.
+    window: W > 0 lists only positions >= max(0, prefix - W + 1), the window of the first row; 0 lists all.
+    sink: so many first positions are listed as well, ahead of that window.
+    limit: at most so many entries; 0 for no limit.
     """
 
     local: bool
@@ -41,7 +43,7 @@ class PageRule:
         return max(0, window_start(prefix, self.window) - self.sink) if self.window else 0
 
     def count(self, prefix: int, n: int) -> int:
-        """Entries of the list."""
+        """Entries of the list of a request with rows [prefix, n)."""
         entries = n - self.skipped(prefix)
         return min(entries, self.limit) if self.limit else entries
 
@@ -64,6 +66,17 @@ def sink_pages(spec: ClassSpec) -> PageRule:
     return PageRule(local=True, limit=spec.sink)
 
 
+def list_starts(rule: PageRule, prefixes: Sequence[int], lens: Sequence[int]) -> Tensor:
+    """Where the lists of a batch begin if they follow each other.
+
+    rule: what is listed.
+    prefixes: position of each request's first row.
+    lens: tokens of each request.
+    Returns int32 [B + 1] on the host, with the total as last entry.
+    """
+    return torch.tensor(offsets(list(map(rule.count, prefixes, lens))), dtype=torch.int32)
+
+
 def write_pages(
     rule: PageRule,
     out: Tensor,
@@ -76,9 +89,11 @@ def write_pages(
 ) -> None:
     """Write the list of request i to ``out[starts[i]:]``; nothing else of ``out`` is touched.
 
-    out int32, one-dimensional and contiguous, long enough for every list; starts int [B] on the device of the
-    other tensors, which are as in ExtendBatch. ``prefix_lens`` None stands for decoding: one row, at position
-    seq_lens - 1.
+    rule: what is listed.
+    out: int32, one-dimensional and contiguous, long enough for every list.
+    starts: int32 or int64, at least [B]; entries behind the requests are not read.
+    req_to_token, req_pool_indices, full_to_local, seq_lens: as in ExtendBatch.
+    prefix_lens: as in ExtendBatch; None for decoding, where the one row is at position seq_lens - 1.
     """
     if not req_to_token.is_cuda:
         _write_by_torch(rule, out, starts, req_to_token, req_pool_indices, full_to_local, prefix_lens, seq_lens)
@@ -118,7 +133,7 @@ def launch_write_pages(
     prefix_lens: Tensor | None,
     seq_lens: Tensor,
 ) -> None:
-    """The Triton kernel behind ``write_pages``."""
+    """``write_pages`` by the Triton kernel; same arguments, on the device."""
     _write_pages_kernel[(req_pool_indices.shape[0], _PROGRAMS)](
         out,
         starts,

@@ -22,27 +22,36 @@ def attend(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of one sequence.
+    """Attention of one sequence: N rows over L keys.
 
-    q [N, Hq, D]; k, v [L, Hkv, D]; q_pos int [N]; k_pos int [L]; is_global bool [Hkv]. Returns the output [N,
-    Hq, D] and the natural log-sum-exp of the visible logits [N, Hq], both float32. A row that sees nothing
-    gives 0 and -inf.
+    q: [N, Hq, D].
+    k: [L, Hkv, D].
+    v: [L, Hkv, D].
+    q_pos: int [N], the rows' positions.
+    k_pos: int [L], the keys' positions.
+    is_global: bool [Hkv], the KV heads' class.
+    window: positions that a row of a local head sees up to and including its own.
+    sink: first positions that a row of a local head sees besides.
+    scale: logits are ``scale * q.k``.
+    k_scale: k times this are the keys.
+    v_scale: v times this are the values.
+    Returns the output [N, Hq, D] and the natural log-sum-exp of the visible logits [N, Hq], both float32. A row that
+    sees nothing gives 0 and -inf.
     """
     n_rows, n_q, dim = q.shape
     n_kv = k.shape[1]
     queries = q.float().view(n_rows, n_kv, n_q // n_kv, dim)
-    logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float()) * scale
-    if logit_cap:
-        logits = logit_cap * torch.tanh(logits / logit_cap)
+    logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float() * k_scale) * scale
     causal = k_pos[None, :] <= q_pos[:, None]
     near = causal & ((k_pos[None, :] > q_pos[:, None] - window) | (k_pos[None, :] < sink))
     visible = torch.where(is_global[None, :, None], causal[:, None, :], near[:, None, :])
     logits = logits.masked_fill(~visible[:, :, None, :], float("-inf"))
     lse = logits.logsumexp(-1)
     weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
-    out = torch.einsum("nhgl,lhd->nhgd", weights, v.float())
+    out = torch.einsum("nhgl,lhd->nhgd", weights, v.float() * v_scale)
     return out.reshape(n_rows, n_q, dim), lse.reshape(n_rows, n_q)
 
 
@@ -55,12 +64,20 @@ def attend_paged(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """A whole batch of one class from its pool; q [N, G * n, D], k, v [slots, n, D]. Returns what ``attend``
-    returns.
+    """Attention of a whole batch in one class, from its pool.
 
-    Reads only slots that some row of the request sees, so a dead slot may hold anything, NaN included.
+    Only slots that some row of the request sees are read, so that any other slot may hold anything, NaN included.
+
+    batch: the requests, N rows in all.
+    head_class: the class.
+    q: [N, G * n, D].
+    k: [slots, n, D], keys of the class's pool.
+    v: [slots, n, D], values of the class's pool.
+    window, sink, scale, k_scale, v_scale: as in ``attend``.
+    Returns what ``attend`` returns.
     """
     seq_lens = batch.seq_lens.tolist()
     prefixes = batch.prefix_lens.tolist() if isinstance(batch, ExtendBatch) else [n - 1 for n in seq_lens]
@@ -78,7 +95,7 @@ def attend_paged(
             slots = batch.full_to_local[slots]
         heads = torch.full((k.shape[1],), head_class == "global", device=q.device)
         rows = q[row : row + len(q_pos)]
-        out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale, logit_cap)
+        out, lse = attend(rows, k[slots], v[slots], q_pos, positions, heads, window, sink, scale, k_scale, v_scale)
         outs.append(out)
         lses.append(lse)
         row += len(q_pos)

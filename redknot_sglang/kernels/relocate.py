@@ -8,30 +8,35 @@ table, so that a moved key differs from one computed in place by rounding only, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .kv_layers import KVLayers
+from .triton_relocate import launch_relocate, launch_turn
+
 
 @dataclass(frozen=True)
 class Rotation:
-    """How a model rotates: its table of cos and sin, float [positions, rotary_dim], cos first.
+    """How a model rotates its keys.
 
-    A constant factor on the table (YaRN's magnitude) has no effect. is_neox: dimension i turns with i + rotary_dim / 2,
-    else with its neighbour.
+    table: float [positions, rotary_dim], cos of the angles and then sin. A constant factor on it (YaRN's magnitude)
+        has no effect.
+    is_neox: whether dimension i turns with i + rotary_dim / 2; if not, it turns with its neighbour.
     """
 
     table: Tensor
     is_neox: bool
 
     def turn(self, origin: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the angles from `origin` to `position`, int64 [n] each: float32 [n, rotary_dim / 2] each."""
-        if self.table.is_cuda and origin.is_cuda:
-            from redknot_sglang.kernels.triton_relocate import launch_turn
+        """The turn from one position to another.
 
+        origin: int64 [n], positions that keys were computed at.
+        position: int64 [n], positions that they are wanted for.
+        Returns cos and sin of the angles, float32 [n, rotary_dim / 2] each.
+        """
+        if self.table.is_cuda and origin.is_cuda:
             return launch_turn(self.table.contiguous(), origin, position)
         return self.turn_torch(origin, position)
 
@@ -46,35 +51,19 @@ class Rotation:
         return torch.where(same, 1.0, cos / norm), torch.where(same, 0.0, sin / norm)
 
 
-@dataclass(frozen=True)
-class KVLayers:
-    """The buffers of one head class: K and V of each layer, contiguous [slots, heads, D]; heads may be 0."""
-
-    k: Sequence[Tensor]
-    v: Sequence[Tensor]
-
-    @cached_property
-    def addresses(self) -> Tensor:
-        """Addresses of K and V and the number of heads of each layer that has any: int64 [3, layers]."""
-        used = [(k.data_ptr(), v.data_ptr(), k.shape[1]) for k, v in zip(self.k, self.v, strict=True) if k.shape[1]]
-        return torch.tensor(used, dtype=torch.int64).reshape(-1, 3).t().contiguous().to(self.k[0].device)
-
-    @cached_property
-    def most_heads(self) -> int:
-        """Heads of the layer that has most."""
-        return max(k.shape[1] for k in self.k)
-
-
 def relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
     """Move rows in every layer: V[target] = V[source], K[target] = turned K[source].
 
-    source, target: int64 [n] slots, the two sets disjoint; cos, sin: float32 [n, rotary_dim / 2] of each row's turn.
+    layers: the buffers of one class.
+    source: int64 [n], slots to read.
+    target: int64 [n], slots to write, none of which is in ``source``.
+    cos: float32 [n, rotary_dim / 2], of each row's turn.
+    sin: the same shape.
+    is_neox: as in Rotation.
     """
     if source.numel() == 0:
         return
     if source.is_cuda:
-        from redknot_sglang.kernels.triton_relocate import launch_relocate
-
         launch_relocate(layers, source, target, cos, sin, is_neox)
     else:
         relocate_torch(layers, source, target, cos, sin, is_neox)
@@ -90,7 +79,14 @@ def relocate_torch(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor
 
 
 def turned(keys: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
-    """Keys [n, heads, D] turned by cos and sin, float32 [n, rotary_dim / 2], in the keys' dtype."""
+    """Keys turned in their rotary dimensions.
+
+    keys: [n, heads, D].
+    cos: float32 [n, rotary_dim / 2], of each row's turn.
+    sin: the same shape.
+    is_neox: as in Rotation.
+    Returns [n, heads, D] in the keys' dtype.
+    """
     half = cos.shape[1]
     cos, sin = cos[:, None], sin[:, None]
     x, rest = keys[..., : 2 * half].float(), keys[..., 2 * half :]

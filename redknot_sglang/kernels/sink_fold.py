@@ -25,9 +25,12 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True)
-class FoldPlan:
-    """What folding needs to know of a batch: ``sink_slots`` int32 [B, S], the local slots of its sinks, and
-    the request and the position of every row, int32 [N]; request -1 for a row that is none.
+class SinksOfRows:
+    """What folding needs to know of a batch: where its sinks are and which of them a row may see.
+
+    sink_slots: int32 [B, S], the local slots of each request's sinks.
+    row_requests: int32 [N], the request of each row; -1 for a row that belongs to none.
+    row_positions: int32 [N], the position of each row.
     """
 
     sink_slots: Tensor
@@ -35,8 +38,10 @@ class FoldPlan:
     row_positions: Tensor
 
     @classmethod
-    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> FoldPlan | None:
-        """None if no row of the batch has a sink ahead of its window. Made on the device, nothing waits."""
+    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> SinksOfRows | None:
+        """Of a batch of adjacent rows; None if no row has a sink ahead of its window. Made on the device, nothing
+        waits.
+        """
         if not spec.local_widths or spec.sink == 0 or max(batch.seq_lens_cpu) <= spec.window:
             return None
         bs, device = len(batch.seq_lens_cpu), batch.seq_lens.device
@@ -69,19 +74,28 @@ def sink_fold(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    plan: FoldPlan,
+    sinks: SinksOfRows,
     window: int,
     scale: float,
-    logit_cap: float = 0.0,
     target: Target | None = None,
 ) -> None:
-    """Fold the sinks of ``plan`` into ``out``, in place or, with a target, on the way there; then ``out`` stays.
+    """Fold sinks into the window's result. Sink s is folded into a row at position p if s <= p - window.
 
-    out, q [N, G * n, D], rows of any stride; lse float32 in the layout and to the base that the window kernel
-    gave; k, v [slots, n, D], the local pool. Sink s is folded into a row at position p if s <= p - window.
+    out: [N, G * n, D], the window's result, rows of any stride. Without a target it is folded in place; with one it
+        stays as it is.
+    lse: float32, the log-sum-exp of each row and query head over the window.
+    lse_layout: ``lse`` is [G * n, N] ("heads_rows") or [N, G * n] ("rows_heads").
+    lse_base: the base of its logarithm.
+    q: [N, G * n, D], rows of any stride.
+    k: [slots, n, D], keys of the local pool.
+    v: [slots, n, D], values of the local pool.
+    sinks: of the batch.
+    window: positions in a row's window.
+    scale: logits are ``scale * q.k``.
+    target: where to write the folded result.
     """
     n_rows, n_q, dim = q.shape
-    heads, sinks = k.shape[1], plan.sink_slots.shape[1]
+    heads = k.shape[1]
     by_head, by_row = (lse.stride(0), lse.stride(1)) if lse_layout == "heads_rows" else lse.stride()[::-1]
     group = n_q // heads
     rows = max(1, (64 if dim <= 128 else 32) // group)
@@ -92,15 +106,14 @@ def sink_fold(
         q,
         k,
         v,
-        plan.sink_slots,
-        plan.row_requests,
-        plan.row_positions,
+        sinks.sink_slots,
+        sinks.row_requests,
+        sinks.row_positions,
         to,
-        plan.sink_slots if target is None else target.heads.kv,
+        sinks.sink_slots if target is None else target.heads.kv,
         n_rows,
         window,
         scale,
-        logit_cap,
         out.stride(0),
         out.stride(1),
         to.stride(0),
@@ -113,15 +126,14 @@ def sink_fold(
         k.stride(1),
         v.stride(0),
         v.stride(1),
-        plan.sink_slots.stride(0),
-        SINKS=sinks,
+        sinks.sink_slots.stride(0),
+        SINKS=sinks.sink_slots.shape[1],
         GROUP=group,
         ROWS=rows,
         PACKED=max(16, triton.next_power_of_2(rows * group)),
         DIM=dim,
         BLOCK_D=triton.next_power_of_2(dim),
         BASE_2=lse_base == "2",
-        CAPPED=logit_cap != 0.0,
         IN_PLACE=target is None,
         num_warps=4,
     )
@@ -142,7 +154,6 @@ def _sink_fold_kernel(
     n_rows,
     window,
     scale,
-    logit_cap,
     out_row,
     out_head,
     to_row,
@@ -163,7 +174,6 @@ def _sink_fold_kernel(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BASE_2: tl.constexpr,
-    CAPPED: tl.constexpr,
     IN_PLACE: tl.constexpr,
 ):
     head = tl.program_id(1)
@@ -212,8 +222,6 @@ def _sink_fold_kernel(
             key = tl.load(k + (slots * k_slot + head * k_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
             value = tl.load(v + (slots * v_slot + head * v_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
             logits = tl.dot(query, tl.trans(key)) * scale
-            if CAPPED:
-                logits = logit_cap * (2.0 * tl.sigmoid(2.0 * logits / logit_cap) - 1.0)
             mine = (request == at)[:, None] & valid[None, :] & (sinks[None, :] <= last_sink[:, None])
             logits = tl.where(mine, logits, float("-inf"))
             new_top = tl.maximum(top, tl.max(logits, axis=1))

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of the "torch" path for rows at scattered positions."""
+"""What the torch extend plans for rows at scattered positions."""
 
 from __future__ import annotations
 
 import torch
 
 from .batch import ClassSpec, HeadClass, ScatteredBatch, window_start
-from .torch_plan import Block, Request
+from .torch_blocks import Block, Request
 
-# Positions that one block of local rows may span: it reads all keys in between, and few of them count for a row.
+# Positions that the rows of one local block may span. It reads all keys in between, of which few count for a row.
 LOCAL_SPAN = 256
-# Rows of a block: it reads the keys of its last row, of which those of its first may be few.
+# Rows of a block at most. A global block reads all keys up to its last row, though its first row may see few of them.
 BLOCK_ROWS = 64
 
 
 def scattered_rows(batch: ScatteredBatch, head_class: HeadClass, spec: ClassSpec) -> list[Request]:
-    """Blocks of rows that are near each other, each with a mask of its own."""
+    """The requests of a batch, cut into blocks of rows that are near each other.
+
+    batch: the requests.
+    head_class: whose pages and reach.
+    spec: the shape.
+    """
     plan, row, local = [], 0, head_class == "local"
     for request, positions in zip(batch.req_pool_indices.tolist(), batch.positions_cpu, strict=True):
         slots = batch.req_to_token[request, : positions[-1] + 1].long()

@@ -8,8 +8,8 @@ the trial runs in a process of its own.
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
+from .batch import CLASSES, ClassSpec, DecodeBatch, ExtendBatch
+from .paths import AttentionPath, DecodePath, ExtendPath
 from .reference import attend_paged
 
 _TIMEOUT_S = 300
@@ -28,18 +29,44 @@ _TIMEOUT_S = 300
 _PREFIXES, _SEQS = [4500, 0], [4501, 70]
 
 
-def trial_error(build: Callable[[ClassSpec], Path], spec: ClassSpec, extend: bool = True) -> str | None:
-    """What went wrong when the path ran extend and decode here, or decode alone, or None; remembered per shape."""
-    return _remembered(build, _small(spec), extend)
+def extend_trial_error(build: Callable[[ClassSpec], ExtendPath], spec: ClassSpec) -> str | None:
+    """What goes wrong when an extend path runs here; tried once for each shape.
+
+    build: the path's class.
+    spec: the shape.
+    Returns the reason, or None if the results are right.
+    """
+    return _tried_extend(build, _small(spec))
 
 
-def extend_trial_error_in_child(name: str, spec: ClassSpec) -> str | None:
-    """The same for extend alone, in a child process that a broken library may end; remembered."""
-    return _remembered_child(name, _small(spec))
+def decode_trial_error(build: Callable[[ClassSpec], DecodePath], spec: ClassSpec) -> str | None:
+    """As ``extend_trial_error``, for a decode path."""
+    return _tried_decode(build, _small(spec))
 
 
-def run_trial(path: Path, spec: ClassSpec, extend: bool, decode: bool) -> None:
-    """Run both classes of ``spec`` over tiny batches; RuntimeError if a result is far from the oracle."""
+def extend_trial_error_in_child(build: type[ExtendPath], spec: ClassSpec) -> str | None:
+    """As ``extend_trial_error``, in a child process that a broken library may end. The class must be importable."""
+    return _tried_in_child(build, _small(spec))
+
+
+def try_extend(path: ExtendPath, spec: ClassSpec) -> None:
+    """Run both classes of ``spec`` over a tiny batch; RuntimeError if a result is far from the oracle."""
+    tables, prefix_lens, seq_lens = _requests(spec)
+    batch = ExtendBatch(*tables, prefix_lens, seq_lens, _PREFIXES, _SEQS)
+    path.plan_extend(batch)
+    _compare(path, spec, batch, batch.qo_indptr[-1])
+
+
+def try_decode(path: DecodePath, spec: ClassSpec) -> None:
+    """As ``try_extend``, for a decode path."""
+    tables, _, seq_lens = _requests(spec)
+    batch = DecodeBatch(*tables, seq_lens, _SEQS)
+    path.plan_decode(batch)
+    _compare(path, spec, batch, len(_SEQS))
+
+
+def _requests(spec: ClassSpec) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Slot tables of two requests in random slots, their prefixes and their lengths."""
     generator = torch.Generator().manual_seed(0)
     total = sum(_SEQS)
     req_to_token = torch.zeros(2, max(_SEQS), dtype=torch.int32)
@@ -47,20 +74,12 @@ def run_trial(path: Path, spec: ClassSpec, extend: bool, decode: bool) -> None:
     for row, own in zip(req_to_token, slots.split(_SEQS), strict=True):
         row[: len(own)] = own
     device = spec.device
-    shared = req_to_token.to(device), torch.arange(2, device=device), torch.arange(total + 1, device=device)
-    seq_lens = torch.tensor(_SEQS, dtype=torch.int32, device=device)
-    prefix_lens = torch.tensor(_PREFIXES, dtype=torch.int32, device=device)
-    if extend:
-        rows = ExtendBatch(*shared, prefix_lens, seq_lens, _PREFIXES, _SEQS)
-        path.plan_extend(rows)
-        _compare(path, spec, rows, rows.qo_indptr[-1], total)
-    if decode:
-        step = DecodeBatch(*shared, seq_lens, _SEQS)
-        path.plan_decode(step)
-        _compare(path, spec, step, 2, total)
+    tables = req_to_token.to(device), torch.arange(2, device=device), torch.arange(total + 1, device=device)
+    lens = torch.tensor([_PREFIXES, _SEQS], dtype=torch.int32, device=device)
+    return tables, lens[0], lens[1]
 
 
-def _compare(path: Path, spec: ClassSpec, batch: ExtendBatch | DecodeBatch, rows: int, slots: int) -> None:
+def _compare(path: AttentionPath, spec: ClassSpec, batch: ExtendBatch | DecodeBatch, rows: int) -> None:
     # A generator of its own: a trial must not move the random numbers that requests will be sampled with.
     generator = torch.Generator(spec.device).manual_seed(0)
 
@@ -68,14 +87,14 @@ def _compare(path: Path, spec: ClassSpec, batch: ExtendBatch | DecodeBatch, rows
         shape = (n, heads, spec.head_dim)
         return torch.randn(shape, generator=generator, dtype=spec.dtype, device=spec.device)
 
-    classes: tuple[HeadClass, ...] = ("global", "local")
-    for head_class in classes:
+    slots = sum(_SEQS) + 1
+    for head_class in CLASSES:
         for width in spec.widths(head_class):
             q = random(rows, spec.group * width)
-            k, v = random(slots + 1, width), random(slots + 1, width)
+            k, v = random(slots, width), random(slots, width)
             scale = spec.head_dim**-0.5
-            out = path.run(head_class, q, k, v, scale, spec.logit_cap).float()
-            want, _ = attend_paged(batch, head_class, q, k, v, spec.window, spec.sink, scale, spec.logit_cap)
+            out = path.run(head_class, q, k, v, scale).float()
+            want, _ = attend_paged(batch, head_class, q, k, v, spec.window, spec.sink, scale)
             error = float((out - want).norm() / want.norm())
             if not error < 2e-2:
                 raise RuntimeError(f"{head_class} heads are off by {error:.1e} (relative) from the oracle")
@@ -93,10 +112,19 @@ def _small(spec: ClassSpec) -> ClassSpec:
 
 
 @cache
-def _remembered(build: Callable[[ClassSpec], Path], spec: ClassSpec, extend: bool) -> str | None:
+def _tried_extend(build: Callable[[ClassSpec], ExtendPath], spec: ClassSpec) -> str | None:
+    return _error_of(lambda: try_extend(build(spec), spec), spec)
+
+
+@cache
+def _tried_decode(build: Callable[[ClassSpec], DecodePath], spec: ClassSpec) -> str | None:
+    return _error_of(lambda: try_decode(build(spec), spec), spec)
+
+
+def _error_of(trial: Callable[[], None], spec: ClassSpec) -> str | None:
     # Any error of a foreign library is a reason not to use it; it is reported, not swallowed.
     try:
-        run_trial(build(spec), spec, extend, decode=True)
+        trial()
         torch.cuda.synchronize(spec.device)
     except Exception as error:
         return f"a trial run failed with {type(error).__name__}: {_first_line(str(error))}"
@@ -104,19 +132,8 @@ def _remembered(build: Callable[[ClassSpec], Path], spec: ClassSpec, extend: boo
 
 
 @cache
-def _remembered_child(name: str, spec: ClassSpec) -> str | None:
-    fields = {
-        "group": spec.group,
-        "head_dim": spec.head_dim,
-        "global_widths": spec.global_widths,
-        "local_widths": spec.local_widths,
-        "window": spec.window,
-        "sink": spec.sink,
-        "dtype": str(spec.dtype).removeprefix("torch."),
-        "device": str(spec.device),
-        "logit_cap": spec.logit_cap,
-    }
-    command = [sys.executable, "-m", __name__, name, json.dumps(fields)]
+def _tried_in_child(build: type[ExtendPath], spec: ClassSpec) -> str | None:
+    command = [sys.executable, "-m", __name__, pickle.dumps((build, spec)).hex()]
     paths = os.pathsep.join(p for p in sys.path if p)
     try:
         done = subprocess.run(
@@ -138,23 +155,17 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "no message"
 
 
-def main(name: str, fields: str) -> None:
-    """Entry of the child process: exit code 0 if the path named ``name`` extends rightly."""
-    from .select import path_class
+def main(trial: str) -> None:
+    """Entry of the child process: exit code 0 if an extend path gives right results.
 
-    values = json.loads(fields)
-    values["dtype"] = getattr(torch, values["dtype"])
-    values["device"] = torch.device(values["device"])
-    values["global_widths"], values["local_widths"] = (
-        tuple(values["global_widths"]),
-        tuple(values["local_widths"]),
-    )
-    spec = ClassSpec(**values)
+    trial: the path's class and the spec, pickled, in hexadecimal.
+    """
+    build, spec = pickle.loads(bytes.fromhex(trial))
     if spec.device.index is not None:
         torch.cuda.set_device(spec.device)
-    run_trial(path_class(name)(spec), spec, extend=True, decode=False)
+    try_extend(build(spec), spec)
     torch.cuda.synchronize(spec.device)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1])

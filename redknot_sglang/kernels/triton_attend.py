@@ -9,12 +9,6 @@ import triton.language as tl
 
 
 @triton.jit
-def soft_cap(logits, cap):
-    """cap * tanh(logits / cap); tanh through the sigmoid, which every backend of Triton has."""
-    return cap * (2.0 * tl.sigmoid(2.0 * logits / cap) - 1.0)
-
-
-@triton.jit
 def load_rows(pool, slot, slot_stride, listed, MASKED: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows [KEYS, BLOCK_D] of the pool of one head; if MASKED, 0 where not listed: garbage times 0 could be NaN."""
     dims = tl.arange(0, BLOCK_D)
@@ -28,7 +22,7 @@ def load_rows(pool, slot, slot_stride, listed, MASKED: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def load_pages(k, v, k_slot, v_slot, pages, listed, MASKED: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Keys and values of one head, whose pools begin at k and v, of the slots at the pointers ``pages`` [KEYS].
+    """Keys and values [KEYS, BLOCK_D] of one head, whose pools begin at k and v; ``pages`` [KEYS] points at their slots.
 
     Without MASKED all are listed, and ``listed`` may be None.
     """
@@ -51,9 +45,7 @@ def attend_keys(
     value,
     seen,
     scale,
-    cap,
     MASKED: tl.constexpr,
-    CAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One step of the running softmax, in base 2: keys [KEYS, D] into rows [PACKED, D], where seen.
@@ -63,9 +55,6 @@ def attend_keys(
     logits = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     # The scale goes into the exponent, where it costs no instruction of its own: the largest logit stays the largest.
     to_base_2 = scale * 1.4426950408889634
-    if CAPPED:
-        logits = soft_cap(logits * scale, cap)
-        to_base_2 = 1.4426950408889634
     if MASKED:
         logits = tl.where(seen, logits, float("-inf"))
     new_top = tl.maximum(top, tl.max(logits, axis=1) * to_base_2)

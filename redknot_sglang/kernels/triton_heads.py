@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-defs
-"""Kernels that part a layer's heads by class and put them together again: data movement only.
+"""The kernels behind ``move_heads``: they part a layer's heads by class and put them together again.
 
-With torch's own operations a layer needs about nine launches for it, and for a few rows each of them takes longer on the
-host than on the device.
+They only move data. With torch's own operations a layer would need about nine launches, and for a few rows each of
+those takes longer on the host than on the device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def launch_split(
     global_kv: tuple[Tensor, Tensor],
     local_kv: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`class_heads.split_heads` by one kernel; same arguments, on the device."""
+    """`move_heads.split_heads` by one kernel; same arguments, on the device."""
     n_rows, _, dim = q.shape
     classes = split.global_heads, split.local_heads
     parts, gathers = [], []
@@ -146,7 +146,12 @@ def _split_kernel(
 
 
 def launch_put(part: Tensor, out: Tensor, heads: ClassHeads) -> None:
-    """`class_heads.Target.put` by one kernel: part [N, G * n, D] to the class's heads of out [N, Hq, D]."""
+    """`move_heads.put_heads` by one kernel, on the device.
+
+    part: [N, G * n, D].
+    out: [N, Hq, D].
+    heads: the class, whose heads of ``out`` are written.
+    """
     n_rows, _, dim = part.shape
     if not n_rows:
         return

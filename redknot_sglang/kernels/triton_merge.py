@@ -25,7 +25,14 @@ def processors_of(device: torch.device) -> int:
 
 
 def workspace(parts: int, n_q: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Unwritten ``parts`` [P, n_q, D] and ``lse`` [P, n_q], float32, for so many rows of parts."""
+    """Memory for the parts of a merge.
+
+    parts: rows of all parts together, P.
+    n_q: query heads.
+    dim: head dimension.
+    device: where to allocate.
+    Returns results [P, n_q, D] and log-sum-exps [P, n_q], float32, unwritten.
+    """
     return (
         torch.empty((parts, n_q, dim), dtype=torch.float32, device=device),
         torch.empty((parts, n_q), dtype=torch.float32, device=device),
@@ -33,13 +40,25 @@ def workspace(parts: int, n_q: int, dim: int, device: torch.device) -> tuple[Ten
 
 
 def merge(parts: Tensor, lse: Tensor, out: Tensor, splits: int) -> None:
-    """Row i of out [N, n_q, D] from the parts ``i * splits .. (i + 1) * splits - 1``; out contiguous."""
+    """Merge the same number of parts for every row: row i is the parts from ``i * splits`` to ``(i + 1) * splits - 1``.
+
+    parts: float32 [N * splits, n_q, D], each normed.
+    lse: float32 [N * splits, n_q], base-2 log-sum-exps.
+    out: [N, n_q, D], contiguous; written.
+    splits: parts of a row.
+    """
     _launch(parts, lse, out, None, out.shape[0], 1, splits, splits)
 
 
 def merge_listed(parts: Tensor, lse: Tensor, out: Tensor, merges: Tensor, tile_rows: int, most: int) -> None:
-    """Rows of out that the merges int32 [M, 4] name (``extend_work.Merge``), of tiles of at most ``tile_rows`` rows
-    and ``most`` parts; other rows are left alone.
+    """Merge the parts of some tiles; rows of other tiles are left alone.
+
+    parts: float32 [P * tile_rows, n_q, D], each normed.
+    lse: float32 [P * tile_rows, n_q], base-2 log-sum-exps.
+    out: [N, n_q, D], contiguous; written.
+    merges: int32 [M, 4] on the device, with the fields of ``extend_work.Merge``.
+    tile_rows: rows of a whole tile.
+    most: parts of the tile that has most.
     """
     _launch(parts, lse, out, merges, len(merges) * tile_rows, tile_rows, 0, max(most, _LEAST_BLOCK))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What path "triton" plans for prefill graphs: work, positions and page lists in buffers that a graph reads."""
+"""What extend path "triton" plans for prefill graphs: work, positions and page lists in buffers that a graph reads."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import torch
 from torch import Tensor
 
 from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
+from .device_work import DeviceWork
 from .extend_work import MAX_PARTS, MOST_WAVES, Item, Merge, Work
 from .host_copy import pinned, to_device
 from .page_list import near_pages, write_pages
-from .triton_extend import ExtendPlan
 
-# Requests that a recorded plan has room for.
+# Requests that a prefill graph has room for.
 MAX_REQUESTS = 64
-# Local pages of all its requests, in contexts of the longest one.
+# Local pages of all requests of a graph together, in multiples of the longest request's tokens.
 _CONTEXTS = 4
 # An item of no rows and no keys, that is no part of anything.
 _NOTHING = (0, 0, 0, 0, 0, 0, -1)
 
 
 class RecordedWork:
-    """Persistent buffers of prefill graphs: what a graph has recorded reads them, `plan` fills them for a batch.
+    """Persistent buffers of prefill graphs: what a graph has recorded reads them, `fill` fills them for a batch.
 
-    tile_rows: query rows of a tile; processors: what the work is divided for; max_rows: of the largest graph; max_context:
-    tokens of the longest request. Graphs are laid out for the most items and parts that a batch of their rows can have;
-    those that a batch lacks end at once.
+    Graphs are laid out for the most items and parts that a batch of their rows can have; those that a batch lacks end
+    at once.
+
+    spec: the shape.
+    tile_rows: query rows of a tile.
+    processors: programs that the work is divided for.
+    max_rows: rows of the largest graph.
+    max_context: tokens of the longest request.
     """
 
     def __init__(self, spec: ClassSpec, tile_rows: int, processors: int, max_rows: int, max_context: int) -> None:
@@ -54,10 +59,16 @@ class RecordedWork:
             and sum(self._near_lens(batch)) <= _CONTEXTS * self._max_context
         )
 
-    def plan(
+    def fill(
         self, batch: ExtendBatch, rows: int, work: dict[tuple[HeadClass, int], Work]
-    ) -> tuple[dict[tuple[HeadClass, int], ExtendPlan], dict[HeadClass, tuple[Tensor, Tensor]]]:
-        """Fill the buffers for a batch that fits, run by a graph of ``rows`` rows; its plans and its pages by class."""
+    ) -> tuple[dict[tuple[HeadClass, int], DeviceWork], dict[HeadClass, tuple[Tensor, Tensor]]]:
+        """Fill the buffers for a batch that fits.
+
+        batch: the requests.
+        rows: rows of the graph that will run.
+        work: the batch's, by class and number of KV heads.
+        Returns the work in the buffers, and each class's page lists with the place where each request's list begins.
+        """
         self._ints.copy_(self._host_ints(batch, work), non_blocking=True)
         positions, prefix_lens, *lists = self._ints.split(self._sizes)
         bs, stride = len(batch.seq_lens_cpu), batch.req_to_token.stride(0)
@@ -77,10 +88,10 @@ class RecordedWork:
                 batch.seq_lens,
             )
             pages["local"] = (self._near, self._starts[1])
-        plans = {}
+        filled = {}
         for (head_class, heads), items, merges in zip(self._keys, lists[::2], lists[1::2], strict=True):
             count = self._items(head_class, heads, rows)
-            plan = ExtendPlan(
+            one = DeviceWork(
                 items.view(-1, 7)[:count],
                 merges.view(-1, 4)[: self._tiles(rows)],
                 count if head_class == "global" else 0,
@@ -90,8 +101,8 @@ class RecordedWork:
                 recorded=True,
             )
             widths = self._spec.local_widths if head_class == "local" else (heads,)
-            plans.update({(head_class, width): plan for width in widths})
-        return plans, pages  # type: ignore[return-value]
+            filled.update({(head_class, width): one for width in widths})
+        return filled, pages  # type: ignore[return-value]
 
     def _host_ints(self, batch: ExtendBatch, work: dict[tuple[HeadClass, int], Work]) -> Tensor:
         parts: list[np.ndarray[tuple[int, ...], np.dtype[np.int32]]] = []

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: allow-untyped-defs
-"""Relocation of all layers of a head class in one launch; bound by the copy."""
+"""The kernels behind ``relocate``: all layers of a head class in one launch, as fast as memory can be copied."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .relocate import KVLayers
+from .kv_layers import KVLayers
 
-# (row, head) pairs of a program. Enough bytes on their way at a time, also where layers have one head of the class.
+# (row, head) pairs of a program: enough to keep the memory busy, also where layers have only one head of the class.
 _PAIRS = 32
 _TURN_ROWS = 16
 
@@ -69,15 +69,13 @@ def _relocate_kernel(
         tl.store(k + there + dim, tl.load(k + here + dim, mask=rest), mask=rest)
 
 
-def launch_relocate(
-    layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool, pairs: int = _PAIRS
-) -> None:
-    """`relocate.relocate` by one kernel; same arguments, on the device. n must not be 0."""
+def launch_relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> None:
+    """`relocate.relocate` by one kernel; same arguments, on the device. There must be at least one row."""
     addresses, like = layers.addresses, layers.k[0]
     n_layers, half, head_dim = addresses.shape[1], cos.shape[1], like.shape[2]
     if n_layers == 0:
         return
-    _relocate_kernel[(triton.cdiv(len(source) * layers.most_heads, pairs), n_layers)](
+    _relocate_kernel[(triton.cdiv(len(source) * layers.most_heads, _PAIRS), n_layers)](
         addresses,
         like,
         source.to(torch.int64),
@@ -91,7 +89,7 @@ def launch_relocate(
         HALF=half,
         HALF_BLOCK=triton.next_power_of_2(half),
         NEOX=is_neox,
-        PAIRS=pairs,
+        PAIRS=_PAIRS,
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redknot_sglang.kernels.relocate import KVLayers, Rotation, relocate
+from redknot_sglang.kernels.kv_layers import KVLayers
+from redknot_sglang.kernels.relocate import Rotation, relocate
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path
-from redknot_sglang.kernels.fa3 import Fa3Path
-from redknot_sglang.kernels.select import available_paths, path_class
+from redknot_sglang.kernels.batch import CLASSES, ClassSpec, DecodeBatch, ExtendBatch, HeadClass
+from redknot_sglang.kernels.extend_fa3 import Fa3Extend
+from redknot_sglang.kernels.extend_triton import TritonExtend
+from redknot_sglang.kernels.select import PAIRS, Paths, available_paths, select_paths
 from redknot_sglang.kernels.trial import extend_trial_error_in_child
-from redknot_sglang.kernels.triton_path import TritonPath
 from tests.kernels.cases import SCALE, Case, make_case, make_spec
 
 pytestmark = pytest.mark.gpu
 
-CLASSES: tuple[HeadClass, ...] = ("global", "local")
 # (path, head_dim, group); cheap builds first.
 SHAPES = [
     *(("triton", dim, group) for dim, group in ((128, 4), (128, 1), (128, 8), (64, 4), (96, 1), (256, 8))),
@@ -42,21 +41,20 @@ class Trials:
         wanted = [("flashinfer", dim, 4) for dim in (128, 64, 256)]
         wanted += [shape for shape in SHAPES if shape[0] == "fa3"]
         self._running: dict[tuple[str, int, int], Future[str | None]] = {
-            (name, dim, group): pool.submit(extend_trial_error_in_child, name, gpu_spec(dim, group))
+            (name, dim, group): pool.submit(extend_trial_error_in_child, PAIRS[name].extend, gpu_spec(dim, group))
             for name, dim, group in wanted
         }
 
-    def build(self, name: str, spec: ClassSpec) -> Path:
-        """The path, once its kernels are there; skips where the machine lacks them, saying what."""
+    def build(self, name: str, spec: ClassSpec) -> Paths:
+        """The pair of paths, once its kernels are there; skips where the machine lacks them, saying what."""
         for (library, dim, _), trial in self._running.items():
             # fa3 decodes by flashinfer.
             if dim == spec.head_dim and library in ("flashinfer", name) and name in ("fa3", "flashinfer"):
                 trial.result()
-        reason = None if name == "torch" else path_class(name).why_not(spec)
+        reason = PAIRS[name].why_not(spec)
         if reason is not None:
             pytest.skip(f"{name}: {reason}")
-        path: Path = path_class(name)(spec)
-        return path
+        return select_paths(name, spec)
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +77,20 @@ def assert_near(out: torch.Tensor, want: torch.Tensor, tolerance: float = 8e-3) 
     assert float(error.max()) < 6 * tolerance, f"row, head {divmod(int(error.argmax()), error.shape[1])}"
 
 
-def check_extend_and_decode(path: Path, spec: ClassSpec, tolerance: float = 8e-3, cap: float = 0.0) -> None:
+def check_extend_and_decode(paths: Paths, spec: ClassSpec, tolerance: float = 8e-3) -> None:
     case = make_case(spec, PREFIXES, ROWS)
-    path.plan_extend(case.extend)
+    paths.extend.plan_extend(case.extend)
     for head_class in CLASSES:
-        want, _ = case.expected(case.extend, head_class, cap)
-        assert_near(case.run(path, head_class, cap), want, tolerance)
-        assert_near(case.run_to_targets(path, head_class, cap), want, tolerance)
+        want, _ = case.expected(case.extend, head_class)
+        assert_near(case.run(paths.extend, head_class), want, tolerance)
+        assert_near(case.run_to_targets(paths.extend, head_class), want, tolerance)
     case = make_case(spec, [n - 1 for n in LENS], [1] * len(LENS), seed=1)
     for batch in (case.decode, replace(case.decode, seq_lens=case.decode.seq_lens.int(), seq_lens_cpu=None)):
-        path.plan_decode(batch)
+        paths.decode.plan_decode(batch)
         for head_class in CLASSES:
-            want, _ = case.expected(batch, head_class, cap)
-            assert_near(case.run(path, head_class, cap), want, tolerance)
-            assert_near(case.run_to_targets(path, head_class, cap), want, tolerance)
+            want, _ = case.expected(batch, head_class)
+            assert_near(case.run(paths.decode, head_class), want, tolerance)
+            assert_near(case.run_to_targets(paths.decode, head_class), want, tolerance)
 
 
 @pytest.mark.parametrize(("name", "head_dim", "group"), SHAPES)
@@ -108,18 +106,13 @@ def test_triton_in_other_dtypes(dtype: torch.dtype, tolerance: float, trials: Tr
     check_extend_and_decode(trials.build("triton", spec), spec, tolerance)
 
 
-def test_triton_caps_logits(trials: Trials) -> None:
-    spec = replace(gpu_spec(128), logit_cap=5.0)
-    check_extend_and_decode(trials.build("triton", spec), spec, cap=5.0)
-
-
 @pytest.mark.parametrize(("head_dim", "group"), [(128, 4), (128, 8), (64, 1), (256, 2), (96, 3)])
 def test_triton_splits_the_tail_of_a_long_prompt(head_dim: int, group: int) -> None:
     spec = gpu_spec(head_dim, group)
     case = make_case(spec, [16_000, 40], [129, 3])
-    path = TritonPath(spec)
+    path = TritonExtend(spec)
     path.plan_extend(case.extend)
-    assert path.extend_parts("global", 2) > 8 and path.extend_parts("local", 3) == 0
+    assert path.work["global", 2].parts > 8 and path.work["local", 3].parts == 0
     for head_class in CLASSES:
         assert_near(case.run(path, head_class), case.expected(case.extend, head_class)[0])
 
@@ -153,7 +146,7 @@ def subset(case: Case, members: list[int], static_q: dict[HeadClass, torch.Tenso
 def test_decode_graphs_follow_their_batches(name: str, streams: int, trials: Trials) -> None:
     """Two batch sizes captured with dummy lengths, then replayed in turns over batches of other lengths."""
     spec = gpu_spec(128)
-    path = trials.build(name, spec)
+    path = trials.build(name, spec).decode
     case = make_case(spec, [n - 1 for n in LENS], [1] * len(LENS), seed=2)
     static_q = {c: torch.zeros_like(case.q[c]).contiguous() for c in CLASSES}
     side = torch.cuda.Stream()
@@ -176,7 +169,7 @@ def test_decode_graphs_follow_their_batches(name: str, streams: int, trials: Tri
     graphs = {}
     for bs in (5, 2):
         dummy = subset(case, [0] * bs, static_q)
-        path.plan_graph(dummy, bs, capture=True)
+        path.plan_graph(dummy)
         warm = torch.cuda.Stream()
         warm.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm):
@@ -189,7 +182,7 @@ def test_decode_graphs_follow_their_batches(name: str, streams: int, trials: Tri
     for members in ([11, 0, 5, 3, 8], [2, 10], [1, 1, 1, 1, 1], [7, 9], [6, 4, 10, 11, 0]):
         bs = len(members)
         batch = subset(case, members, static_q)
-        path.plan_graph(batch, bs, capture=False)
+        path.plan_graph(batch)
         graphs[bs][0].replay()
         results = {c: graphs[bs][1][c].clone() for c in CLASSES}
         path.plan_decode(batch)
@@ -205,17 +198,17 @@ def test_decode_graphs_follow_their_batches(name: str, streams: int, trials: Tri
 @pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
 def test_nothing_waits_for_the_device(name: str, trials: Trials) -> None:
     spec = gpu_spec(128)
-    path = trials.build(name, spec)
+    paths = trials.build(name, spec)
     case = make_case(spec, [0, 700, 40], [300, 1, 60])
-    path.init_graph(max_bs=3, max_context=1000)
+    paths.decode.init_graph(max_bs=3, max_context=1000)
     for mode in ("default", "error"):  # the first round loads kernels
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            path.plan_extend(case.extend)
+            paths.extend.plan_extend(case.extend)
             for head_class in CLASSES:
-                case.run(path, head_class)
-            path.plan_decode(case.decode)
-            path.plan_graph(case.decode, bs=3, capture=mode == "default")
+                case.run(paths.extend, head_class)
+            paths.decode.plan_decode(case.decode)
+            paths.decode.plan_graph(case.decode)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -224,23 +217,23 @@ def test_nothing_waits_for_the_device(name: str, trials: Trials) -> None:
 def test_an_extend_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
     """The host is batches ahead of a busy device: each queued batch still runs with its own plan."""
     spec = gpu_spec(128)
-    path = trials.build(name, spec)
+    paths = trials.build(name, spec)
     shapes = [([0, 700, 40], [300, 1, 60]), ([9000], [513]), ([0] * 12, [1] * 12), ([100, 3], [129, 400])]
     cases = [make_case(spec, *shape, seed=seed) for seed, shape in enumerate(shapes)]
-    check_queued(path, cases, decode=False)
+    check_queued(paths, cases, decode=False)
 
 
 @pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
 def test_a_decode_plan_leaves_queued_batches_alone(name: str, trials: Trials) -> None:
     """As above for decode, whose lists of pages differ in number and length from batch to batch."""
     spec = gpu_spec(128)
-    path = trials.build(name, spec)
+    paths = trials.build(name, spec)
     lengths = [[9000], [15] * 40, [4000, 1, 700], LENS]
     cases = [make_case(spec, [n - 1 for n in lens], [1] * len(lens), seed) for seed, lens in enumerate(lengths)]
-    check_queued(path, cases, decode=True)
+    check_queued(paths, cases, decode=True)
 
 
-def check_queued(path: Path, cases: list[Case], decode: bool) -> None:
+def check_queued(paths: Paths, cases: list[Case], decode: bool) -> None:
     """Plan and run all cases while the device is still asleep, then compare each with the oracle."""
     wanted = [{c: case.expected(case.decode if decode else case.extend, c)[0] for c in CLASSES} for case in cases]
     for busy in (0, 200_000_000):  # cycles; the first round loads kernels
@@ -248,10 +241,10 @@ def check_queued(path: Path, cases: list[Case], decode: bool) -> None:
         for case in cases:
             torch.cuda._sleep(busy)
             if decode:
-                path.plan_decode(case.decode)
+                paths.decode.plan_decode(case.decode)
             else:
-                path.plan_extend(case.extend)
-            results.append({c: case.run(path, c) for c in CLASSES})
+                paths.extend.plan_extend(case.extend)
+            results.append({c: case.run(paths.decode if decode else paths.extend, c) for c in CLASSES})
         for result, want in zip(results, wanted, strict=True):
             for head_class in CLASSES:
                 assert_near(result[head_class], want[head_class])
@@ -260,8 +253,8 @@ def check_queued(path: Path, cases: list[Case], decode: bool) -> None:
 def test_one_prefill_graph_serves_many_batches(trials: Trials) -> None:
     """Captured over a dummy batch, replayed over batches of other requests, rows and lengths, dead slots beside them."""
     rows, spec = 256, gpu_spec(128)
-    path = trials.build("fa3", spec)
-    assert isinstance(path, Fa3Path)
+    path = trials.build("fa3", spec).extend
+    assert isinstance(path, Fa3Extend)
     path.init_extend_graphs(max_rows=512, max_context=10_000)
     case = make_case(spec, PREFIXES, ROWS, seed=3)
     whole = case.extend

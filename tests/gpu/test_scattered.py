@@ -8,14 +8,13 @@ import random
 import pytest
 import torch
 
-from redknot_sglang.kernels.batch import HeadClass
-from redknot_sglang.kernels.triton_path import TritonPath
+from redknot_sglang.kernels.batch import CLASSES
+from redknot_sglang.kernels.extend_triton import TritonExtend
 from tests.gpu.test_kernels import PREFIXES, WINDOWS, assert_near, gpu_spec
 from tests.kernels.cases import make_case, scatter
 
 pytestmark = pytest.mark.gpu
 
-CLASSES: tuple[HeadClass, ...] = ("global", "local")
 ROWS = [1, 300, 2, 40, 1, 2000, 513, 1]
 
 
@@ -27,7 +26,7 @@ def test_scattered_rows(head_dim: int, group: int, share: float) -> None:
         spec = gpu_spec(head_dim, group, window, sink)
         case = make_case(spec, PREFIXES, ROWS)
         batch = scatter(case, [sorted(rng.sample(range(n), max(1, int(n * share)))) for n in ROWS])
-        path = TritonPath(spec)
+        path = TritonExtend(spec)
         path.plan_extend(batch)
         for head_class in CLASSES:
             want, _ = case.expected(batch, head_class)
@@ -44,9 +43,9 @@ def test_split_keys(processors: int | None, dtype: torch.dtype) -> None:
     rng = random.Random(3)
     rows = [sorted(rng.sample(range(20_000), 400)), [0], list(range(0, 300, 2))]
     batch = scatter(case, rows)
-    path = TritonPath(spec, processors)
+    path = TritonExtend(spec, processors)
     path.plan_extend(batch)
-    assert path.extend_parts("global", 2) > 0 or processors in (1, 50)
+    assert path.work["global", 2].parts > 0 or processors in (1, 50)
     out = case.run(path, "global")
     assert_near(out, case.expected(batch, "global")[0], tolerance)
     path.plan_extend(batch)
@@ -56,7 +55,7 @@ def test_split_keys(processors: int | None, dtype: torch.dtype) -> None:
 def test_a_split_plan_does_not_wait_for_the_device() -> None:
     case = make_case(gpu_spec(128), [0, 700], [9_000, 40])
     batch = scatter(case, [list(range(0, 9_000, 90)), [0, 7, 39]])
-    path = TritonPath(case.spec)
+    path = TritonExtend(case.spec)
     for mode in ("default", "error"):  # the first round loads kernels
         torch.cuda.set_sync_debug_mode(mode)
         try:
@@ -64,4 +63,4 @@ def test_a_split_plan_does_not_wait_for_the_device() -> None:
             case.run(path, "global")
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert path.extend_parts("global", 2) > 0
+    assert path.work["global", 2].parts > 0

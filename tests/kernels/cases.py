@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, Path, ScatteredBatch
+from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Target
+from redknot_sglang.kernels.paths import AttentionPath
 from redknot_sglang.kernels.reference import attend_paged
 
 SCALE = 0.3
@@ -27,13 +28,12 @@ class Case:
     v: dict[HeadClass, Tensor]
     q: dict[HeadClass, Tensor]
 
-    def run(self, path: Path, head_class: HeadClass, logit_cap: float = 0.0) -> Tensor:
-        """One call over the path's latest plan."""
-        return path.run(head_class, self.q[head_class], self.k[head_class], self.v[head_class], SCALE, logit_cap)
+    def run(self, path: AttentionPath, head_class: HeadClass, scales: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+        """One call over the path's latest plan; scales: of keys and of values."""
+        pools = self.q[head_class], self.k[head_class], self.v[head_class]
+        return path.run(head_class, *pools, SCALE, k_scale=scales[0], v_scale=scales[1])
 
-    def run_to_targets(
-        self, path: Path, head_class: HeadClass, logit_cap: float = 0.0, rows: int | None = None
-    ) -> Tensor:
+    def run_to_targets(self, path: AttentionPath, head_class: HeadClass, rows: int | None = None) -> Tensor:
         """As `run`, but to the class's heads of a wider output: the whole of it, neighbours in it, every other head.
 
         Returns the last; raises AssertionError if they differ in the first `rows` rows (None: all), or if another head is
@@ -46,7 +46,7 @@ class Case:
             width = n if numbers == range(n) else 2 * n
             target = Target(torch.full((len(q), width * self.spec.group, q.shape[2]), 7.0).to(q), heads)
             kv = self.k[head_class], self.v[head_class]
-            assert path.run(head_class, q, *kv, SCALE, logit_cap, target) is target.out
+            assert path.run(head_class, q, *kv, SCALE, target=target) is target.out
             outs.append(target.out[:, heads.query].clone())
             others = [i for i in range(target.out.shape[1]) if i not in set(heads.query.tolist())]
             assert bool((target.out[:, others] == 7.0).all()), "another class's heads were written"
@@ -54,11 +54,15 @@ class Case:
         return outs[-1]
 
     def expected(
-        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, logit_cap: float = 0.0
+        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, scales: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp by the oracle."""
+        """Output and log-sum-exp by the oracle; scales: of keys and of values."""
         pools = self.q[head_class], self.k[head_class], self.v[head_class]
-        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE, logit_cap)
+        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE, *scales)
+
+    def store_as(self, dtype: torch.dtype) -> None:
+        """Round the pools to another dtype."""
+        self.k, self.v = ({c: x.to(dtype) for c, x in pools.items()} for pools in (self.k, self.v))
 
 
 def make_spec(
@@ -71,11 +75,10 @@ def make_spec(
     sink: int = 4,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    logit_cap: float = 0.0,
 ) -> ClassSpec:
     """A spec with one width per class."""
     widths = (n_global,), (n_local,)
-    return ClassSpec(group, head_dim, *widths, window, sink, dtype, torch.device(device), logit_cap)
+    return ClassSpec(group, head_dim, *widths, window, sink, dtype, torch.device(device))
 
 
 def make_case(spec: ClassSpec, prefixes: Sequence[int], rows: Sequence[int], seed: int = 0) -> Case:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int, cap: float) -> tuple[Tensor, Tensor]:
+def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int) -> tuple[Tensor, Tensor]:
     """One request: causal aligned at the last row, position window, natural LSE; q [N, Hq, D], k, v [L, H,
     D].
     """
@@ -24,7 +24,6 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, scale: float, window_left: int, cap: 
     seen = behind >= 0 if window_left < 0 else (behind >= 0) & (behind <= window_left)
     queries = q.reshape(n_rows, heads, -1, q.shape[-1]).float()
     logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float()) * scale
-    logits = cap * torch.tanh(logits / cap) if cap else logits
     logits = logits.masked_fill(~seen[:, None, None, :], -torch.inf)
     out = torch.einsum("nhgl,lhd->nhgd", logits.softmax(-1), v.float())
     return out.reshape(q.shape).to(q.dtype), logits.logsumexp(-1).reshape(n_rows, -1)
@@ -42,7 +41,6 @@ def flash_attn_with_kvcache(
     softmax_scale: float,
     causal: bool,
     window_size: tuple[int, int],
-    softcap: float,
     return_softmax_lse: bool,
     out: Tensor | None,
     num_splits: int,
@@ -60,7 +58,7 @@ def flash_attn_with_kvcache(
         if a == b:
             continue
         keys, values = k_cache[pages[:n].long(), 0], v_cache[pages[:n].long(), 0]
-        rows, lse = _rows(q[a:b], keys, values, softmax_scale, window_size[0], softcap)
+        rows, lse = _rows(q[a:b], keys, values, softmax_scale, window_size[0])
         outs.append(rows)
         lses.append(lse)
     lse_of_all = torch.full((q.shape[1], len(q)), torch.nan)
@@ -112,7 +110,7 @@ class _Wrapper:
         assert options["sm_scale"] == 1.0 and options["q_data_type"] == options["kv_data_type"]
         assert self not in _queued, "this plan overwrites the schedule of a queued batch"
         _queued.add(self)
-        self.shape, self.cap = (heads, kv_heads, dim), options["logits_soft_cap"] or 0.0
+        self.shape = (heads, kv_heads, dim)
         self.plans += 1
 
     def run(
@@ -132,7 +130,7 @@ class _Wrapper:
         lse = torch.empty(q.shape[:2])
         for i, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
             own = self.indices[kv_starts[i] : kv_starts[i + 1]].long()
-            out[a:b], lse[a:b] = _rows(q[a:b], k[own, 0], v[own, 0], q_scale, self.window_left, self.cap)
+            out[a:b], lse[a:b] = _rows(q[a:b], k[own, 0], v[own, 0], q_scale, self.window_left)
         return (out, lse / math.log(2.0)) if return_lse else out
 
     window_left = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from redknot_sglang.kernels import class_heads
+from redknot_sglang.kernels import move_heads
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
 
 GROUP = 3
@@ -35,7 +35,7 @@ def check_split(
     pools = [tuple(torch.full(shape, 7.0, dtype=pool_dtype, device=device) for _ in "kv") for shape in shapes]
     for store in (False, True):
         kv = (k, v) if store else (None, None)
-        parts = class_heads.split_heads(split, q, *kv, *at, *pools)
+        parts = move_heads.split_heads(split, q, *kv, *at, *pools)
         for heads, where, pool, part in zip(classes, at, pools, parts, strict=True):
             assert torch.equal(part, q[:, heads.query])
             for rows_of_all, buffer in zip((k, v), pool, strict=True):
@@ -53,5 +53,5 @@ def check_put(rows: int, head_dim: int, device: str = "cpu") -> None:
         part = torch.randn(rows, 2 * GROUP, head_dim, device=device)
         want = out.clone()
         want[:, heads.query] = part
-        Target(out, heads).put(part)
+        move_heads.put_heads(part, Target(out, heads))
         assert torch.equal(out, want)

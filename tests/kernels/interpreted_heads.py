@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from redknot_sglang.kernels import class_heads
+from redknot_sglang.kernels import move_heads
 from redknot_sglang.kernels.triton_heads import launch_put, launch_split
 from tests.kernels.heads_cases import LAYERS, check_put, check_split
 
@@ -15,11 +15,11 @@ from tests.kernels.heads_cases import LAYERS, check_put, check_split
 @pytest.mark.parametrize("rows", [1, 37])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_split(layer: str, rows: int, pool_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_heads, "split_heads", launch_split)
+    monkeypatch.setattr(move_heads, "split_heads", launch_split)
     check_split(layer, rows, head_dim=24, pool_dtype=pool_dtype)
 
 
 @pytest.mark.parametrize("rows", [1, 37])
 def test_put(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_heads.Target, "put", lambda target, part: launch_put(part, target.out, target.heads))
+    monkeypatch.setattr(move_heads, "put_heads", lambda part, target: launch_put(part, target.out, target.heads))
     check_put(rows, head_dim=24)

@@ -12,13 +12,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from redknot_sglang.kernels.batch import ClassSpec, HeadClass, Path
-from redknot_sglang.kernels.fa3 import Fa3Path
-from redknot_sglang.kernels.flashinfer import FlashInferPath
+from redknot_sglang.kernels.batch import CLASSES, ClassSpec
+from redknot_sglang.kernels.decode_flashinfer import FlashInferDecode
+from redknot_sglang.kernels.extend_fa3 import Fa3Extend
+from redknot_sglang.kernels.extend_flashinfer import FlashInferExtend
+from redknot_sglang.kernels.paths import ExtendPath
 from tests.kernels import fake_libraries
 from tests.kernels.cases import make_case, make_spec, scatter
-
-CLASSES: tuple[HeadClass, ...] = ("global", "local")
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +33,19 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", fake_libraries.Event)
 
 
-def _check(path: Path, spec: ClassSpec, prefixes: list[int], rows: list[int], seed: int = 0) -> None:
+def _check(path: ExtendPath, spec: ClassSpec, prefixes: list[int], rows: list[int], seed: int = 0) -> None:
     case = make_case(spec, prefixes, rows, seed)
     path.plan_extend(case.extend)
     for head_class in CLASSES:
-        want, _ = case.expected(case.extend, head_class, spec.logit_cap)
+        want, _ = case.expected(case.extend, head_class)
         for run in (case.run, case.run_to_targets):
-            torch.testing.assert_close(run(path, head_class, spec.logit_cap).float(), want, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("build", [FlashInferPath, Fa3Path])
-@pytest.mark.parametrize(("window", "sink", "logit_cap"), [(12, 0, 0.0), (12, 4, 0.0), (100, 3, 4.0)])
-def test_extend(build: type, window: int, sink: int, logit_cap: float) -> None:
-    spec = make_spec(group=3, window=window, sink=sink, dtype=torch.float16, logit_cap=logit_cap)
+@pytest.mark.parametrize("build", [FlashInferExtend, Fa3Extend])
+@pytest.mark.parametrize(("window", "sink"), [(12, 0), (12, 4), (100, 3)])
+def test_extend(build: type, window: int, sink: int) -> None:
+    spec = make_spec(group=3, window=window, sink=sink, dtype=torch.float16)
     path = build(spec)
     _check(path, spec, [0, 2, 60, 130], [17, 1, 5, 20])
     _check(path, spec, [3], [2], seed=1)
@@ -53,7 +53,7 @@ def test_extend(build: type, window: int, sink: int, logit_cap: float) -> None:
 
 def test_flashinfer_decode_plans_twice_the_same_way() -> None:
     spec = make_spec(window=20, sink=2, dtype=torch.float16)
-    path = FlashInferPath(spec)
+    path = FlashInferDecode(spec)
     for seed, lens in enumerate(([0, 5, 250], [40, 19, 20, 21])):
         case = make_case(spec, lens, [1] * len(lens), seed)
         path.plan_decode(case.decode)
@@ -63,26 +63,24 @@ def test_flashinfer_decode_plans_twice_the_same_way() -> None:
                 torch.testing.assert_close(run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("build", [FlashInferPath, Fa3Path])
-def test_graph_replays_read_the_buffers_of_the_capture(build: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FlashInferPath, "why_not", staticmethod(lambda spec, extend: None))
+def test_graph_replays_read_the_buffers_of_the_capture() -> None:
     spec = make_spec(window=20, sink=2, dtype=torch.float16)
-    path = build(spec)
+    path = FlashInferDecode(spec)
     path.init_graph(max_bs=4, max_context=300)
     for seed, lens in enumerate(([0, 5, 250], [40, 19], [299, 0, 21])):
         case = make_case(spec, lens, [1] * len(lens), seed)
-        path.plan_graph(case.decode, bs=len(lens), capture=seed < 2)
+        path.plan_graph(case.decode)
         for head_class in CLASSES:
             want, _ = case.expected(case.decode, head_class)
             torch.testing.assert_close(case.run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
     with pytest.raises(ValueError, match="301 tokens"):
-        path.plan_graph(make_case(spec, [300], [1]).decode, bs=1, capture=False)
+        path.plan_graph(make_case(spec, [300], [1]).decode)
 
 
 @pytest.mark.parametrize("sink", [0, 3])
 def test_one_prefill_graph_serves_batches_of_all_sizes(sink: int) -> None:
     spec = make_spec(group=3, window=20, sink=sink, dtype=torch.float16)
-    path = Fa3Path(spec)
+    path = Fa3Extend(spec)
     path.init_extend_graphs(max_rows=64, max_context=300)
     places = set()
     for seed, (prefixes, rows, graph) in enumerate(
@@ -90,9 +88,9 @@ def test_one_prefill_graph_serves_batches_of_all_sizes(sink: int) -> None:
     ):
         case = make_case(spec, prefixes, rows, seed)
         assert path.plan_extend_graph(case.extend, graph)
-        plan, n = path._plan, sum(rows)
-        assert plan is not None
-        tensors = *(x for c in CLASSES for x in (plan.pages[c].table, plan.pages[c].lens)), plan.cu_rows
+        planned, n = path._planned, sum(rows)
+        assert planned is not None
+        tensors = *(x for c in CLASSES for x in (planned.pages[c].table, planned.pages[c].lens)), planned.cu_rows
         places.add(tuple(tensor.data_ptr() for tensor in tensors))
         for head_class in CLASSES:
             want, _ = case.expected(case.extend, head_class)
@@ -105,7 +103,7 @@ def test_one_prefill_graph_serves_batches_of_all_sizes(sink: int) -> None:
 
 def test_what_no_prefill_graph_can_serve_is_left_to_an_eager_plan() -> None:
     spec = make_spec(window=20, sink=2, dtype=torch.float16)
-    path = Fa3Path(spec)
+    path = Fa3Extend(spec)
     fits = make_case(spec, [30], [4])
     assert not path.plan_extend_graph(fits.extend, 32), "nothing is reserved yet"
     path.init_extend_graphs(max_rows=32, max_context=60)
@@ -122,10 +120,19 @@ def test_what_no_prefill_graph_can_serve_is_left_to_an_eager_plan() -> None:
         assert not path.plan_extend_graph(batch, 32)
 
 
-def test_flashinfer_refuses_a_cap_it_was_not_planned_for() -> None:
+def test_an_extend_and_a_decode_of_one_shape_share_their_workspaces() -> None:
+    """Each class has its own, for two streams."""
     spec = make_spec(dtype=torch.float16)
-    case = make_case(spec, [0], [4])
-    path = FlashInferPath(spec)
+    extend, decode = FlashInferExtend(spec), FlashInferDecode(spec)
+    for head_class in CLASSES:
+        assert extend._workspace[head_class] is decode._workspace[head_class]
+    assert extend._workspace["global"] is not extend._workspace["local"]
+
+
+@pytest.mark.parametrize("build", [FlashInferExtend, Fa3Extend])
+def test_scales_are_refused(build: type[ExtendPath]) -> None:
+    case = make_case(make_spec(dtype=torch.float16), [0], [4])
+    path = build(case.spec)
     path.plan_extend(case.extend)
-    with pytest.raises(ValueError, match="ClassSpec.logit_cap"):
-        case.run(path, "global", logit_cap=30.0)
+    with pytest.raises(ValueError, match=r"v_scale 2.0, but this attention path reads keys and values as they are"):
+        path.run("global", case.q["global"], case.k["global"], case.v["global"], 1.0, v_scale=2.0)

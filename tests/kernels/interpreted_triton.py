@@ -9,8 +9,10 @@ from typing import Literal
 import pytest
 import torch
 
-from redknot_sglang.kernels.batch import HeadClass
+from redknot_sglang.kernels.batch import CLASSES
 from redknot_sglang.kernels.class_heads import ClassHeads, Target
+from redknot_sglang.kernels.decode_triton import TritonDecode
+from redknot_sglang.kernels.extend_triton import TritonExtend
 from redknot_sglang.kernels.page_list import (
     ALL_PAGES,
     launch_write_pages,
@@ -19,11 +21,8 @@ from redknot_sglang.kernels.page_list import (
     window_pages,
     write_pages,
 )
-from redknot_sglang.kernels.sink_fold import FoldPlan, sink_fold
-from redknot_sglang.kernels.triton_path import TritonPath, _Decode
+from redknot_sglang.kernels.sink_fold import SinksOfRows, sink_fold
 from tests.kernels.cases import SCALE, make_case, make_spec, scatter
-
-CLASSES: tuple[HeadClass, ...] = ("global", "local")
 
 
 @pytest.mark.parametrize("decode", [False, True])
@@ -50,7 +49,6 @@ def test_page_list_kernel_writes_what_torch_writes(window: int, sink: int, decod
         assert torch.equal(*tables), rule
 
 
-@pytest.mark.parametrize("logit_cap", [0.0, 5.0])
 @pytest.mark.parametrize(
     ("group", "head_dim", "window", "sink", "dtype", "tolerance"),
     [
@@ -59,44 +57,40 @@ def test_page_list_kernel_writes_what_torch_writes(window: int, sink: int, decod
         (4, 16, 64, 4, torch.float16, 2e-3),
     ],
 )
-def test_extend(
-    group: int, head_dim: int, window: int, sink: int, dtype: torch.dtype, tolerance: float, logit_cap: float
-) -> None:
+def test_extend(group: int, head_dim: int, window: int, sink: int, dtype: torch.dtype, tolerance: float) -> None:
     spec = make_spec(group=group, head_dim=head_dim, window=window, sink=sink, dtype=dtype, n_global=1, n_local=2)
     case = make_case(spec, [0, 3, 90], [41, 1, 33])
-    path = TritonPath(spec)
+    path = TritonExtend(spec)
     path.plan_extend(case.extend)
     for head_class in CLASSES:
-        out = case.run(path, head_class, logit_cap).float()
-        torch.testing.assert_close(
-            out, case.expected(case.extend, head_class, logit_cap)[0], atol=tolerance, rtol=tolerance
-        )
+        out = case.run(path, head_class).float()
+        torch.testing.assert_close(out, case.expected(case.extend, head_class)[0], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("group", "window", "sink", "logit_cap"), [(1, 5, 0, 0.0), (3, 16, 4, 5.0), (4, 64, 4, 0.0)])
-def test_scattered_rows(group: int, window: int, sink: int, logit_cap: float) -> None:
+@pytest.mark.parametrize(("group", "window", "sink"), [(1, 5, 0), (3, 16, 4), (4, 64, 4)])
+def test_scattered_rows(group: int, window: int, sink: int) -> None:
     spec = make_spec(group=group, head_dim=24, window=window, sink=sink)
     case = make_case(spec, [0, 3, 90], [200, 1, 60])
     batch = scatter(case, [[0, 1, *range(5, 200, 7)], [0], [2, 3, 4, 59]])
-    path = TritonPath(spec)
+    path = TritonExtend(spec)
     path.plan_extend(batch)
     for head_class in CLASSES:
-        expected = case.expected(batch, head_class, logit_cap)[0]
-        torch.testing.assert_close(case.run(path, head_class, logit_cap), expected, atol=1e-5, rtol=1e-5)
+        expected = case.expected(batch, head_class)[0]
+        torch.testing.assert_close(case.run(path, head_class), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("splits", [1, 3, 8])
-@pytest.mark.parametrize(("group", "sink", "logit_cap"), [(1, 0, 0.0), (5, 4, 0.0), (2, 1, 5.0)])
-def test_decode(group: int, sink: int, logit_cap: float, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redknot_sglang.kernels.triton_path.splits_for", lambda *_: splits)
+@pytest.mark.parametrize(("group", "sink"), [(1, 0), (5, 4), (2, 1)])
+def test_decode(group: int, sink: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redknot_sglang.kernels.decode_triton.splits_for", lambda *_: splits)
     spec = make_spec(group=group, head_dim=24, window=70, sink=sink)
     case = make_case(spec, [0, 68, 90, 250], [1, 1, 1, 1])
-    path = TritonPath(spec)
+    path = TritonDecode(spec)
     path.plan_decode(case.decode)
     for head_class in CLASSES:
         torch.testing.assert_close(
-            case.run(path, head_class, logit_cap),
-            case.expected(case.decode, head_class, logit_cap)[0],
+            case.run(path, head_class),
+            case.expected(case.decode, head_class)[0],
             atol=1e-5,
             rtol=1e-5,
         )
@@ -104,50 +98,60 @@ def test_decode(group: int, sink: int, logit_cap: float, splits: int, monkeypatc
 
 def test_graph_plan_follows_the_batch_in_fixed_buffers() -> None:
     spec = make_spec(window=20, sink=2)
-    path = TritonPath(spec)
+    path = TritonDecode(spec)
     path.init_graph(max_bs=4, max_context=300)
     places = set()
     for seed, lens in enumerate(([0, 5, 250], [40, 19, 20], [299, 0, 21])):
         case = make_case(spec, lens, [1, 1, 1], seed)
-        path.plan_graph(case.decode, bs=3, capture=seed == 0)
+        path.plan_graph(case.decode)
         for head_class in CLASSES:
             torch.testing.assert_close(
                 case.run(path, head_class), case.expected(case.decode, head_class)[0], atol=1e-5, rtol=1e-5
             )
-        plan = path._plan
-        assert isinstance(plan, _Decode)
-        places.add((plan.seq_lens.data_ptr(), plan.near.data_ptr(), plan.req_pool_indices.data_ptr()))
+        planned = path.planned
+        assert planned is not None
+        places.add((planned.seq_lens.data_ptr(), planned.near.data_ptr(), planned.req_pool_indices.data_ptr()))
     assert len(places) == 1, "a captured graph would read stale buffers"
 
 
 @pytest.mark.parametrize("lse_base", ["e", "2"])
 @pytest.mark.parametrize("lse_layout", ["heads_rows", "rows_heads"])
-@pytest.mark.parametrize(("group", "logit_cap", "sink"), [(3, 0.0, 4), (2, 5.0, 4), (2, 0.0, 21)])
+@pytest.mark.parametrize(("group", "sink"), [(3, 4), (2, 4), (2, 21)])
 def test_sink_fold_completes_a_window(
     lse_base: Literal["e", "2"],
     lse_layout: Literal["heads_rows", "rows_heads"],
     group: int,
-    logit_cap: float,
     sink: int,
 ) -> None:
     spec = make_spec(group=group, head_dim=24, window=12, sink=sink)
     case = make_case(spec, [0, 9, 60, 0], [30, 20, 17, 2])
     batch = case.extend
     window_only = replace(case, spec=replace(spec, sink=0))
-    out, lse = window_only.expected(batch, "local", logit_cap)
+    out, lse = window_only.expected(batch, "local")
     lse = lse / torch.log(torch.tensor(2.0)) if lse_base == "2" else lse
     lse = lse.T.contiguous() if lse_layout == "heads_rows" else lse
-    plan = FoldPlan.of(batch, spec)
-    assert plan is not None
+    sinks = SinksOfRows.of(batch, spec)
+    assert sinks is not None
     pools = case.q["local"], case.k["local"], case.v["local"]
-    wanted = case.expected(batch, "local", logit_cap)[0]
+    wanted = case.expected(batch, "local")[0]
     heads = pools[1].shape[1]
     target = Target(
         out.new_full((len(out), 2 * heads * group, 24), 7.0),
         ClassHeads.of(range(1, 2 * heads, 2), group, torch.device("cpu")),
     )
-    sink_fold(out, lse, lse_layout, lse_base, *pools, plan, 12, SCALE, logit_cap, target)
+    sink_fold(out, lse, lse_layout, lse_base, *pools, sinks, 12, SCALE, target)
     torch.testing.assert_close(target.out[:, target.heads.query], wanted, atol=1e-5, rtol=1e-5)
     assert bool((target.out[:, :group] == 7.0).all())
-    sink_fold(out, lse, lse_layout, lse_base, *pools, plan, 12, SCALE, logit_cap)
+    sink_fold(out, lse, lse_layout, lse_base, *pools, sinks, 12, SCALE)
     torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_scales_are_refused() -> None:
+    case = make_case(make_spec(), [0], [1])
+    pools = case.q["local"], case.k["local"], case.v["local"]
+    extend, decode = TritonExtend(case.spec), TritonDecode(case.spec)
+    extend.plan_extend(case.extend)
+    decode.plan_decode(case.decode)
+    for path in (extend, decode):
+        with pytest.raises(ValueError, match=r"k_scale is 0.5 .* stored: use scales of 1, or the torch path"):
+            path.run("local", *pools, 1.0, k_scale=0.5)

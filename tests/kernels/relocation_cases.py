@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redknot_sglang.kernels.relocate import KVLayers, Rotation
+from redknot_sglang.kernels.kv_layers import KVLayers
+from redknot_sglang.kernels.relocate import Rotation
 
 SLOTS = 64
 WIDTHS = (2, 0, 1, 3)

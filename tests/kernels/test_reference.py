@@ -21,32 +21,31 @@ def by_definition(
     near: bool,
     window: int,
     sink: int,
-    cap: float,
+    scales: tuple[float, float],
 ) -> tuple[torch.Tensor, float]:
     """One row of one head: q [D], k, v [L, D]."""
     logits = {}
     for i, p in enumerate(k_pos):
         if p <= position and (not near or p > position - window or p < sink):
-            x = float(q @ k[i]) * SCALE
-            logits[i] = cap * math.tanh(x / cap) if cap else x
+            logits[i] = float(q @ (k[i] * scales[0])) * SCALE
     total = sum(math.exp(x) for x in logits.values())
-    out = sum((math.exp(x) / total * v[i] for i, x in logits.items()), torch.zeros(len(q)))
+    out = sum((math.exp(x) / total * v[i] * scales[1] for i, x in logits.items()), torch.zeros(len(q)))
     return out, math.log(total)
 
 
-@pytest.mark.parametrize("cap", [0.0, 3.0])
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 3.0)])
 @pytest.mark.parametrize(("window", "sink"), [(1, 0), (4, 2), (50, 1)])
-def test_attend_is_the_definition(window: int, sink: int, cap: float) -> None:
+def test_attend_is_the_definition(window: int, sink: int, scales: tuple[float, float]) -> None:
     torch.manual_seed(0)
     is_global = torch.tensor([True, False])
     k_pos, q_pos = list(range(12)), [3, 7, 11]
     q, k, v = torch.randn(3, 4, 8), torch.randn(12, 2, 8), torch.randn(12, 2, 8)
-    out, lse = attend(q, k, v, torch.tensor(q_pos), torch.tensor(k_pos), is_global, window, sink, SCALE, cap)
+    out, lse = attend(q, k, v, torch.tensor(q_pos), torch.tensor(k_pos), is_global, window, sink, SCALE, *scales)
     for row, position in enumerate(q_pos):
         for head in range(4):
             kv = head // 2
             want, want_lse = by_definition(
-                q[row, head], k[:, kv], v[:, kv], position, k_pos, kv == 1, window, sink, cap
+                q[row, head], k[:, kv], v[:, kv], position, k_pos, kv == 1, window, sink, scales
             )
             torch.testing.assert_close(out[row, head], want, atol=1e-5, rtol=1e-5)
             assert float(lse[row, head]) == pytest.approx(want_lse, abs=1e-5)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.class_heads import ClassHeads, Split, split_heads
+from redknot_sglang.kernels.class_heads import ClassHeads, Split
+from redknot_sglang.kernels.move_heads import split_heads
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 
 MAP = HeadMap(3, 4, ((True, False, True, False), (False,) * 4, (True,) * 4), window=8, sink=1)

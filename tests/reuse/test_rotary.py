@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from redknot_sglang.errors import RotaryError
-from redknot_sglang.kernels.relocate import KVLayers, relocate
+from redknot_sglang.kernels.kv_layers import KVLayers
+from redknot_sglang.kernels.relocate import relocate
 from redknot_sglang.reuse.rotary import rotary_of, rotation_of
 
 HEAD_DIM, LIMIT = 32, 512

@@ -3,7 +3,7 @@
 
 SGLang's graph breaks at every attention, which then runs eagerly. For a few rows, such as the tail of a cached prompt or the
 repaired rows of segments, launching the attention of all layers takes the host longer than the whole forward takes the
-device. Paths fa3 and triton can plan in persistent buffers, so that further graphs of the same rows, one for each of the
+device. Extend paths fa3 and triton can plan in persistent buffers, so that further graphs of the same rows, one for each of the
 paths in use, need no break; batches that they cannot plan so (rows that probes look at, more runs than there is room for)
 take SGLang's, and so does every batch of a server with adapters.
 """

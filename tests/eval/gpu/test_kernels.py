@@ -12,7 +12,7 @@ import torch
 from eval import bench_kernels, bench_scattered
 from eval.gpu import kernels, relocation
 from eval.gpu.kernel_work import Work
-from redknot_sglang.kernels.torch_paged import TorchPath
+from redknot_sglang.kernels.extend_torch import TorchExtend
 
 
 def run_once(calls: Sequence[Callable[[], object]], replays: int = 1) -> float:
@@ -53,11 +53,10 @@ def test_batches_of_the_kernel_benchmarks_can_be_planned_and_run(batch: int, row
     extend, decode = bench_kernels.make_batches(batch, rows, context)
     split, _ = bench_kernels.specs(group=2, window=16)
     pools = bench_kernels.make_layers(batch * rows, batch * context, 10**9, 1, 2)
-    path = TorchPath(split)
-    path.plan_extend(extend)
-    assert path.run("global", pools[0].q, pools[0].k, pools[0].v, 0.1).shape == pools[0].q.shape
-    path.plan_decode(decode)
-    assert path.run("global", pools[0].q[:batch], pools[0].k, pools[0].v, 0.1).shape == (batch, 2, 128)
+    for phase, n in (("extend", batch * rows), ("decode", batch)):
+        path, plan = bench_kernels.build(phase, "torch", split, extend, decode)
+        plan()
+        assert path.run("global", pools[0].q[:n], pools[0].k, pools[0].v, 0.1).shape == (n, 2, 128)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_rows_of_the_scattered_benchmark_agree_with_its_oracle(scattered: bool) 
     spec = bench_kernels.ClassSpec(
         bench_scattered.GROUP, 128, (1,), (7,), bench_scattered.WINDOW, 4, torch.bfloat16, torch.device("cpu")
     )
-    path = TorchPath(spec)
+    path = TorchExtend(spec)
     path.plan_extend(batch)
     out = path.run("global", layer.q, layer.k, layer.v, bench_kernels.SCALE)
     want, chosen = bench_scattered.oracle(batch, at, "global", layer)

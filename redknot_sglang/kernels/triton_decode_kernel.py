@@ -21,7 +21,13 @@ _KEYS = 64
 
 
 def splits_for(bs: int, heads: int, max_pages: int, device: torch.device) -> int:
-    """Splits per row that fill the device twice, and none shorter than one step."""
+    """Parts to cut each row's pages into, so that there are two programs for each processor, none without a step's keys.
+
+    bs: rows.
+    heads: KV heads.
+    max_pages: pages of the longest row.
+    device: where they run.
+    """
     wanted = triton.cdiv(2 * processors_of(device), max(1, bs * heads))
     return max(1, min(wanted, MAX_PARTS, triton.cdiv(max_pages, _KEYS)))
 
@@ -37,12 +43,20 @@ def decode(
     k: Tensor,
     v: Tensor,
     scale: float,
-    logit_cap: float,
 ) -> Tensor:
-    """Attention [B, G * n, D] of q [B, G * n, D] over the pool k, v [slots, n, D].
+    """Attention of one row of each request, in one class.
 
-    Request i reads the first ``min(seq_lens[i], max_pages)`` entries of ``slots`` (int32) from
-    ``slot_rows[i] * slot_stride`` on, with slot_rows None from ``i * slot_stride`` on.
+    slots: int32, page lists. Request i's list begins at ``slot_rows[i] * slot_stride``.
+    slot_rows: int [B]; None stands for 0, 1, 2 and so on.
+    slot_stride: entries from one list's beginning to the next's.
+    seq_lens: int [B], tokens of each request.
+    max_pages: entries that a list has at most; of request i the first ``min(seq_lens[i], max_pages)`` are read.
+    splits: parts that each list is cut into.
+    q: [B, G * n, D], rows and heads of any stride.
+    k: [slots, n, D], the keys of the pool.
+    v: [slots, n, D], the values of the pool.
+    scale: logits are ``scale * q.k``; positive.
+    Returns [B, G * n, D] in q's dtype.
     """
     bs, n_q, dim = q.shape
     heads = k.shape[1]
@@ -61,7 +75,6 @@ def decode(
         seq_lens,
         max_pages,
         scale,
-        logit_cap,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -69,7 +82,6 @@ def decode(
         v.stride(0),
         v.stride(1),
         TABLE=slot_rows is None,
-        CAPPED=logit_cap != 0.0,
         GROUP=group,
         PACKED=max(16, triton.next_power_of_2(group)),
         KEYS=_KEYS if dim <= 128 else _KEYS // 2,
@@ -97,7 +109,6 @@ def _split_kernel(
     seq_lens,
     max_pages,
     scale,
-    logit_cap,
     q_row,
     q_head,
     k_slot,
@@ -105,7 +116,6 @@ def _split_kernel(
     v_slot,
     v_head,
     TABLE: tl.constexpr,
-    CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     PACKED: tl.constexpr,
     KEYS: tl.constexpr,
@@ -140,8 +150,6 @@ def _split_kernel(
         entry = start + tl.arange(0, KEYS)
         listed = entry < end
         key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
-        acc, top, total = attend_keys(
-            acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
-        )
+        acc, top, total = attend_keys(acc, top, total, query, key, value, listed[None, :], scale, True, PRECISION)
     part = (request.to(tl.int64) * splits + split) * (tl.num_programs(1) * GROUP) + q_heads
     store_part(parts, lse, part, acc, top, total, live, inside, DIM, BLOCK_D)

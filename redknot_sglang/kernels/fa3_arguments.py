@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What path "fa3" plans for an extend: in fresh tensors, or in buffers that a prefill graph reads."""
+"""What extend path "fa3" gives the library for a batch: in fresh tensors, or in buffers that a prefill graph reads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
 from .host_copy import pinned
 from .page_list import ALL_PAGES, PageRule, sink_pages, window_pages, write_pages
-from .sink_fold import FoldPlan
+from .sink_fold import SinksOfRows
 from .triton_merge import processors_of
 
-# Runs of rows that a recorded plan has room for: as many segments and more than fit into a graph's rows usefully.
+# Requests that a prefill graph has room for. A run of adjacent rows counts as one, so this is enough for the segments
+# whose repaired rows fit into a graph.
 MAX_RUNS = 64
 # Query rows of one tile of the library at head_dim 128, and parts that a tile's keys are split into at most.
 _TILE, _MAX_SPLITS = 128, 32
@@ -24,38 +25,50 @@ _TILE, _MAX_SPLITS = 128, 32
 
 @dataclass(frozen=True)
 class Pages:
-    """Page table int32 [B, longest] of a class and how many of each row's entries count, int32 [B]."""
+    """The pages of a class.
+
+    table: int32 [B, longest], the slots that each request reads.
+    lens: int32 [B], how many entries of each request's row count.
+    """
 
     table: Tensor
     lens: Tensor
 
 
 @dataclass(frozen=True)
-class Fa3Plan:
-    """One extend. cu_rows int32 [B + 1]: first row of each request and the number of rows; max_rows: the most of a request;
-    rows: of q; splits: parts of a tile's keys in the global class, by KV heads, where the library must not choose by itself.
+class Fa3Arguments:
+    """The library's arguments for one extend.
+
+    pages: the pages of each class.
+    cu_rows: int32 [B + 1], first row of each request, then the number of rows.
+    max_rows: rows of the request that has most.
+    rows: rows of q.
+    sinks: what the local class folds in afterwards, None if no row has a sink ahead of its window.
+    splits: by number of KV heads, parts of a tile's keys in the global class; None leaves the choice to the library.
     """
 
     pages: dict[HeadClass, Pages]
     cu_rows: Tensor
     max_rows: int
     rows: int
-    fold: FoldPlan | None
+    sinks: SinksOfRows | None
     splits: dict[int, int] | None = None
 
     @property
     def recorded(self) -> bool:
-        """Whether a graph reads this plan; q may then have more rows than the batch."""
+        """Whether a graph reads these arguments; q may then have more rows than the batch."""
         return self.splits is not None
 
     def num_splits(self, head_class: HeadClass, heads: int) -> int:
-        """The library's argument; 0 leaves the choice to it. Local rows have too few keys to be split."""
+        """The library's argument for ``heads`` KV heads; 0 leaves the choice to it. Local rows have too few keys to be
+        split.
+        """
         if self.splits is None:
             return 0
         return self.splits[heads] if head_class == "global" else 1
 
     @classmethod
-    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> Fa3Plan:
+    def of(cls, batch: ExtendBatch, spec: ClassSpec) -> Fa3Arguments:
         """In fresh tensors, made on the device; nothing waits."""
         pages: dict[HeadClass, Pages] = {}
         if spec.global_widths:
@@ -64,14 +77,17 @@ class Fa3Plan:
             start = (batch.prefix_lens - (spec.window - 1)).clamp_(min=0)
             pages["local"] = _pages(window_pages(spec), batch, batch.seq_lens - start)
         rows = (batch.seq_lens - batch.prefix_lens).cumsum(0, dtype=torch.int32)
-        return cls(pages, F.pad(rows, (1, 0)), max(batch.qo_lens), batch.qo_indptr[-1], FoldPlan.of(batch, spec))
+        return cls(pages, F.pad(rows, (1, 0)), max(batch.qo_lens), batch.qo_indptr[-1], SinksOfRows.of(batch, spec))
 
 
-class RecordedPlans:
-    """Persistent buffers of prefill graphs: what a graph has recorded reads them, `plan` fills them for a batch.
+class RecordedFa3Arguments:
+    """Persistent buffers of prefill graphs: what a graph has recorded reads them, `fill` fills them for a batch.
 
-    max_rows: of the largest graph; max_context: tokens of the longest request. One graph serves any batch of up to MAX_RUNS
-    requests and as many rows as it has.
+    One graph serves any batch of up to MAX_RUNS requests and as many rows as it has.
+
+    spec: the shape.
+    max_rows: rows of the largest graph.
+    max_context: tokens of the longest request.
     """
 
     def __init__(self, spec: ClassSpec, max_rows: int, max_context: int) -> None:
@@ -100,9 +116,9 @@ class RecordedPlans:
             and max(batch.seq_lens_cpu) <= self._max_context
         )
 
-    def plan(self, batch: ExtendBatch, rows: int) -> Fa3Plan:
-        """Fill the buffers for a batch that fits, run by a graph of ``rows`` rows. Rows behind the batch's are computed
-        over nothing.
+    def fill(self, batch: ExtendBatch, rows: int) -> Fa3Arguments:
+        """Fill the buffers for a batch that fits, run by a graph of ``rows`` rows. The graph's rows behind the batch's
+        belong to no request, and the library leaves them unwritten.
         """
         spec = self._spec
         self._ints.copy_(self._host_ints(batch), non_blocking=True)
@@ -114,13 +130,13 @@ class RecordedPlans:
         bs = len(batch.seq_lens_cpu)
         for head_class, table in self._tables.items():
             write_pages(self._rules[head_class], table.view(-1), self._starts[head_class][:bs], *tensors)
-        fold = None
+        sinks = None
         if spec.local_widths and spec.sink:
             write_pages(sink_pages(spec), self._sinks.view(-1), self._sink_starts[:bs], *tensors)
-            fold = FoldPlan(self._sinks, requests[:rows], positions[:rows])
+            sinks = SinksOfRows(self._sinks, requests[:rows], positions[:rows])
         pages = {head_class: Pages(table, lens[head_class]) for head_class, table in self._tables.items()}
         splits = {n: splits_for(rows, n, spec) for n in spec.global_widths}
-        return Fa3Plan(pages, cu_rows, rows, rows, fold, splits)
+        return Fa3Arguments(pages, cu_rows, rows, rows, sinks, splits)
 
     def _host_ints(self, batch: ExtendBatch) -> Tensor:
         runs = len(batch.seq_lens_cpu)
@@ -143,9 +159,14 @@ class RecordedPlans:
 
 
 def splits_for(rows: int, heads: int, spec: ClassSpec) -> int:
-    """Parts of a tile's keys so that a few rows keep the whole device busy, as one wave of two tiles a processor would.
+    """Parts to cut each tile's keys into, so that there are about two for each processor of the device.
 
-    A graph's call is laid out for all runs there could be, by which the library would judge that nothing needs splitting.
+    Left to itself, the library would judge by the MAX_RUNS requests that a graph's call is laid out for, and cut
+    nothing.
+
+    rows: rows of the graph.
+    heads: KV heads.
+    spec: the shape.
     """
     tiles = max(1, rows * spec.group * heads // _TILE)
     return max(1, min(_MAX_SPLITS, -(-2 * processors_of(spec.device) // tiles)))

@@ -9,74 +9,23 @@ position; a key counts by position alone. Tiles whose keys are split are merged 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import ExtendBatch, HeadClass, ScatteredBatch
-from .extend_work import Item, Work
-from .host_copy import to_device
+from .batch import HeadClass
+from .device_work import DeviceWork, Tiling
+from .extend_work import Item
 from .triton_attend import attend_keys, load_pages, store_part
 from .triton_merge import merge_listed, workspace
 
 _ITEM_FIELDS = tl.constexpr(len(Item._fields))
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """The launch shape of a head dimension and dtype: packed rows and keys per step, warps, stages."""
-
-    packed: int
-    keys: int
-    warps: int
-    stages: int
-
-    @classmethod
-    def of(cls, head_dim: int, dtype: torch.dtype) -> Tiling:
-        """Sized so that the tiles of q, k and v fit a Hopper, Ampere or Ada SM.
-
-        Triton divides the stages among two loads in a row, of page ids and of the pages. With 3 the pages of a step
-        are asked for when the step before has done its softmax; with 5, a whole step earlier.
-        """
-        if dtype == torch.float32:
-            return cls(32, 32, 4, 1) if head_dim > 64 else cls(64, 32, 4, 2)
-        if head_dim > 128:
-            return cls(64, 32, 8, 3)
-        return cls(128, 64, 8, 5)
-
-
-@dataclass(frozen=True)
-class ExtendPlan:
-    """Work on the device: ``items`` int32 [I, 7] and ``merges`` int32 [M, 4], with the fields of ``extend_work``.
-
-    ``positions`` int32 [N] where rows are scattered, else None. ``parts`` of at most ``most`` a tile are merged.
-    ``recorded``: a graph reads it, whose q may have more rows than the batch.
-    """
-
-    items: Tensor
-    merges: Tensor
-    parts: int
-    most: int
-    positions: Tensor | None
-    prefix_lens: Tensor
-    recorded: bool = False
-
-    @classmethod
-    def of(cls, work: Work, batch: ExtendBatch) -> ExtendPlan:
-        """Copies the work to the device; nothing waits."""
-        device = batch.seq_lens.device
-        items, merges = (to_device(rows, device, torch.int32) for rows in (work.items, work.merges))
-        most = max((merge.parts for merge in work.merges), default=0)
-        positions = batch.positions if isinstance(batch, ScatteredBatch) else None
-        return cls(items, merges, work.parts, most, positions, batch.prefix_lens)
-
-
 def extend(
     head_class: HeadClass,
-    plan: ExtendPlan,
+    work: DeviceWork,
     tiling: Tiling,
     slots: Tensor,
     slot_starts: Tensor,
@@ -86,22 +35,30 @@ def extend(
     window: int,
     sink: int,
     scale: float,
-    logit_cap: float,
 ) -> Tensor:
-    """Attention [N, G * n, D] of q [N, G * n, D] over the pool k, v [slots, n, D].
+    """Attention of a batch in one class. Where tiles are split, memory for their parts is allocated for the call.
 
-    Request i's pages are ``slots[slot_starts[i]:]`` (int32; int64 [B]): all of them for the global class,
-    those of ``page_list.near_pages`` for the local one, whose plan has whole tiles only. Where tiles are split,
-    ``plan.parts`` times the tile's query and head rows of D + 1 floats are allocated for the call.
+    head_class: the class, which says what a row sees.
+    work: of the batch; for the local class, with whole tiles only.
+    tiling: of the launch.
+    slots: int32, page lists: all pages for the global class, those of ``page_list.near_pages`` for the local one.
+    slot_starts: int64 [B], where each request's list begins in ``slots``.
+    q: [N, G * n, D], rows and heads of any stride.
+    k: [slots, n, D], the keys of the pool.
+    v: [slots, n, D], the values of the pool.
+    window: positions that a local row sees up to and including its own.
+    sink: first positions that a local row sees besides.
+    scale: logits are ``scale * q.k``; positive.
+    Returns [N, G * n, D] in q's dtype.
     """
     n_rows, n_q, dim = q.shape
     heads = k.shape[1]
     tile_rows = tiling.packed // (n_q // heads)
-    # Rows that no item has must be numbers all the same.
-    make = torch.zeros if plan.recorded else torch.empty
+    # No item writes the rows behind a recorded batch's; zeros keep NaN out of what follows.
+    make = torch.zeros if work.recorded else torch.empty
     out = make((n_rows, n_q, dim), dtype=q.dtype, device=q.device)
-    parts, lse = workspace(plan.parts * tile_rows, n_q, dim, q.device)
-    _extend_kernel[(len(plan.items) * heads,)](
+    parts, lse = workspace(work.parts * tile_rows, n_q, dim, q.device)
+    _extend_kernel[(len(work.items) * heads,)](
         q,
         k,
         v,
@@ -110,14 +67,13 @@ def extend(
         lse,
         slots,
         slot_starts,
-        plan.items,
-        plan.items if plan.positions is None else plan.positions,
-        plan.prefix_lens,
+        work.items,
+        work.items if work.positions is None else work.positions,
+        work.prefix_lens,
         heads,
         window,
         sink,
         scale,
-        logit_cap,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -127,8 +83,7 @@ def extend(
         out.stride(0),
         out.stride(1),
         LOCAL=head_class == "local",
-        SCATTERED=plan.positions is not None,
-        CAPPED=logit_cap != 0.0,
+        SCATTERED=work.positions is not None,
         GROUP=n_q // heads,
         ROWS=tile_rows,
         PACKED=tiling.packed,
@@ -139,8 +94,8 @@ def extend(
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
-    if plan.parts:
-        merge_listed(parts, lse, out, plan.merges, tile_rows, plan.most)
+    if work.parts:
+        merge_listed(parts, lse, out, work.merges, tile_rows, work.most)
     return out
 
 
@@ -161,7 +116,6 @@ def _extend_kernel(
     window,
     sink,
     scale,
-    logit_cap,
     q_row,
     q_head,
     k_slot,
@@ -172,7 +126,6 @@ def _extend_kernel(
     out_head,
     LOCAL: tl.constexpr,
     SCATTERED: tl.constexpr,
-    CAPPED: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     PACKED: tl.constexpr,
@@ -215,18 +168,14 @@ def _extend_kernel(
             entry = start + tl.arange(0, KEYS)
             listed = entry < ahead
             key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
-            acc, top, total = attend_keys(
-                acc, top, total, query, key, value, listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
-            )
+            acc, top, total = attend_keys(acc, top, total, query, key, value, listed[None, :], scale, True, PRECISION)
     else:
         # Blocks that end at or before the lowest row's own key: every row sees all of them.
         common = tl.maximum(first, tl.minimum(end, (lowest + 1) // KEYS * KEYS))
         for start in range(first, common, KEYS):
             entry = start + tl.arange(0, KEYS)
             key, value = load_pages(k, v, k_slot, v_slot, pages + entry, None, False, DIM, BLOCK_D)
-            acc, top, total = attend_keys(
-                acc, top, total, query, key, value, None, scale, logit_cap, False, CAPPED, PRECISION
-            )
+            acc, top, total = attend_keys(acc, top, total, query, key, value, None, scale, False, PRECISION)
         first = common
     for start in range(first, end, KEYS):
         at = start + tl.arange(0, KEYS)
@@ -238,7 +187,7 @@ def _extend_kernel(
             entry = tl.where(at < sink, at, at - skipped)
         key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
         acc, top, total = attend_keys(
-            acc, top, total, query, key, value, seen & listed[None, :], scale, logit_cap, True, CAPPED, PRECISION
+            acc, top, total, query, key, value, seen & listed[None, :], scale, True, PRECISION
         )
     if not LOCAL:
         part = tl.load(item + 6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of the "torch" path: which rows of q meet which pages, in calls that torch does well."""
+"""What the torch extend plans: which rows of q meet which pages, in calls that torch does well."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, window_start
+from .batch import ClassSpec, ExtendBatch, window_start
 
-# Rows of one call. For global heads they bound the masks; local heads read as many keys beyond their window,
-# so that fewer rows pay there until the calls themselves cost more.
+# Rows of one call for global heads. More rows would need larger masks.
 MAX_BLOCK = 256
+# Least and most rows of one call for local heads. A call of n rows reads n keys beside its window, most of which count
+# for few of the rows; but below some size the calls themselves cost more than that.
 LOCAL_BLOCKS = 64, 128
-# Tokens gathered by one decode call. A larger gather leaves the cache and loses more than fewer calls win.
-DECODE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``first:last`` of q over the keys ``:sinks`` and ``start:stop`` of their request's pages."""
+    """Some rows of q, and the keys that one call attends over: the first ``sinks`` of their request's pages and those
+    from ``start`` to ``stop`` - 1.
+
+    first: first row.
+    last: last row plus 1.
+    sinks: pages from the beginning of the list.
+    start: first of the other pages.
+    stop: last of the other pages plus 1.
+    mask: additive [rows, keys]; None if all rows see all keys or the call is causal.
+    causal: whether row i sees the keys up to i.
+    """
 
     first: int
     last: int
@@ -34,26 +43,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Request:
-    """One extending request: its pages in a class, int64 slots in order of position, and its rows."""
+    """One extending request.
+
+    slots: int64, its pages in a class, in the order of their positions.
+    blocks: its rows.
+    """
 
     slots: Tensor
     blocks: list[Block]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Decoding requests of similar length: their rows of q, and ``width`` int64 slots each, rest masked."""
-
-    rows: slice | Tensor
-    slots: Tensor
-    width: int
-    mask: Tensor | None
-
-
 class CausalBand:
     """Causal masks of row blocks with a prefix, as slices of one buffer.
 
-    The rows from position a on see the keys [0, a + i]; the same picture, shifted by a, for every a.
+    Row i of a block that begins at position a sees the keys at [0, a + i]. The masks of two blocks of the same size
+    differ only by a shift, so that one wide mask has them all.
+
+    dtype: of the masks.
+    device: where they are.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -62,14 +69,12 @@ class CausalBand:
         self._band = torch.empty(0)
 
     def mask(self, a: int, b: int) -> Tensor:
-        """Additive mask [b - a, b] of the rows at positions [a, b) over the keys at [0, b); b - a <=
-        MAX_BLOCK.
-        """
+        """Additive mask [b - a, b] of the rows at positions [a, b) over the keys at [0, b); b - a is at most MAX_BLOCK."""
         if self._reach < a:
             self._reach = max(1024, 1 << a.bit_length())
             columns = torch.arange(self._reach + MAX_BLOCK)
             hidden = columns[None, :] > torch.arange(MAX_BLOCK)[:, None] + self._reach
-            self._band = _additive(hidden, self._dtype, self._device)
+            self._band = additive(hidden, self._dtype, self._device)
         shift = self._reach - a
         return self._band[: b - a, shift : shift + b]
 
@@ -124,46 +129,6 @@ def extend_local(batch: ExtendBatch, spec: ClassSpec) -> list[Request]:
     return plan
 
 
-def decode_groups(batch: DecodeBatch, lens: list[int], head_class: HeadClass, spec: ClassSpec) -> list[Group]:
-    """Cut the requests, longest first, into groups that pad to at most twice their pages and gather
-    DECODE_TOKENS.
-    """
-    device, local = spec.device, head_class == "local"
-    kept = [min(n, spec.window + spec.sink) for n in lens] if local else lens
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lens)), key=lambda i: -kept[i]):
-        width = kept[groups[-1][0]] if groups else 0
-        if groups and 2 * kept[i] >= width and (len(groups[-1]) + 1) * width <= DECODE_TOKENS:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    plan = []
-    for group in groups:
-        members = sorted(group)
-        width = kept[group[0]]
-        requests = batch.req_pool_indices[_rows(members, device)]
-        own = torch.tensor([kept[i] for i in members], device=device)[:, None]
-        skipped = torch.tensor([lens[i] - kept[i] for i in members], device=device)[:, None]
-        # Padding repeats the last page, which is live: masked-out garbage times weight 0 could still be NaN.
-        entry = torch.arange(width, device=device)[None, :].minimum(own - 1)
-        position = entry + skipped * (entry >= spec.sink)
-        slots = batch.req_to_token[requests[:, None], position].long().flatten()
-        if local:
-            slots = batch.full_to_local.index_select(0, slots).long()
-        mask = None
-        if any(kept[i] != width for i in members):
-            hidden = torch.arange(width, device=device)[None, :] >= own
-            mask = _additive(hidden[:, None, None, :], spec.dtype, device)
-        plan.append(Group(_rows(members, device), slots, width, mask))
-    return plan
-
-
-def _rows(members: list[int], device: torch.device) -> slice | Tensor:
-    if members[-1] - members[0] + 1 == len(members):
-        return slice(members[0], members[-1] + 1)
-    return torch.tensor(members, device=device)
-
-
 def _window_mask(rows: int, back: int, sinks: int, near_sinks: int, *, spec: ClassSpec) -> Tensor | None:
     """Additive mask of a block's rows over ``sinks`` sinks and then the positions from ``back`` before its
     first row on.
@@ -175,10 +140,16 @@ def _window_mask(rows: int, back: int, sinks: int, near_sinks: int, *, spec: Cla
     seen = (behind >= 0) & ((behind < spec.window) | (column < near_sinks))
     if bool(seen.all()):
         return None
-    return _additive(F.pad(~seen, (sinks, 0), value=False), spec.dtype, spec.device)
+    return additive(F.pad(~seen, (sinks, 0), value=False), spec.dtype, spec.device)
 
 
-def _additive(hidden: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a key is seen, -inf where it is hidden; made once, so that no call converts a boolean mask."""
+def additive(hidden: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An additive mask, which torch takes faster than a boolean one.
+
+    hidden: bool of any shape, True where a row does not see a key.
+    dtype: of the mask.
+    device: where the mask will be.
+    Returns 0 where a key is seen, -inf where it is hidden.
+    """
     zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return zeros.masked_fill_(hidden, -torch.inf).to(device)

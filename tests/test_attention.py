@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention backend on the CPU, over forward batches like SGLang's, against the oracle on whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from torch import Tensor
+
+from redknot_sglang import attention
+from redknot_sglang.attention import RedKnotAttention
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
+from redknot_sglang.kernels.extend_torch import TorchExtend
+from redknot_sglang.kernels.reference import attend
+from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.reuse.gather import Runs
+
+# Heads of both classes in turn, local heads alone, global heads alone, and neighbours.
+MAP = HeadMap(
+    4,
+    4,
+    ((True, False, True, False), (False,) * 4, (True,) * 4, (True, True, False, False)),
+    window=4,
+    sink=2,
+)
+GROUP, DIM, SCALE, TOKENS = 2, 8, 0.4, 120
+
+
+class Server:
+    """A backend with its pool, and what a model computed for two requests of 30 tokens: q, k and v of all positions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0) -> None:
+        monkeypatch.setattr(attention, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
+        generator = torch.Generator().manual_seed(0)
+        self.pool = HeadClassPool(TOKENS, TOKENS, MAP, DIM, torch.float32, "cpu", probe_width)
+        # What nobody has written must not be read, however small its weight.
+        for buffers in (self.pool.full_kv_pool, self.pool.swa_kv_pool):
+            for buffer in (*buffers.k, *buffers.v):
+                buffer[1:] = torch.nan
+        self.mapping = torch.zeros(TOKENS + 2, dtype=torch.int64)
+        self.pool.register_mapping(self.mapping)
+        self.slots = (1 + torch.randperm(TOKENS, generator=generator))[:60].view(2, 30)
+        self.local_slots = (1 + torch.randperm(TOKENS, generator=generator))[:60].view(2, 30)
+        req_to_token = torch.zeros(5, 32, dtype=torch.int32)
+        self.requests = torch.tensor([3, 1])
+        req_to_token[self.requests, :30] = self.slots.int()
+        shape = MAP.num_layers, 2, 30
+        self.q = torch.randn(*shape, 4 * GROUP, DIM, generator=generator)
+        self.k, self.v = (torch.randn(*shape, 4, DIM, generator=generator) for _ in "kv")
+        self.backend = RedKnotAttention(
+            SimpleNamespace(
+                token_to_kv_pool=self.pool,
+                server_args=SimpleNamespace(_redknot=SimpleNamespace(attention=None)),
+                req_to_token_pool=SimpleNamespace(req_to_token=req_to_token),
+                model_config=SimpleNamespace(context_len=32, get_num_attention_heads=lambda tp_size: 4 * GROUP),
+                model=torch.nn.Identity(),
+            )
+        )
+
+    def alive(self, prefixes: Sequence[int], lens: Sequence[int]) -> None:
+        """Give local slots to the positions that rows behind these prefixes see, and to no others."""
+        self.mapping.zero_()
+        for request, (prefix, n) in enumerate(zip(prefixes, lens, strict=True)):
+            for at in range(n):
+                if at < MAP.sink or at > prefix - MAP.window:
+                    self.mapping[self.slots[request, at]] = self.local_slots[request, at]
+
+    def batch(self, mode: ForwardMode, rows: Sequence[Sequence[int]]) -> Any:
+        """A forward over rows at these positions of both requests, as SGLang describes it."""
+        lens = torch.tensor([own[-1] + 1 for own in rows])
+        starts = torch.tensor([own[0] for own in rows])
+        return SimpleNamespace(
+            forward_mode=mode,
+            batch_size=2,
+            req_pool_indices=self.requests,
+            seq_lens=lens,
+            seq_lens_cpu=lens,
+            extend_prefix_lens=starts,
+            extend_prefix_lens_cpu=starts.tolist(),
+            extend_seq_lens_cpu=[len(own) for own in rows],
+            positions=torch.tensor([at for own in rows for at in own]),
+            out_cache_loc=torch.cat([self.slots[request, list(own)] for request, own in enumerate(rows)]),
+            _attn_output=None,
+        )
+
+    def layer(self, number: int, logit_cap: float = 0.0) -> Any:
+        """SGLang's attention layer."""
+        shape = {"tp_q_head_num": 4 * GROUP, "tp_k_head_num": 4, "scaling": SCALE}
+        return SimpleNamespace(layer_id=number, logit_cap=logit_cap, **shape)
+
+    def rows_of(self, x: Tensor, layer: int, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of q, k or v in a layer, as a projection gives them: [N, heads * D]."""
+        return torch.cat([x[layer, request, list(own)] for request, own in enumerate(rows)]).flatten(1)
+
+    def qkv(self, layer: int, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer is given for these rows."""
+        return self.rows_of(self.q, layer, rows), self.rows_of(self.k, layer, rows), self.rows_of(self.v, layer, rows)
+
+    def forward(self, mode: ForwardMode, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """A forward's output in every layer, [N, Hq * D]."""
+        batch = self.batch(mode, rows)
+        self.backend.init_forward_metadata(batch)
+        call = self.backend.forward_decode if mode.is_decode() else self.backend.forward_extend
+        return [call(*self.qkv(layer, rows), self.layer(layer), batch) for layer in range(MAP.num_layers)]
+
+    def wanted(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What the oracle makes of the whole sequences."""
+        outs = []
+        for layer in range(MAP.num_layers):
+            parts = []
+            for request, own in enumerate(rows):
+                n, at = own[-1] + 1, torch.tensor(list(own))
+                kv = self.k[layer, request, :n], self.v[layer, request, :n]
+                heads = torch.tensor(MAP.is_global[layer])
+                q = self.q[layer, request, at]
+                parts.append(attend(q, *kv, at, torch.arange(n), heads, MAP.window, MAP.sink, SCALE)[0].flatten(1))
+            outs.append(torch.cat(parts))
+        return outs
+
+    def check(self, mode: ForwardMode, rows: Sequence[Sequence[int]]) -> None:
+        """A forward gives what the oracle gives, in all layers."""
+        self.alive([own[0] for own in rows], [own[-1] + 1 for own in rows])
+        for out, want in zip(self.forward(mode, rows), self.wanted(rows), strict=True):
+            torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(monkeypatch)
+
+
+def test_prompts_in_chunks_and_then_answers(server: Server) -> None:
+    """Every forward reads what those before it stored; what left the windows is gone from the local class."""
+    server.check(ForwardMode.EXTEND, [range(9), range(1)])
+    server.check(ForwardMode.EXTEND, [range(9, 14), range(1, 20)])
+    for step in range(4):
+        server.check(ForwardMode.DECODE, [[14 + step], [20 + step]])
+    server.check(ForwardMode.EXTEND, [range(18, 30), range(24, 25)])
+
+
+def test_rows_in_several_runs_of_a_gather_extend(server: Server) -> None:
+    """Two runs of one request and one of the other, over keys that are there already."""
+    server.check(ForwardMode.EXTEND, [range(30), range(30)])
+    rows = [[*range(1, 9), *range(11, 30)], list(range(5, 30))]
+    server.backend.runs = Runs([0, 0, 1], [1, 11, 5], [9, 30, 30], [np.array(own) for own in rows])
+    assert not server.backend.runs.is_scattered
+    server.alive([1, 5], [30, 30])
+    for out, want in zip(server.forward(ForwardMode.EXTEND, rows), server.wanted(rows), strict=True):
+        torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+
+
+def test_scattered_rows_go_to_their_own_path(server: Server) -> None:
+    server.check(ForwardMode.EXTEND, [range(30), range(30)])
+    rows = [list(range(1, 30, 3)), list(range(0, 30, 7))]
+    starts, stops = [at for own in rows for at in own], [at + 1 for own in rows for at in own]
+    requests = [request for request, own in enumerate(rows) for _ in own]
+    server.backend.runs = Runs(requests, starts, stops, [np.array(own) for own in rows])
+    server.alive([0, 0], [30, 30])
+    planned: list[type[ExtendBatch]] = []
+
+    class Watched(TorchExtend):
+        def plan_extend(self, batch: ExtendBatch) -> None:
+            planned.append(type(batch))
+            super().plan_extend(batch)
+
+    server.backend.scattered_path = Watched(attention.class_spec(MAP, GROUP, server.pool))
+    for out, want in zip(server.forward(ForwardMode.EXTEND, rows), server.wanted(rows), strict=True):
+        torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+    assert planned == [ScatteredBatch]
+
+
+def test_a_forward_that_stores_nothing_leaves_the_pool_alone(server: Server) -> None:
+    rows = [range(9), range(4)]
+    server.check(ForwardMode.EXTEND, rows)
+    batch, layer = server.batch(ForwardMode.EXTEND, rows), server.layer(0)
+    server.backend.init_forward_metadata(batch)
+    before = [x.clone() for x in (*server.pool.global_kv(0), *server.pool.local_kv(0))]
+    q, k, v = server.qkv(0, rows)
+    for keys, values in ((7 * k, 7 * v), (None, None)):
+        out = server.backend.forward_extend(q, keys, values, layer, batch, save_kv_cache=False)
+        torch.testing.assert_close(out, server.wanted(rows)[0], atol=1e-5, rtol=1e-5)
+    after = (*server.pool.global_kv(0), *server.pool.local_kv(0))
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, before, strict=True))
+
+
+def test_the_output_goes_to_a_graphs_buffer_if_that_fits(server: Server) -> None:
+    rows = [range(9), range(4)]
+    server.alive([0, 0], [9, 4])
+    batch, layer = server.batch(ForwardMode.EXTEND, rows), server.layer(0)
+    server.backend.init_forward_metadata(batch)
+    qkv = server.qkv(0, rows)
+    for buffer, fits in ((torch.zeros(13, 4 * GROUP * DIM), True), (torch.zeros(12, 4 * GROUP * DIM), False)):
+        batch._attn_output = buffer
+        out = server.backend.forward_extend(*qkv, layer, batch)
+        assert (out.data_ptr() == buffer.data_ptr()) == fits
+        torch.testing.assert_close(out, server.wanted(rows)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_probes_look_at_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, probe_width=2 * GROUP)
+    server.backend.probed = True
+    rows = [range(9), range(4)]
+    server.check(ForwardMode.EXTEND, rows)
+    probes = server.pool.probes
+    assert probes is not None and probes.layer == 0 and probes.scale == SCALE
+    at = torch.cat([server.local_slots[0, :9], server.local_slots[1, :4]])
+    heads = [0, 1, 4, 5]
+    asked = server.rows_of(server.q, 0, rows).view(13, 4 * GROUP, DIM)[:, heads]
+    assert torch.equal(probes.asked[at], asked)
+    torch.testing.assert_close(probes.got[at], server.wanted(rows)[0].view(13, 4 * GROUP, DIM)[:, heads])
+
+
+def test_an_idle_forward_plans_nothing(server: Server) -> None:
+    server.backend.init_forward_metadata(SimpleNamespace(forward_mode=ForwardMode.IDLE))
+
+
+def test_the_torch_path_has_no_graphs_that_hold_the_attention(server: Server) -> None:
+    assert server.backend.init_whole_graphs(64) == 0
+    assert server.backend.plan_whole_graph(server.batch(ForwardMode.EXTEND, [range(9), range(4)]), 16) is None
+    assert server.backend.plan_whole_graph(server.batch(ForwardMode.DECODE, [[9], [4]]), 16) is None
+
+
+def test_capped_logits_are_refused(server: Server) -> None:
+    rows = [range(9), range(4)]
+    batch = server.batch(ForwardMode.EXTEND, rows)
+    server.backend.init_forward_metadata(batch)
+    with pytest.raises(ValueError, match="layer 2 caps attention logits at 30.0"):
+        server.backend.forward_extend(*server.qkv(2, rows), server.layer(2, 30.0), batch)
+
+
+def test_another_pool_is_refused() -> None:
+    with pytest.raises(TypeError, match="needs a HeadClassPool, found SimpleNamespace"):
+        RedKnotAttention(SimpleNamespace(token_to_kv_pool=SimpleNamespace()))
+
+
+def test_a_model_that_rotates_otherwise_is_served_without_relocation(server: Server) -> None:
+    assert isinstance(server.pool.rotation, RedKnotError) and server.pool.arithmetic is None
