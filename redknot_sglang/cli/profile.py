@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         f"KV bytes at {found.target.at} tokens: {100 * point['kv']:.1f} % of stock's; loss {point['loss']:.5f}, "
         f"dense {dense['loss']:.5f}"
     )
+    if found.head_map.retrieval:
+        heads = ", ".join(f"{layer}.{head}" for layer, head in found.head_map.retrieval)
+        print(f"retrieval heads (layer.query head): {heads}")
     print(f"beside it: {', '.join(file.name for file in files[1:])}; certify it on other seeds before you serve it")
     if args.report is not None:
         write_report(args.report, profile=files[1], head_map=files[0])
@@ -78,8 +81,8 @@ def _options(args: argparse.Namespace) -> Options:
     for option in ("n", "rows", "points", "gate_steps", "gate_tokens", "chunk"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise CliError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
-    if args.sink < 0 or args.seed < 0:
-        raise CliError("--sink and --seed must be at least 0")
+    if args.sink < 0 or args.seed < 0 or args.retrieval < 0:
+        raise CliError("--sink, --seed and --retrieval must be at least 0")
     # Options are named as the arguments are.
     plain = {field.name: getattr(args, field.name) for field in fields(Options)}
     return Options(**{**plain, **lists, "methods": methods})

@@ -45,6 +45,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--reuse", choices=REUSE, default="output", help="how far reuse of isolated documents is profiled (%(default)s)"
     )
     how.add_argument(
+        "--retrieval",
+        type=int,
+        default=4,
+        metavar="N",
+        help="retrieval heads that the map gets, which the repair policy `question` asks; found on prompts that have documents "
+        "with and without the answer; 0: none (%(default)s)",
+    )
+    how.add_argument(
         "--points", type=int, default=6, metavar="N", help="map sizes measured per method and window (%(default)s)"
     )
     how.add_argument("--gate-steps", type=int, default=300, metavar="N", help="steps of the gates (%(default)s)")

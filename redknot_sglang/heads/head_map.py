@@ -51,6 +51,8 @@ class HeadMap:
     window: W >= 1 tokens, the row itself included: the row at position p sees positions > p - W.
     sink: S >= 0 first positions that a local head sees wherever the row is.
     provenance: free JSON object, how the map was made; key "method" is required.
+    retrieval: retrieval heads, pairs (layer, query head), the best one first, each once: heads whose attention from a question
+        finds the document that answers it. Empty where nobody has looked for them.
 
     Raises HeadMapError if any of this does not hold.
     """
@@ -62,6 +64,7 @@ class HeadMap:
     sink: int
     model: ModelInfo = ModelInfo()
     provenance: Mapping[str, Any] = field(default_factory=lambda: {"method": "code"}, hash=False)
+    retrieval: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         require_int(self.num_layers, "num_layers", at_least=1)
@@ -80,6 +83,14 @@ class HeadMap:
                         f"is_global at layer {layer}, head {head} must be True or False, got {shown(value)}"
                     )
         object.__setattr__(self, "provenance", _plain_json(self.provenance))
+        object.__setattr__(self, "retrieval", tuple((layer, head) for layer, head in self.retrieval))
+        for layer, head in self.retrieval:
+            require_int(layer, "layer of a retrieval head", at_least=0)
+            require_int(head, "retrieval head", at_least=0)
+            if layer >= self.num_layers:
+                raise HeadMapError(f"retrieval head {layer}.{head}: there are {self.num_layers} layers")
+        if len(set(self.retrieval)) < len(self.retrieval):
+            raise HeadMapError("retrieval names a head twice")
 
     @classmethod
     def from_global_heads(
@@ -100,7 +111,7 @@ class HeadMap:
                     f"no head {head} in layer {layer}: there are {num_layers} layers of {num_kv_heads} heads"
                 )
         rows = tuple(tuple((layer, head) in chosen for head in range(num_kv_heads)) for layer in range(num_layers))
-        known = {} if provenance is None else {"provenance": provenance}
+        known: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
         return cls(num_layers, num_kv_heads, rows, window, sink, model or ModelInfo(), **known)
 
     def head_class(self, layer: int, head: int) -> HeadClass:
@@ -139,11 +150,13 @@ class HeadMap:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of what decides a model's output: classes, window and sink.
+        """SHA-256 (64 hex digits) of what decides a model's output: classes, window and sink, and retrieval heads if there are any.
 
         Model and provenance do not enter: two maps of one fingerprint give one answer on one model.
         """
-        decisive = {"layers": self._letters(), "sink": self.sink, "window": self.window}
+        decisive: dict[str, Any] = {"layers": self._letters(), "sink": self.sink, "window": self.window}
+        if self.retrieval:
+            decisive["retrieval"] = self.retrieval
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(f"{FORMAT}/{VERSION}\n{text}".encode()).hexdigest()
 
@@ -196,6 +209,8 @@ class HeadMap:
             num_kv_heads=width,
             is_global=tuple(row[first : first + width] for row in self.is_global),
             provenance={**self.provenance, "shard": origin},
+            # They are numbered over all query heads, of which a rank has a part.
+            retrieval=(),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,6 +225,7 @@ class HeadMap:
             },
             "local": {"window": self.window, "sink": self.sink},
             "layers": self._letters(),
+            **({"retrieval": [list(pair) for pair in self.retrieval]} if self.retrieval else {}),
             "provenance": _plain_json(self.provenance),
         }
 

@@ -25,7 +25,9 @@ def decode_native(document: Mapping[str, Any]) -> HeadMap:
             f"head map version {document['version']} is unknown, this release reads version {VERSION}: "
             "upgrade redknot-sglang or make the map again"
         )
-    require_keys(document, "the head map", ("format", "version", "model", "local", "layers", "provenance"))
+    require_keys(
+        document, "the head map", ("format", "version", "model", "local", "layers", "provenance"), ["retrieval"]
+    )
 
     model = require_object(document["model"], "model")
     info_names = [item.name for item in fields(ModelInfo)]
@@ -43,7 +45,19 @@ def decode_native(document: Mapping[str, Any]) -> HeadMap:
         sink=require_int(local["sink"], "local.sink", at_least=0),
         model=ModelInfo(**{name: model[name] for name in info_names if name in model}),
         provenance=require_object(document["provenance"], "provenance"),
+        retrieval=_decode_retrieval(document.get("retrieval", [])),
     )
+
+
+def _decode_retrieval(value: object) -> tuple[tuple[int, int], ...]:
+    pairs = []
+    for pair in require_list(value, "retrieval"):
+        numbers = require_list(pair, "an entry of retrieval")
+        if len(numbers) != 2:
+            raise HeadMapError(f"an entry of retrieval must be [layer, query head], got {shown(pair)}")
+        layer, head = (require_int(number, "a number in retrieval", at_least=0) for number in numbers)
+        pairs.append((layer, head))
+    return tuple(pairs)
 
 
 def _decode_layers(value: object, num_layers: int, num_kv_heads: int) -> tuple[tuple[bool, ...], ...]:

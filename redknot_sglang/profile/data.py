@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ class Example:
     """Token ids of a prompt and its answer; `first`, the answer's first token (1 where there is no answer).
 
     segments: token spans [start, end) of the documents, ascending and disjoint, all before `first`.
+    holders: numbers of the segments whose text has an answer in it.
     """
 
     ids: tuple[int, ...]
     first: int
     has_answer: bool = False
     segments: Spans = ()
+    holders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Data:
         }
 
 
-def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[str]) -> Example:
-    """An example of text. The answer is followed by the tokenizer's end-of-sequence token.
+def encode(tokenizer: Any, prompt: str, answers: Sequence[str], documents: Sequence[str]) -> Example:
+    """An example of text. The answer is the first of those that are right, followed by the tokenizer's end-of-sequence token.
 
     Documents stand in the prompt, verbatim and in their order; a segment is the tokens that lie wholly inside one.
     Raises ProfileError if a document is not there or nothing can be predicted.
@@ -72,17 +75,29 @@ def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[
     bare = not any(token in prompt for token in tokenizer.all_special_tokens)
     found = tokenizer(prompt, add_special_tokens=bare, return_offsets_mapping=bool(documents))
     ids = list(found["input_ids"])
-    segments = tuple(_spans(prompt, documents, found["offset_mapping"])) if documents else ()
-    if answer is None:
+    places = dict(_spans(prompt, documents, found["offset_mapping"])) if documents else {}
+    segments = tuple(places.values())
+    holders = tuple(at for at, number in enumerate(places) if _holds(documents[number], answers))
+    if not answers:
         if len(ids) < 2:
             raise ProfileError("a prompt without an answer needs at least two tokens")
         return Example(tuple(ids), 1, False, segments)
-    tail = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    tail = list(tokenizer(answers[0], add_special_tokens=False)["input_ids"])
     if tokenizer.eos_token_id is not None:
         tail.append(tokenizer.eos_token_id)
     if not ids or not tail:
         raise ProfileError("prompt and answer must not be empty")
-    return Example(tuple(ids + tail), len(ids), True, segments)
+    return Example(tuple(ids + tail), len(ids), True, segments, holders)
+
+
+def _holds(document: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in the document, as words, whatever their case and punctuation."""
+    text = _words(document)
+    return any(words in text for words in map(_words, answers) if words.strip())
+
+
+def _words(text: str) -> str:
+    return " " + " ".join(re.findall(r"[^\W_]+", text.casefold())) + " "
 
 
 def read_jsonl(path: Path, tokenizer: Any) -> Data:
@@ -92,9 +107,8 @@ def read_jsonl(path: Path, tokenizer: Any) -> Data:
     """
     examples = []
     for line in read_prompts(path, other_keys=False)[0]:
-        answer = line.answers[0] if line.answers else None
         try:
-            examples.append(encode(tokenizer, line.prompt, answer, line.documents))
+            examples.append(encode(tokenizer, line.prompt, line.answers, line.documents))
         except ProfileError as error:
             raise DataError(f"{line.where}: {error}") from None
     return Data("jsonl", path.name, tuple(examples))
@@ -119,8 +133,7 @@ def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: i
                     )
                 else:
                     prompt = tasks.render(made)
-                answers = right_answers(made)
-                examples.append(encode(tokenizer, prompt, answers[0] if answers else None, made.documents))
+                examples.append(encode(tokenizer, prompt, right_answers(made) or (), made.documents))
     return Data("tasks", ",".join(names), tuple(examples), tuple(lengths), (seed, seed + count - 1))
 
 
@@ -138,7 +151,10 @@ def random_data(vocabulary: int, lengths: Sequence[int], count: int, seed: int) 
     )
 
 
-def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _spans(
+    prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Number and token span of each document that has a token of its own."""
     places = list(offsets)
     begin = 0
     for number, document in enumerate(documents):
@@ -149,4 +165,4 @@ def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, i
         inside = [i for i, (a, b) in enumerate(places) if begin <= a < b <= end]
         begin = end
         if inside:
-            yield inside[0], inside[-1] + 1
+            yield number, (inside[0], inside[-1] + 1)

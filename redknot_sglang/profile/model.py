@@ -74,12 +74,19 @@ class ProfiledModel:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.q_heads
         self.device, self.dtype = model.device, model.dtype
 
-    def embed(self, ids: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Hidden states before layer 0, and the tables (cos, sin), each [T, D], of all positions."""
+    def embed(self, ids: Sequence[int], places: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Hidden states before layer 0, and the tables (cos, sin), each [T, D], of all positions.
+
+        places: int64 [T], where the tokens stand; None for one behind the other.
+        """
         x = self.parts.embed(torch.tensor(ids, device=self.device))
         # All at once: a rotation that depends on the length must not depend on the chunks.
-        cos, sin = self.parts.rotary(x[None], torch.arange(len(ids), device=self.device)[None])
-        return x, (cos[0], sin[0])
+        return x, self.tables(x, torch.arange(len(ids), device=self.device) if places is None else places)
+
+    def tables(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The tables (cos, sin), each [T, D], of tokens at `places`, int64 [T]. x: [T, d], for its dtype and device."""
+        cos, sin = self.parts.rotary(x[None], places[None])
+        return cos[0], sin[0]
 
     def run(
         self, x: Tensor, tables: tuple[Tensor, Tensor], attend: Attend, first: int = 0, last: int | None = None

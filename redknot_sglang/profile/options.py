@@ -15,7 +15,7 @@ class Options:
     target_kv: share of stock's KV bytes, or max_loss: nats per token above dense; one of both is None. at: tokens at which
     bytes count, None for the longest example. tasks: names separated by commas, None for all. task_dir: task package, None
     for the checkout's. lengths: tokens of generated prompts, ascending; n: of each task and length, from `seed` on.
-    methods, reuse, points: as in `run.Plan`. sink, windows, curve, rows, gate_*: as in `study.Study`. device: cpu, cuda,
+    methods, reuse, points, retrieval: as in `run.Plan`. sink, windows, curve, rows, gate_*: as in `study.Study`. device: cpu, cuda,
     cuda:N or auto. dtype: a torch name, or auto for the model's. load_format: auto, or dummy for random weights. chunk: rows
     of a pass through a layer, None for what suits the device. fresh: whether what an earlier run measured is forgotten.
     """
@@ -34,6 +34,7 @@ class Options:
     methods: tuple[str, ...]
     reuse: str
     points: int
+    retrieval: int
     sink: int
     windows: tuple[int, ...]
     curve: tuple[int, ...]

@@ -32,6 +32,10 @@ tokens where the data have answers, else over all tokens of an example; an examp
     reuse         null (no documents, or not asked for) or {"output": matrix, "loss": matrix or null}: relative change of
                   the layer's output, and rise of the loss, when the rows outside the documents read, in this one head,
                   K and V of documents computed in isolation
+    retrieval     missing (no examples for it, or not asked for), or {"examples": looked at, "documents": of an example, on
+                  average, "score": L lists of Q numbers, mean of 1 / place of the best document that holds the answer,
+                  "first": L lists of Q, how often that place is the first, "order": all [layer, query head], best score
+                  first, "global": how many of the ten best belong to global KV heads of the map, "chosen": those the map has}
     points        measured maps, each {"method", "window", "sink", "global": number of global heads, "kv": share of
                   stock's KV bytes at `target.at`, "loss", "exact", "layers": ["GLLL", ..]}; methods of evidence, and the
                   controls "random:SEED" and "reverse:METHOD" at the size of the chosen map; also "dense" (all global)
@@ -94,7 +98,7 @@ def check_record(record: dict[str, Any]) -> dict[str, Any]:
     """`record`, if it has the keys of the module docstring and its indices point somewhere; else HeadMapError."""
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise HeadMapError(f"is not a {FORMAT} of version {VERSION}: make it again with `redknot profile`")
-    require_keys(record, "the profile", KEYS)
+    require_keys(record, "the profile", KEYS, ["retrieval"])
     for key in ("model", "data", "settings", "target", "dense", "methods"):
         require_object(record[key], key)
     points = require_list(record["points"], "points")

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from redknot_sglang.profile.chart import draw_pareto
 from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
 from redknot_sglang.profile.record import FORMAT, VERSION, Matrix, beside, save_record
+from redknot_sglang.profile.retrieval import retrieval_heads
 from redknot_sglang.profile.reuse import reuse_sensitivity
 from redknot_sglang.profile.select import (
     Point,
@@ -44,7 +45,8 @@ from redknot_sglang.profile.study import Evidence, Study
 @dataclass(frozen=True)
 class Plan:
     """What a run is asked for beside its study. points: sizes of maps measured per method and window for the Pareto
-    curve; model: the `model` of a record; info: what the map records of the model."""
+    curve; model: the `model` of a record; info: what the map records of the model; retrieval: how many retrieval heads the map
+    is to have, 0 if nobody is to look for them."""
 
     target: Target
     methods: tuple[str, ...]
@@ -52,6 +54,7 @@ class Plan:
     points: int
     model: dict[str, Any]
     info: ModelInfo
+    retrieval: int = 0
 
 
 def allowed(study: Study, target: Target) -> dict[int, int]:
@@ -83,6 +86,7 @@ def profile(study: Study, plan: Plan) -> tuple[HeadMap, dict[str, Any], bytes]:
         methods[name] = _as_json(evidence[name], seconds)
         _say(f"{name}: {seconds:.1f} s")
     reuse = reuse_sensitivity(study, plan.reuse)
+    retrieval = retrieval_heads(study) if plan.retrieval else None
     points = [_measure(study, plan, "dense", study.windows[0], len(study.heads), None)]
     dense = points[0].loss
     for name, found in evidence.items():
@@ -112,8 +116,24 @@ def profile(study: Study, plan: Plan) -> tuple[HeadMap, dict[str, Any], bytes]:
         "chosen": chosen,
         "reason": reason,
     }
-    picture = draw_pareto(points, front, chosen, dense, plan.target)
-    return _final(best, plan, study, dense), record, picture
+    head_map = _final(best, plan, study, dense)
+    if retrieval is not None:
+        head_map = with_retrieval_heads(head_map, retrieval, plan.retrieval, study.model.q_heads)
+        record["retrieval"] = retrieval
+    return head_map, record, draw_pareto(points, front, chosen, dense, plan.target)
+
+
+def with_retrieval_heads(head_map: HeadMap, retrieval: dict[str, Any], count: int, q_heads: int) -> HeadMap:
+    """The map with the `count` best retrieval heads whose KV heads are global in it; adds to the record which these are.
+
+    retrieval: of `retrieval_heads`. A local KV head does not keep the keys of whole documents, so nobody can ask it.
+    """
+    group = q_heads // head_map.num_kv_heads
+    order = [(layer, head) for layer, head in retrieval["order"]]
+    kept = [(layer, head) for layer, head in order if head_map.is_global[layer][head // group]]
+    retrieval["global"] = sum(head in kept for head in order[:10])
+    retrieval["chosen"] = [list(head) for head in kept[:count]]
+    return replace(head_map, retrieval=tuple(kept[:count]))
 
 
 def write(out: Path, head_map: HeadMap, record: dict[str, Any], picture: bytes) -> list[Path]:
@@ -197,6 +217,7 @@ def _settings(study: Study, plan: Plan) -> dict[str, Any]:
     names = ("sink", "windows", "curve", "rows", "seed", "gate_steps", "gate_l1", "gate_rate", "gate_tokens")
     found: dict[str, Any] = {name: getattr(study, name) for name in names}
     found |= {"chunk": study.model.chunk, "methods": plan.methods, "reuse": plan.reuse, "points": plan.points}
+    found["retrieval"] = plan.retrieval
     return {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
             for name, value in found.items()}  # fmt: skip
 

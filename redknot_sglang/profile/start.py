@@ -66,7 +66,7 @@ def profile_model(options: Options) -> Outcome:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.split(":")[0],
     }
-    plan = Plan(target, options.methods, options.reuse, options.points, described, shape.info)
+    plan = Plan(target, options.methods, options.reuse, options.points, described, shape.info, options.retrieval)
     head_map, record, picture = profile(study, plan)
     return Outcome(head_map, record, target, list(write(options.out, head_map, record, picture)))
 

@@ -102,7 +102,7 @@ def test_names_are_those_of_the_package() -> None:
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "64,x"], "--windows must be numbers separated by commas"),
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "0"], "--windows must be at least 1, got 0"),
         (["--data", "tasks", "--target-kv", 0.5, "--n", 0], "--n must be at least 1, got 0"),
-        (["--data", "tasks", "--target-kv", 0.5, "--sink", -1], "--sink and --seed must be at least 0"),
+        (["--data", "tasks", "--target-kv", 0.5, "--sink", -1], "--sink, --seed and --retrieval must be at least 0"),
         (
             ["--data", "absent.jsonl", "--target-kv", 0.5],
             "--data: 'absent.jsonl' is neither `tasks`, `random`, nor a file",

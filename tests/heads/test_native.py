@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_drop("provenance"), "the head map lacks 'provenance'"),
         (
             _set("windows", 3),
-            "the head map has unknown key 'windows'; known: format, layers, local, model, provenance, version",
+            "the head map has unknown key 'windows'; known: format, layers, local, model, provenance, retrieval, version",
         ),
         (_set("model", []), "model must be an object, got list []"),
         (_drop("model", "num_layers"), "model lacks 'num_layers'"),
@@ -124,6 +125,11 @@ def _drop(*path: Any) -> Callable[[dict[str, Any]], None]:
         (_set("layers", 1, "LGXL"), "layer 1, head 2: unknown class 'X', use G (global) or L (local)"),
         (_set("layers", 0, "gLLL"), "layer 0, head 0: unknown class 'g', use G (global) or L (local)"),
         (_set("layers", 0, [1]), "layer 0 must be a string of G and L such as 'GLLL', got list [1]"),
+        (_set("retrieval", "7.8"), "retrieval must be a list, got str '7.8'"),
+        (_set("retrieval", [[0, 1, 2]]), "an entry of retrieval must be [layer, query head], got list [0, 1, 2]"),
+        (_set("retrieval", [[0, "1"]]), "a number in retrieval must be an integer, got str '1'"),
+        (_set("retrieval", [[2, 0]]), "retrieval head 2.0: there are 2 layers"),
+        (_set("retrieval", [[1, 0], [1, 0]]), "retrieval names a head twice"),
         (_set("provenance", []), "provenance must be an object, got list []"),
         (_set("provenance", {}), "provenance.method must be a non-empty string, got NoneType None"),
     ],
@@ -190,3 +196,13 @@ def test_import_options_do_not_apply(tmp_path: Path) -> None:
     assert failure(file, window=32).startswith("is a native head map, which has its own window and sink")
     assert failure(file, sink=0).startswith("is a native head map, which has its own window and sink")
     assert failure(file, threshold=0.5).startswith("has classes, not gates")
+
+
+def test_retrieval_heads_are_kept_and_part_of_the_fingerprint(tmp_path: Path) -> None:
+    plain = HeadMap.from_global_heads(2, 4, [(0, 1)], 8, 2)
+    found = replace(plain, retrieval=((1, 7), (0, 3)))
+    found.save(tmp_path / "map.json")
+    again = load_head_map(tmp_path / "map.json")
+    assert again == found and again.retrieval == ((1, 7), (0, 3))
+    assert len({plain.fingerprint, found.fingerprint, replace(plain, retrieval=((0, 3), (1, 7))).fingerprint}) == 3
+    assert "retrieval" not in plain.to_dict() and found.shard(0, 2).retrieval == ()

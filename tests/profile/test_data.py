@@ -42,12 +42,12 @@ def test_prompts_with_and_without_answers(tokenizer: Any, tmp_path: Path) -> Non
 def test_segments_are_the_tokens_inside_the_documents(tokenizer: Any) -> None:
     documents = ["Report kram:\nblue\n", "x", "Report kram:\nblue\n"]
     prompt = "<|bos|>" + "".join(documents) + "Question:\n"
-    example = encode(tokenizer, prompt, "Paris", documents)
+    example = encode(tokenizer, prompt, ["Paris"], documents)
     assert [tokenizer.decode(example.ids[a:b]) for a, b in example.segments] == documents
     with pytest.raises(ProfileError, match="document 1 does not stand in the prompt behind those before it"):
-        encode(tokenizer, prompt, None, [documents[0], "absent"])
+        encode(tokenizer, prompt, [], [documents[0], "absent"])
     with pytest.raises(ProfileError, match="document 1 does not"):
-        encode(tokenizer, prompt, None, ["x", "x"])
+        encode(tokenizer, prompt, [], ["x", "x"])
 
 
 def test_the_first_of_several_answers_is_the_one_of_the_loss(tokenizer: Any, tmp_path: Path) -> None:
@@ -86,3 +86,11 @@ def test_random_ids() -> None:
     data = random_data(100, [5, 7], 2, 3)
     assert [len(e.ids) for e in data.examples] == [5, 7, 5, 7] and data.seeds == (3, 4)
     assert len({e.ids for e in data.examples}) == 4 and data == random_data(100, [5, 7], 2, 3)
+
+
+def test_holders_are_the_documents_with_an_answer_in_them(tokenizer: Any) -> None:
+    documents = ["It was PARIS, they say.\n", "Parisians are no answer.\n", "x", "It was the red, blue one.\n"]
+    prompt = "<|bos|>" + "".join(documents) + "Question:\n"
+    assert encode(tokenizer, prompt, ["Paris", "red blue"], documents).holders == (0, 3)
+    assert encode(tokenizer, prompt, ["Rome", "..."], documents).holders == ()
+    assert encode(tokenizer, prompt, [], documents).holders == ()
