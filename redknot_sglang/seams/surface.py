@@ -11,9 +11,11 @@ from __future__ import annotations
 import dis
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from redknot_sglang.versions import version_folder
@@ -106,13 +108,18 @@ def differences(table: Surface) -> Iterator[str]:
 
 
 def missing_fields(table: Fields) -> Iterator[str]:
-    """As `differences`, of classes whose objects do not have a field."""
+    """As `differences`, of classes whose objects do not have a field.
+
+    Only of modules that this process has imported: SGLang imports some, such as the model runner, in its schedulers alone.
+    """
     for module, classes in table.items():
+        if f"sglang.srt.{module}" not in sys.modules:
+            continue
         for name, expected in classes.items():
             try:
                 found = pkgutil.resolve_name(f"sglang.srt.{module}:{name}")
-            except (ImportError, AttributeError) as error:
-                yield f"{module}.{name} is missing ({error})"
+            except AttributeError:
+                yield f"{module}.{name} is missing"
                 continue
             yield from (
                 f"{module}.{name} has no field {field}" for field in expected.split() if not has_field(found, field)
@@ -121,16 +128,19 @@ def missing_fields(table: Fields) -> Iterator[str]:
 
 def has_field(whole: type, name: str) -> bool:
     """Whether objects of a class have a field: one that the class declares, or one that a function of it sets."""
-    return hasattr(whole, name) or name in _set_by(whole)
+    if hasattr(whole, name) or any(name in vars(base).get("__annotations__", ()) for base in whole.__mro__):
+        return True
+    # Reading a function's steps takes long, so only those are read that know the name at all.
+    return any(name in code.co_names and name in _set_by(code) for code in _functions(whole))
 
 
 @cache
-def _set_by(whole: type) -> frozenset[str]:
-    found: set[str] = set()
-    for base in whole.__mro__:
-        found.update(vars(base).get("__annotations__", ()))
-        for function in vars(base).values():
-            code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-            if code is not None:
-                found.update(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
-    return frozenset(found)
+def _functions(whole: type) -> tuple[CodeType, ...]:
+    found = (function for base in whole.__mro__ for function in vars(base).values() if callable(function))
+    codes = (getattr(inspect.unwrap(function), "__code__", None) for function in found)
+    return tuple(code for code in codes if code is not None)
+
+
+@cache
+def _set_by(code: CodeType) -> frozenset[str]:
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")
