@@ -46,7 +46,8 @@ def test_split_keys(processors: int | None, dtype: torch.dtype) -> None:
     batch = scatter(case, rows)
     path = TritonPath(spec, processors)
     path.plan_extend(batch)
-    assert path.extend_parts("global", 2) > 0 or processors in (1, 50)
+    if processors not in (1, 50):
+        assert path.extend_parts("global", 2) > 0
     out = case.run(path, "global")
     assert_near(out, case.expected(batch, "global")[0], tolerance)
     path.plan_extend(batch)

@@ -14,6 +14,7 @@ from redknot_sglang.kernels.triton_extend import Tiling
 from redknot_sglang.kernels.triton_path import TritonPath, _Extend
 from tests.kernels.cases import Case, make_case, make_spec, scatter
 
+FULL = pytest.mark.full
 CLASSES: tuple[HeadClass, ...] = ("global", "local")
 # Small, so that a few hundred keys are many steps.
 TILING = Tiling(packed=32, keys=16, warps=4, stages=2)
@@ -32,7 +33,10 @@ def check(case: Case, batch: ExtendBatch, processors: int, tiling: Tiling | None
     return path.extend_parts("global", spec.global_widths[0])
 
 
-@pytest.mark.parametrize(("group", "logit_cap"), [(1, 0.0), (2, 5.0), (3, 0.0), (4, 5.0), (8, 0.0)])
+@pytest.mark.parametrize(
+    ("group", "logit_cap"),
+    [(1, 0.0), pytest.param(2, 5.0, marks=FULL), (3, 0.0), (4, 5.0), pytest.param(8, 0.0, marks=FULL)],
+)
 def test_requests_of_uneven_rows(group: int, logit_cap: float) -> None:
     """A request with rows at either end of its keys, one with a single row, one with few keys, adjacent rows."""
     spec = make_spec(group=group, head_dim=24, n_global=2, n_local=1, window=20)
@@ -42,7 +46,9 @@ def test_requests_of_uneven_rows(group: int, logit_cap: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 128), (4, 64), (8, 128), (2, 64)])
+@pytest.mark.parametrize(
+    ("group", "head_dim"), [(1, 128), (4, 64), pytest.param(8, 128, marks=FULL), pytest.param(2, 64, marks=FULL)]
+)
 def test_shapes_of_models(group: int, head_dim: int, dtype: torch.dtype) -> None:
     """With the tiling that serves."""
     spec = make_spec(group=group, head_dim=head_dim, n_global=1, n_local=1, window=64, dtype=dtype)
@@ -107,7 +113,7 @@ def test_a_scale_that_turns_logits_around_is_told() -> None:
         path.run("global", case.q["global"], case.k["global"], case.v["global"], -1.0)
 
 
-@pytest.mark.parametrize(("n_global", "sink"), [(1, 3), (2, 0)])
+@pytest.mark.parametrize(("n_global", "sink"), [(1, 3), pytest.param(2, 0, marks=FULL)])
 def test_one_prefill_graph_serves_batches_of_all_kinds(n_global: int, sink: int) -> None:
     """Adjacent and scattered rows, split and whole tiles, in the same buffers; rows behind the batch come out as zeros."""
     spec = make_spec(group=2, head_dim=16, n_global=n_global, window=20, sink=sink)

@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # The scheduler counts every slot after every step and stops the server if one is lost.
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    # Seconds after which a server looks whether a client that waits is still there; without it, four.
+    "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
 }
 FLAGS = (
     *(launching.CPU_FLAGS if ON_CPU else ("--mem-fraction-static=0.3",)),

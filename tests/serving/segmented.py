@@ -15,6 +15,15 @@ from tests.serving.prompts import noise, text
 
 # Flags of a server of the shipped map that has room for 300 tokens of segments beside each request.
 SEGMENTS = ("--redknot", f"--redknot-head-map={HEAD_MAP}", "--redknot-segment-length=300")
+# A pool of a few requests, and prefill that shares batches with decoding.
+SMALL_POOL = 6000
+SMALL = (
+    *SEGMENTS,
+    "--chunked-prefill-size=128",
+    f"--max-total-tokens={SMALL_POOL}",
+    "--enable-mixed-chunk",
+    "--enable-metrics",
+)
 POLICIES = ("none", "boundary:16", "blend:0.05", "blend:0.15")
 LENGTHS = (16, 30, 64, 130, 300, 700, 1500)
 
