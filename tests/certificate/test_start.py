@@ -121,7 +121,7 @@ def test_an_uncertified_server_says_so(uncertified_server: Server) -> None:
 def test_a_certified_server_says_so_and_refuses_other_policies(tmp_path: Path) -> None:
     head_map = certified_map(tmp_path, policies=POLICIES)
     digest = read_certificate(certificate_path(head_map)).digest
-    with harness.launch([*flags(head_map), "--enable-metrics"], certified=True, forked=False) as server:
+    with harness.launch([*flags(head_map), "--enable-metrics"], certified=True) as server:
         exact = server.generate(PROMPT, 2)["meta_info"]["redknot"]
         assert (exact["certified"], exact["certificate"]) == (True, digest)
         segments = {"redknot_segments": [10, 60]}
