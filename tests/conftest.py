@@ -22,22 +22,25 @@ if install_kernel_stand_in():
 
 # How long an example takes depends on what else the cores do, and is not what a test is about.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", settings.get_profile("suite"), max_examples=500)
 settings.load_profile("suite")
 
 # Files that take a minute or more, the longest first.
 _LONG = (
-    "test_segments.py",
-    "test_segment_pressure.py",
-    "test_stress.py",
-    "test_sglang_kits.py",
-    "test_conversations.py",
-    "test_calibrate.py",
-    "test_windowed_map.py",
-    "test_capacity.py",
-    "test_bad_input.py",
-    "test_triton_interpreted.py",
-    "test_updates.py",
-    "test_segments_api.py",
+    "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_segments.py",
+    "tests/serving/test_conversations.py",
+    "tests/serving/test_calibrate.py",
+    "tests/serving/test_segment_pressure.py",
+    "tests/serving/test_stress.py",
+    "tests/serving/test_windowed_map.py",
+    "tests/serving/test_bad_input.py",
+    "tests/serving/test_capacity.py",
+    "tests/kernels/test_triton_interpreted.py",
+    "tests/serving/test_updates.py",
+    "tests/serving/test_segments_api.py",
+    "tests/serving/test_demo_command.py",
+    "tests/certificate/test_start.py",
 )
 # Files whose tests ask the same shared servers run on one worker: by the name of one of them.
 _TOGETHER = {
@@ -52,6 +55,11 @@ _TOGETHER = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--full`: the size of `make test-nightly` (100 prompts, 200 conversations, whole grids); over an hour."""
     parser.addoption("--full", action="store_true", help="all cases at full size, not a daily sample (over an hour)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """More examples of properties at full size, where a test does not say how many."""
+    settings.load_profile("full" if config.getoption("--full") else "suite")
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +98,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _place(file: str) -> tuple[int, str]:
     """Position of a test file: those that take minutes come first, so that no worker is left with one at the end."""
     file = _TOGETHER.get(file, file)
-    name = file.rpartition("/")[2]
-    return _LONG.index(name) if name in _LONG else len(_LONG), file
+    return _LONG.index(file) if file in _LONG else len(_LONG), file
 
 
 @pytest.fixture(scope="session")

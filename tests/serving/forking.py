@@ -2,8 +2,8 @@
 """`sglang.launch_server` whose scheduler and detokenizer are forked: `python tests/serving/forking.py FLAGS`.
 
 SGLang starts them as new interpreters ("spawn"), each of which imports for as long as the first did: two thirds of what a
-start takes on a CPU. A forked process has the modules already. Tests of what a start does (configuration file, certificate,
-the project's own commands) do without this file.
+start takes on a CPU. A forked process has the modules already. Tests of what a start does (configuration file,
+a map that was just certified, the project's own commands) do without this file.
 """
 
 from __future__ import annotations
