@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
+.PHONY: help install demo eval bench-rag bench-gpu test test-nightly test-gpu lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,12 @@ bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
-test: $(STAMP) ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
+TESTS := -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## all tests that need no GPU, long random ones at a daily size
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --durations=25
 
-test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 conversations, 27 maps (over an hour)
-	$(PY) -m pytest -m "not gpu" --full -rA --durations=15 tests/serving
+test-nightly: $(STAMP) ## the same tests with every case at full size: 100 prompts, 200 conversations, 27 maps (hours)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --full -rA --durations=40
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15

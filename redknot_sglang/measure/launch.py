@@ -21,6 +21,7 @@ from redknot_sglang.errors import ServerError
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
 
+LAUNCH_SERVER = ("-m", "sglang.launch_server")
 # What SGLang needs to serve on a CPU without AMX, with or without --redknot.
 CPU_FLAGS = (
     "--device=cpu",
@@ -66,9 +67,11 @@ def reserved_port() -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-def start(args: Sequence[str], log: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(
+    args: Sequence[str], log: Path, port: int, env: Mapping[str, str], program: Sequence[str] = LAUNCH_SERVER
+) -> subprocess.Popen[bytes]:
     """Start `launch_server` as the leader of its own session, with its output in `log`; see `launch`."""
-    command = [sys.executable, "-m", "sglang.launch_server", *args, "--host=127.0.0.1", f"--port={port}"]
+    command = [sys.executable, *program, *args, "--host=127.0.0.1", f"--port={port}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -89,16 +92,17 @@ def launch(
     env: Mapping[str, str] | None = None,
     timeout: float = START_TIMEOUT,
     on_wait: Callable[[float], None] = lambda seconds: None,
+    program: Sequence[str] = LAUNCH_SERVER,
 ) -> Iterator[Server]:
     """Run `python -m sglang.launch_server ARGS` on a free port of this host until the context ends.
 
     args: all flags but host and port. env: added to this process's environment. on_wait: called with the
-    seconds waited, about twice a second. The server and all it starts share a process group, which is killed
+    seconds waited, about twice a second. program: what Python runs in place of `-m sglang.launch_server`. The server and all it starts share a process group, which is killed
     at the end.
     Raises ServerError if it ends before it answers or takes longer than `timeout` seconds.
     """
     with reserved_port() as port:
-        process = start(args, log, port, env or {})
+        process = start(args, log, port, env or {}, program)
         try:
             server = Server(f"http://127.0.0.1:{port}", process, log)
             _wait_until_healthy(server, timeout, on_wait)
