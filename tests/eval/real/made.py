@@ -15,6 +15,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from eval.real.convert import convert
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 OWN, UNUSED = "<tool_call>", "[PAD]"
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w")
@@ -142,3 +144,11 @@ def _interleaved(value: Tensor, name: str, config: Any) -> Tensor:
     dim = len(value) // heads
     order = [head * dim + half * dim // 2 + i for head in range(heads) for i in range(dim // 2) for half in (0, 1)]
     return value[order]
+
+
+def make_folder(path: Path, kind: Kind = Kind()) -> Path:
+    """A converted tiny model, whose tokens are single bytes mostly."""
+    gguf = path / "tiny.gguf"
+    write_gguf(gguf, kind, make_model(kind))
+    convert(gguf, path / "tiny")
+    return path / "tiny"
