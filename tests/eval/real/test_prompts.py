@@ -61,17 +61,15 @@ def test_lengths_documents_and_answers(turns: int, tokenizer: Any, part: Part, t
     path.write_text("".join(json.dumps(line.as_json()) + "\n" for line in everything))
     asked, _ = read_data(path, tokenizer)
     examples = read_jsonl(path, tokenizer).examples
-    for line, question, example in zip(everything, asked, examples, strict=True):
-        assert len(question.ids) == line.tokens and len(question.segments) == 2 * len(line.documents)
-        assert tokenizer.decode(question.ids) == line.prompt and question.score is not None
+    for line, read, example in zip(everything, asked, examples, strict=True):
+        assert len(read.ids) == line.tokens and len(read.segments) == 2 * len(line.documents)
+        assert tokenizer.decode(read.ids) == line.prompt and read.score is not None
         # The documents stand one behind the other, and tokenize alike alone and together.
-        assert example.ids[: example.first] == question.ids
-        assert [end for span in example.segments for end in span] == list(question.segments)
+        assert example.ids[: example.first] == read.ids
+        assert [end for span in example.segments for end in span] == list(read.segments)
         said = tokenizer.decode(example.ids[example.first :])
         assert said == line.answers[0] + tokenizer.eos_token
-        assert all(question.score(f"It is{answer.upper()}.") for answer in line.answers) and not question.score(
-            "It is."
-        )
+        assert all(read.score(f"It is{answer.upper()}.") for answer in line.answers) and not read.score("It is.")
 
 
 def test_a_second_question_comes_after_the_first_answer(tokenizer: Any, part: Part) -> None:

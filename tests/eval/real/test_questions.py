@@ -52,7 +52,7 @@ def test_splits_share_nothing_whatever_seed_and_length(model: Path, tmp_path: Pa
 def test_several_passages(model: Path, tmp_path: Path) -> None:
     """MuSiQue's form: what is needed is always there; questions that need fewer passages are left out."""
     source = tmp_path / "musique.jsonl"
-    entries = []
+    entries: list[dict[str, Any]] = []
     for n in range(40):
         facts = [f"Person {n} wrote book {n}.", f"Book {n} is kept in the town of Tarn{n:02}."]
         paragraphs = [{"title": f"T{n}.{i}", "paragraph_text": f, "is_supporting": True} for i, f in enumerate(facts)]
