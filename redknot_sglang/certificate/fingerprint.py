@@ -93,9 +93,12 @@ def fingerprint_model(
 
 
 def model_folder(model_path: str, revision: str | None = None, download_dir: str | None = None) -> Path:
-    """Where the files of a model are: its folder, or the one where a name of a model hub was downloaded to.
+    """The folder with a model's files. Downloads nothing.
 
-    Downloads nothing. Raises CertificateError.
+    model_path: a folder, or the model's name on a model hub, whose download is then looked for.
+    revision: of the hub's model, or None.
+    download_dir: where downloads lie, or None for the hub's own place.
+    Raises CertificateError if the model is not on this disk.
     """
     folder = Path(model_path)
     if folder.is_dir():

@@ -132,7 +132,7 @@ def encode(tokenizer: Any, prompt: str, documents: Sequence[str]) -> tuple[tuple
         if is_document:
             segments += (begin, len(ids))
     if not ids:
-        raise ValueError("the prompt has no tokens")
+        raise ValueError("the prompt has no tokens; leave the line out, or write a text")
     return tuple(ids), tuple(segments)
 
 
@@ -142,7 +142,10 @@ def _parts(prompt: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
     for number, document in enumerate(documents):
         begin = prompt.find(document, at)
         if begin < 0:
-            raise ValueError(f"document {number} does not stand in the prompt behind those before it")
+            raise ValueError(
+                f"document {number} does not stand in the prompt behind those before it; give documents verbatim and in "
+                "the prompt's order"
+            )
         yield prompt[at:begin], False
         yield document, True
         at = begin + len(document)

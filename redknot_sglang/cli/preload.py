@@ -108,7 +108,7 @@ def _document(line: bytes, where: str, name: str) -> Any:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise CliError(f"{where} is not JSON: {error}") from error
+        raise CliError(f"{where} is not JSON: {error}; write one JSON object a line") from error
     if not isinstance(record, dict):
         raise CliError(f'{where} is not a JSON object such as {{"{name}": "..."}}')
     if name not in record:

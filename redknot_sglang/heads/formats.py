@@ -42,5 +42,6 @@ def read_head_map(
     if CLASSES_KEY in document:
         return decode_redknot_json(document, source, window, sink)
     raise HeadMapError(
-        f"is not a head map: it has neither 'format': {FORMAT!r} (native) nor {CLASSES_KEY!r} (RedKnot JSON)"
+        f"is not a head map: it has neither 'format': {FORMAT!r} (native) nor {CLASSES_KEY!r} (RedKnot JSON); make one "
+        "with `redknot heads make`"
     )

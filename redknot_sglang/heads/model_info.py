@@ -73,7 +73,8 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
     text = nested if isinstance(nested, Mapping) and "num_hidden_layers" in nested else config
     if text.get("kv_lora_rank") is not None:
         raise HeadMapError(
-            "the model keeps one latent for all heads (MLA, kv_lora_rank); head maps need MHA, GQA or MQA"
+            "the model keeps one latent for all heads (MLA, kv_lora_rank), but head maps need MHA, GQA or MQA: serve it "
+            "without --redknot"
         )
     num_layers = _count(text, "num_hidden_layers")
     # Absent or null means one KV head per query head.
@@ -95,7 +96,9 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     if key not in config:
         raise HeadMapError(f"no {key!r}: not the config.json of a model that head maps can describe; name another file")
     if isinstance(config[key], list):
-        raise HeadMapError(f"{key} differs by layer; head maps need one number for all layers")
+        raise HeadMapError(
+            f"{key} differs by layer, but head maps need one number for all layers: serve it without --redknot"
+        )
     return require_int(config[key], key, at_least=1)
 
 

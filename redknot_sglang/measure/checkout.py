@@ -55,7 +55,7 @@ def import_package(directory: Path) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        raise CliError(f"{directory} cannot be imported: {error}") from error
+        raise CliError(f"{directory} cannot be imported: {error}; install what it needs") from error
     found = Path(module.__file__ or "").resolve().parent
     if found != directory:
         raise CliError(f"importing {name} gave {found}, not {directory}; rename or uninstall the former")

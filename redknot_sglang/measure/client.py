@@ -96,7 +96,9 @@ class Client:
             try:
                 listed = [m.id async for m in self._openai.models.list()]
             except OpenAIError as error:
-                raise CliError(f"no OpenAI-compatible server answers at {self.url}: {error}") from error
+                raise CliError(
+                    f"no OpenAI-compatible server answers at {self.url}: {error}; start one, or give another address"
+                ) from error
             if not listed:
                 raise CliError(f"{self.url}/models lists no model; name one with --model")
             self._model = listed[0]

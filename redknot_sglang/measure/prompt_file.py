@@ -72,7 +72,7 @@ def _prompt(line: str, where: str, other_keys: bool) -> Prompt:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {error}; write one JSON object a line") from error
     if not isinstance(entry, dict) or not _is_text(entry.get("prompt")):
         raise DataError(f'{where}: not an object with a prompt, such as {{"prompt": "..."}}')
     unknown = sorted(set(entry) - set(KEYS))

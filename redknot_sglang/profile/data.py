@@ -171,7 +171,10 @@ def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, i
     for number, document in enumerate(documents):
         begin = prompt.find(document, begin)
         if begin < 0:
-            raise ProfileError(f"document {number} does not stand in the prompt behind those before it")
+            raise ProfileError(
+                f"document {number} does not stand in the prompt behind those before it; give documents verbatim and in "
+                "the prompt's order"
+            )
         end = begin + len(document)
         inside = [i for i, (a, b) in enumerate(places) if begin <= a < b <= end]
         begin = end

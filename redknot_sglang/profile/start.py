@@ -126,7 +126,7 @@ def _data(options: Options, vocabulary: int) -> Data:
         raise ProfileError(f"{options.model}: transformers cannot load the tokenizer: {error}") from error
     if not tokenizer.is_fast:
         raise ProfileError(
-            f"{options.model}: needs a fast tokenizer (tokenizer.json), which knows where its tokens stand"
+            f"{options.model}: needs a fast tokenizer, which knows where its tokens stand in the text: add its tokenizer.json"
         )
     if options.data == "tasks":
         tasks = load_tasks(options.task_dir)
@@ -142,7 +142,7 @@ def _device(wanted: str) -> str:
         raise ProfileError(f"--device must be auto, cpu, cuda or cuda:N, got {wanted!r}")
     count = torch.cuda.device_count()
     if name == "cuda" and int(number or 0) >= count:
-        raise ProfileError(f"--device {wanted}: torch sees {count} CUDA devices here")
+        raise ProfileError(f"--device {wanted}: torch sees {count} CUDA devices here; use cpu, or a number below that")
     device = wanted if wanted != "auto" else "cuda" if count else "cpu"
     print(f"profiling on {device}", file=sys.stderr)
     return device

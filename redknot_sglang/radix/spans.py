@@ -30,12 +30,12 @@ def union(spans: Iterable[Span]) -> Spans:
 
 
 def clip(spans: Spans, start: int, end: int) -> Spans:
-    """The part of `spans` inside [start, end)."""
+    """What the spans have in common with [start, end)."""
     return [(max(a, start), min(b, end)) for a, b in spans if max(a, start) < min(b, end)]
 
 
 def gaps(spans: Spans, start: int, end: int) -> Spans:
-    """The part of [start, end) outside `spans`."""
+    """What is left of [start, end) outside the spans."""
     holes: Spans = []
     at = start
     for a, b in clip(spans, start, end):
@@ -48,7 +48,7 @@ def gaps(spans: Spans, start: int, end: int) -> Spans:
 
 
 def positions_of(spans: Sequence[Span]) -> Positions:
-    """All positions of `spans`, ascending: int64 [n]."""
+    """All positions in the spans, ascending: int64 [n]."""
     starts, ends = _columns(spans)
     lengths = ends - starts
     return np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)

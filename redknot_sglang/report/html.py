@@ -11,7 +11,7 @@ from redknot_sglang.heads.summary import printable
 
 
 def section(title: str, body: str) -> str:
-    """A section with its heading; both are HTML."""
+    """A section of the page; heading and content are HTML already."""
     return f"<section><h2>{title}</h2>{body}</section>"
 
 

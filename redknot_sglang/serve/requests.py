@@ -74,7 +74,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
         if offsets is not None and SEGMENTS in (params or {}):
             raise RedKnotError(f"the prompt has separators and {SEGMENTS}: use one of them")
         if not tokens and input_ids:
-            raise RedKnotError("the prompt holds separators only: there is nothing to answer")
+            raise RedKnotError("the prompt holds separators only: there is nothing to answer, add a text")
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)

@@ -90,7 +90,7 @@ async def _json(request: Request) -> Any:
     try:
         return await request.json()
     except ValueError as error:
-        raise RedKnotError(f"the body is not JSON: {error}") from error
+        raise RedKnotError(f"the body is not JSON: {error}; send a JSON object") from error
 
 
 async def _or_400(answer: Awaitable[Any]) -> JSONResponse:
