@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from eval.demo.settings import SERVERS as DEMO_SERVERS
 from eval.gpu.table import read_all, rows, times, value
 from eval.marked import with_block
 from eval.servers import STOCK
+from redknot_sglang.errors import CliError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.pool.sizing import class_bytes
 
@@ -218,17 +220,21 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def main() -> None:
-    """Print the table, or write the pages."""
+    """Print the table, or write the pages; exit code 2 if a file cannot be read or lacks its markers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--write", action="store_true", help="write README.md and docs/measurements.md of this checkout"
     )
     root = Path(__file__).resolve().parents[1]
-    if parser.parse_args().write:
-        for page, text in pages(root).items():
-            page.write_text(text)
-    else:
-        print(headline(root))
+    try:
+        if parser.parse_args().write:
+            for page, text in pages(root).items():
+                page.write_text(text)
+        else:
+            print(headline(root))
+    except (CliError, OSError) as error:
+        print(f"eval.headline: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
