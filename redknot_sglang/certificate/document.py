@@ -70,11 +70,18 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def write_certificate(path: Path, sealed: Mapping[str, Any]) -> None:
-    """Write a sealed document on one line; `python -m json.tool` shows it on many. Raises CertificateError."""
+    """Write a certificate on one line; `python -m json.tool` shows it on many.
+
+    path: the file.
+    sealed: the document as `seal` returns it.
+    Raises CertificateError if it cannot be written.
+    """
     try:
         path.write_text(json.dumps(sealed, separators=(",", ":")) + "\n")
     except OSError as error:
-        raise CertificateError(f"{path} cannot be written: {error.strerror}") from None
+        raise CertificateError(
+            f"{path} cannot be written: {error.strerror}; it has to lie beside the head map"
+        ) from None
 
 
 def read_certificate(path: Path, key: Ed25519PublicKey | None = None) -> Certificate:

@@ -87,7 +87,14 @@ class LocalHeads(LocalLocks):
     def commit_insert_component_data(
         self, node: Any, is_new_leaf: bool, params: Any, result: Any, cache_actions: list[Any]
     ) -> None:
-        """Called for a new node: split it into live nodes and tombstones, and give the live ones their local slots."""
+        """Called for a new node: split it into live nodes and tombstones, and give the live ones their local slots.
+
+        node: the node.
+        is_new_leaf: whether it is new.
+        params: the insert's, with `live_spans` and `transient` of `prepare_for_caching_req`.
+        result: the insert's so far; `prefix_len` is the position of the node's first token.
+        cache_actions: what SGLang does afterwards, in order; extended here.
+        """
         if not is_new_leaf:
             return
         start, end = result.prefix_len, result.prefix_len + len(node.key)
@@ -106,7 +113,13 @@ class LocalHeads(LocalLocks):
     ) -> int:
         """Called for a node that was there: if it is a tombstone, make it live with the request's local slots.
 
-        Returns how many of its tokens' slots SGLang is to free as duplicates: all, or none if the request's were taken.
+        node: the node.
+        prefix_len: tokens of the node.
+        total_prefix_len: position of its first token.
+        value_slice: int64 [prefix_len], the request's global slots of these tokens.
+        params: the insert's; `prev_prefix_len` tokens of the request's are the tree's own already.
+        cache_actions: what SGLang does afterwards, in order; extended here.
+        Returns how many of these slots SGLang is to free as duplicates: all, or none if they were taken over.
         """
         start, end = total_prefix_len, total_prefix_len + prefix_len
         if params.prev_prefix_len >= end or node.component_data[self.component_type].value is not None:

@@ -67,7 +67,11 @@ class LocalLocks(SWAComponent):
         """Lock the live tokens before the end of `node`, up to one window back, and the sinks of its path.
 
         The uppermost node that is locked carries a uuid, which goes into `result`: it marks where release stops. If that
-        node is split, the upper half takes the uuid over. lock_host: for SGLang's host cache, which is refused.
+        node is split, the upper half takes the uuid over.
+
+        node: where the request's path ends.
+        result: gets `swa_uuid_for_lock`, which release needs.
+        lock_host: for SGLang's host cache, which --redknot refuses.
         """
         assert not lock_host, "local heads have no host tier"
         covered, uppermost, current = 0, None, node
