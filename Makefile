@@ -42,9 +42,10 @@ bench-rag: $(STAMP) ## retrieval traffic on both servers, CPU: permuted document
 
 SHAPE ?= qwen3-8b
 BENCH ?= --maps one_of_eight,all_global
-bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="options"): JSON and PNG in eval/results, README's table
+bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="options"): JSON and PNG in eval/results, tables of README and docs/measurements.md
 	$(PY) -m eval.bench_gpu --shape $(SHAPE) $(BENCH) --append --json eval/results/gpu_$(SHAPE).json.xz
-	$(PY) -m eval.gpu.table eval/results/gpu_*.json.xz --readme README.md
+	$(PY) -m eval.gpu.table eval/results/gpu_*.json.xz --page docs/measurements.md
+	$(PY) -m eval.headline --write
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2

@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
-
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
 
 # Global and local slots.
 Slots = tuple[int, int]
