@@ -20,6 +20,7 @@ from redknot_sglang.config import (
     RedKnotConfig,
 )
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.policies import KEEPING_WHOLE, listed, parse_repair
 
 _FIELDS = (
     "redknot",
@@ -91,9 +92,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--redknot-repair",
         metavar="POLICY",
         default=None,
-        help="Which rows of reused segments are computed again in context: none; boundary:K, the first K of each; or "
-        "blend:R, the share R of each that its context changes most, for which local heads keep whole segments. "
-        f"Default: {DEFAULT_REPAIR}.",
+        help=f"Which rows of reused segments are computed again in context: one of {listed()}. For {KEEPING_WHOLE} local "
+        f"heads keep whole segments. Default: {DEFAULT_REPAIR}.",
     )
     group.add_argument(
         "--redknot-segment-lead",
@@ -178,8 +178,6 @@ def _tokens(options: dict[str, Any], name: str) -> int | None:
 
 
 def _segment_options(options: dict[str, Any]) -> dict[str, str]:
-    from redknot_sglang.reuse.repair import parse_repair
-
     given = {
         field: options[f"redknot_{field}"]
         for field in ("mode", "repair", "segment_lead", "separator")

@@ -15,7 +15,7 @@ from math import ceil
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.reuse.repair import parse_repair
+from redknot_sglang.plan.policies import parse_repair
 
 # Decode steps between two passes that free what left the windows. SGLang's own default of 128 would double the local
 # slots of a sequence at usual windows.
@@ -166,8 +166,8 @@ def local_for_global(
 
 
 def segments_for(config: RedKnotConfig) -> Segments:
-    """What the flags say of segments. Under a repair policy that probes they keep local slots of all tokens."""
-    whole = config.expects_segments and parse_repair(config.repair).probes
+    """What the flags say of segments. Some repair policies have them keep local slots of all tokens."""
+    whole = config.expects_segments and parse_repair(config.repair).keeps_whole
     return Segments(config.segment_length, whole, config.segment_tokens)
 
 
