@@ -23,9 +23,9 @@ from redknot_sglang.kernels.move_heads import split_heads
 from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExtendPath
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_extend, select_paths
+from redknot_sglang.plan.arithmetic import Arithmetic
+from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
-from redknot_sglang.reuse.arithmetic import Arithmetic
-from redknot_sglang.reuse.gather import Runs
 from redknot_sglang.reuse.probe import readout_of
 from redknot_sglang.reuse.rotary import rotation_of
 from redknot_sglang.seams.sglang import AttentionBackend, get_parallel

@@ -23,6 +23,7 @@ from redknot_sglang.config import (
     RedKnotConfig,
 )
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.policies import KEEPING_WHOLE, listed, parse_repair
 
 _FIELDS = (
     "redknot",
@@ -105,9 +106,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         "--redknot-repair",
         metavar="POLICY",
         default=None,
-        help="Which rows of a reused document are computed again in its new context: none; boundary:K, the first K; or "
-        "blend:R, the share R that the context changes most, for which the cache keeps the KV of all heads. "
-        f"Default: {DEFAULT_REPAIR}.",
+        help=f"Which rows of a reused document are computed again in its new context: one of {listed()}. For {KEEPING_WHOLE} the "
+        f"cache keeps the KV of all heads. Default: {DEFAULT_REPAIR}.",
     )
     group.add_argument(
         "--redknot-segment-lead",
@@ -203,8 +203,6 @@ def _tokens(options: dict[str, Any], name: str) -> int | None:
 
 
 def _segment_options(options: dict[str, Any]) -> dict[str, str]:
-    from redknot_sglang.reuse.repair import parse_repair
-
     given = {
         field: options[f"redknot_{field}"]
         for field in ("mode", "repair", "segment_lead", "separator")

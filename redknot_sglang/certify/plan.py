@@ -14,7 +14,7 @@ from redknot_sglang.certify.questions import Question, load_tokenizer, read_data
 from redknot_sglang.certify.verdict import Thresholds
 from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
-from redknot_sglang.reuse.repair import parse_repair
+from redknot_sglang.plan.policies import parse_repair
 
 # Prompts for which a server's KV gets room beside those in flight, so that it can cache some.
 _SPARE = 4

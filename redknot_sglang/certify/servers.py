@@ -20,7 +20,7 @@ from redknot_sglang.certify.questions import Question
 from redknot_sglang.config import MODES
 from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
-from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
+from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS
 
 # Seconds to wait for one answer.
 TIMEOUT = 900

@@ -18,10 +18,10 @@ from torch import Tensor
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
-from redknot_sglang.reuse.arithmetic import Arithmetic
 from redknot_sglang.seams.sglang import KVCache, SWAKVPool
 
 logger = logging.getLogger(__name__)

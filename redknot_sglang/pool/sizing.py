@@ -15,7 +15,7 @@ from math import ceil
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.reuse.repair import parse_repair
+from redknot_sglang.plan.policies import parse_repair
 
 # Decode steps between two passes that free what left the windows. SGLang's own default of 128 would double the local
 # slots of a sequence at usual windows.
@@ -192,8 +192,8 @@ def local_for_global(
 
 
 def segments_for(config: RedKnotConfig) -> Segments:
-    """The segments that a server's flags say to expect. Under `blend` they keep local slots of all their tokens."""
-    whole = config.expects_segments and parse_repair(config.repair).probes
+    """The segments that a server's flags say to expect. Some repair policies have them keep local slots of all their tokens."""
+    whole = config.expects_segments and parse_repair(config.repair).keeps_whole
     return Segments(config.segment_length, whole, config.segment_tokens)
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.plan import Plan
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
 from redknot_sglang.radix.paths import free_unheld
 from redknot_sglang.radix.report import report_request
 from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.reuse.isolated import is_isolated
-from redknot_sglang.reuse.options import plan_of
-from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
     ComponentType,

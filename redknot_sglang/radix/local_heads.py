@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
+from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
 from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
-from redknot_sglang.radix.spans import Spans, clip, gaps, kept_local, union
 from redknot_sglang.seams.sglang import (
     BASE_COMPONENT_TYPE,
     EvictLayer,

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang.plan.arithmetic import Arithmetic
+from redknot_sglang.plan.gather import Stretch
+from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.spans import inside
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import inside
-from redknot_sglang.reuse.arithmetic import Arithmetic
-from redknot_sglang.reuse.gather import Stretch
-from redknot_sglang.reuse.options import plan_of
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:

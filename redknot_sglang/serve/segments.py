@@ -14,9 +14,9 @@ from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.isolated import namespace_of
-from redknot_sglang.reuse.options import MODE, REPAIR, SEGMENTS
-from redknot_sglang.reuse.repair import Blend, parse_repair
+from redknot_sglang.plan.identity import namespace_of
+from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS
+from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.serve.requests import check_namespace, resolve_request
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PRELOAD_OPTION, RESOLVED, WANT, WHOLE_OPTION
 from redknot_sglang.serve.segment_text import SegmentText
@@ -45,7 +45,7 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
         # Tokenizing a corpus must not keep the answers of others waiting.
         await asyncio.sleep(0)
     repair = _servable(manager, config, fields["repair"])
-    whole = isinstance(parse_repair(repair), Blend)
+    whole = parse_repair(repair).keeps_whole
     wanted = [list(part) for part in dict.fromkeys(parts) if part]
     shared = {"lead": lead, "extra_key": fields["extra_key"], "whole": whole, "repair": repair}
     ranks = await _ask(manager, WANT, {**shared, "segments": wanted})

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.options import split_at
+from redknot_sglang.plan.options import split_at
 from redknot_sglang.serve.requests import separator_id, special_ids
 from redknot_sglang.serve.segment_text import SegmentText
 from redknot_sglang.serve.segments import _checked
