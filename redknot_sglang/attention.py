@@ -257,6 +257,8 @@ class RedKnotAttention(AttentionBackend):
         if self.probed and pool.probes is not None and index == pool.probes.layer:
             pool.probes.scale = layer.scaling
             pool.probes.store(self.local_loc, queries[0], out.index_select(1, split.global_heads.query))
+        if self.probed and pool.asked is not None:
+            pool.asked.store(index, self.local_loc, queries[0], layer.scaling)
         return out.view(-1, layer.tp_q_head_num * self.head_dim)
 
     def _output(self, forward_batch: Any, q: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
     segments = tuple((start, min(end, length - 1)) for start, end in pairs if start < min(end, length - 1))
     if not segments:
         return None
-    return Plan(segments, parse_repair(str(params[REPAIR])), params.get(LEAD) == "lead")
+    repair = parse_repair(str(params[REPAIR]))
+    return Plan(segments, repair, params.get(LEAD) == "lead" or repair.selects)
 
 
 def plan_of(req: Any) -> Plan | None:

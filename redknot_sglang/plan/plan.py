@@ -72,7 +72,7 @@ class Plan:
 
     def undecided(self, start: int) -> list[Span]:
         """Segments with rows at or behind `start` whose repaired rows have still to be found."""
-        if not self.repair.probes:
+        if not self.repair.probes or self.repair.selects:
             return []
         return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
 
@@ -156,12 +156,28 @@ class Plan:
         """Prompt whose ordinary KV is the segment's isolated KV."""
         return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])
 
+    def _asking(self, tokens: Sequence[int]) -> list[Path]:
+        """All segments, and the text behind the last one as if it stood behind the lead, its queries kept."""
+        text = (self.segments[-1][1], len(tokens))
+        own = self.segment_key(tokens, text)
+        segments = [Path(span, self.origin, self.segment_key(tokens, span), False) for span in self.segments]
+        return [*segments, Path(text, self.origin, own, True)]
+
+    def most_tokens(self, length: int) -> int:
+        """Tokens, at most, of a prompt of `length` tokens that the request itself computes and holds."""
+        if not self.repair.selects:
+            return length
+        sizes = sorted((end - start for start, end in self.segments), reverse=True)
+        return length - sum(sizes[self.repair.documents :])
+
     def paths(self, tokens: Sequence[int], start: int) -> list[Path]:
         """What a request needs in the tree to go on from `start`, in order of position.
 
         Segments of which it relocates rows; and, if rows of segments have still to be chosen, everything before the end
         of the last such segment, text between segments as if it stood alone.
         """
+        if self.repair.selects:
+            return self._asking(tokens)
         undecided = self.undecided(start)
         end = undecided[-1][1] if undecided else 0
         spans = {span for span in self.segments if span[0] < end} | set(self.sources(start))

@@ -19,6 +19,7 @@ from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.plan.arithmetic import Arithmetic
+from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
@@ -73,6 +74,8 @@ class HeadClassPool(SWAKVPool):
     device: where the buffers are.
     probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`), 0 for none.
 
+    group: query heads for each KV head, by which the map's retrieval heads are found.
+
     `full_kv_pool` holds the global class and `swa_kv_pool` the local class: SGLang's two-pool allocator knows them by
     these names.
     """
@@ -86,6 +89,7 @@ class HeadClassPool(SWAKVPool):
         dtype: torch.dtype,
         device: str,
         probe_width: int = 0,
+        group: int = 1,
     ) -> None:
         KVCache.__init__(
             self,
@@ -119,6 +123,9 @@ class HeadClassPool(SWAKVPool):
         self.probes: ProbeBuffers | None = None
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)
+        self.asked: AskedQueries | None = None
+        if head_map.retrieval:
+            self.asked = AskedQueries(size_local, head_map, group, head_dim, dtype, device)
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(

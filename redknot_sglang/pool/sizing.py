@@ -86,7 +86,8 @@ def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: in
     return ClassBytes(
         global_slot=per_head * sum(head_map.num_global(layer) for layer in layers),
         local_slot=per_head * sum(head_map.num_local(layer) for layer in layers),
-        probe=per_head * probe_width,
+        # Queries alone of retrieval heads, where a probe keeps queries and outputs.
+        probe=per_head * probe_width + per_head // 2 * len(head_map.retrieval),
     )
 
 

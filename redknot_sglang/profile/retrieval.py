@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redknot_sglang.profile.attention import full, grouped
+from redknot_sglang.profile.attention import grouped
 from redknot_sglang.profile.data import Example
-from redknot_sglang.profile.model import Attend, Rows
+from redknot_sglang.profile.model import Attend, ProfiledModel, Rows, dense
 from redknot_sglang.profile.study import Study
 
 # The first rows of anything draw attention whatever they say (StreamingLLM, arXiv 2309.17453), so they do not count.
@@ -51,15 +51,18 @@ def retrieval_heads(study: Study) -> dict[str, Any] | None:
 
 def document_ranks(study: Study, example: Example) -> list[list[int]]:
     """By [layer][query head], how many documents the head wants more than the best one that holds an answer."""
-    wants = document_wants(study, example)
+    wants = document_wants(study.model, example)
     best = wants[..., list(example.holders)].amax(-1, keepdim=True)
     ranks: list[list[int]] = (wants > best).sum(-1).tolist()
     return ranks
 
 
-def document_wants(study: Study, example: Example) -> Tensor:
-    """Share of each document in the attention of the question's rows: float32 [layers, query heads, documents]."""
-    model, segments = study.model, example.segments
+def document_wants(model: ProfiledModel, example: Example, attend: Attend = dense) -> Tensor:
+    """Share of each document in the attention of the question's rows: float32 [layers, query heads, documents].
+
+    attend: the model's attention within lead and document, or lead and question.
+    """
+    segments = example.segments
     lead, end = segments[0][0], segments[-1][1]
     parts = [(0, lead), *segments, (end, example.first)]
     kept = torch.cat([torch.arange(a, b) for a, b in parts])
@@ -79,15 +82,20 @@ def document_wants(study: Study, example: Example) -> Tensor:
     for layer in range(model.layers):
         asked: list[Tensor] = []
         scale: list[float] = []
-        k, _ = model.run_layer(layer, x, tables, _each_alone(spans, lead, asked, scale))
+        k, _ = model.run_layer(layer, x, tables, _each_alone(spans, lead, attend, asked, scale))
         own = tables[0][first:last], tables[1][first:last]
         q = _turned(torch.cat(asked, 1), own, turned_tables)
         wants.append(_shares(q, k[:, :first][:, counted], owner[counted], len(segments), scale[0]))
     return torch.stack(wants)
 
 
-def _each_alone(spans: Sequence[tuple[int, int]], lead: int, asked: list[Tensor], scale: list[float]) -> Attend:
-    """Attention in which every part sees the lead and itself. Adds the last part's queries to `asked`, [Q, n, D] each."""
+def _each_alone(
+    spans: Sequence[tuple[int, int]], lead: int, inside: Attend, asked: list[Tensor], scale: list[float]
+) -> Attend:
+    """Attention in which every part sees the lead and itself. Adds the last part's queries to `asked`, [Q, n, D] each.
+
+    inside: the attention of a part behind the lead.
+    """
 
     def attend(rows: Rows) -> Tensor:
         out = torch.empty_like(rows.q)
@@ -100,7 +108,8 @@ def _each_alone(spans: Sequence[tuple[int, int]], lead: int, asked: list[Tensor]
             q = rows.q[:, start - begin : stop - begin]
             seen = [slice(a, stop)] if number == 0 else [slice(0, lead), slice(a, stop)]
             k, v = (torch.cat([x[:, part] for part in seen], 1) for x in (rows.k, rows.v))
-            out[:, start - begin : stop - begin] = full(q, k, v, rows.scale)
+            alone = Rows(rows.layer, k.shape[1] - q.shape[1], q, k, v, rows.scale)
+            out[:, start - begin : stop - begin] = inside(alone)
             if number == len(spans) - 1:
                 asked.append(q)
         return out

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Stretch
 from redknot_sglang.plan.options import plan_of
@@ -42,7 +44,7 @@ def report_request(
         return None
     length = len(req.origin_input_ids) + len(req.output_ids)
     plan = plan_of(req)
-    report = {
+    report: dict[str, Any] = {
         "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
@@ -60,6 +62,25 @@ def report_request(
             "repaired_tokens": req.__dict__.get("redknot_repaired", 0),
             "flops": arithmetic.computed(rows) + req.__dict__.get("redknot_probed_flops", 0),
             "dense_flops": arithmetic.dense(prompt),
+        }
+    selection = req.__dict__.get("redknot_selection")
+    if selection is not None and arithmetic is not None:
+        prompt = len(req.origin_input_ids)
+        start = req.__dict__.get("redknot_start", 0)
+        report |= {
+            "mode": "segmented",
+            "segments": selection.segments,
+            "policy": selection.policy,
+            "chosen_segments": list(selection.chosen),
+            "prompt_tokens": selection.prompt,
+            "cached_tokens": selection.cached,
+            "computed_tokens": prompt - start,
+            "reused_tokens": start,
+            "relocated_tokens": 0,
+            "repaired_tokens": 0,
+            "flops": arithmetic.computed(np.arange(start, prompt)) + selection.operations,
+            "dense_flops": arithmetic.dense(selection.prompt),
+            "stock_kv_bytes": (selection.prompt + len(req.output_ids)) * cost.stock,
         }
     req.customized_info = {**(req.customized_info or {}), KEY: [report] * len(req.output_ids)}
     return report

@@ -14,11 +14,12 @@ from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.plan.gather import Stretch
 from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
+from redknot_sglang.plan.spans import Flags, Span, inside, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
+from redknot_sglang.reuse.question import Asked, Selection, ask, left, shorten
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
@@ -78,6 +79,11 @@ class SegmentAdmission:
 
     def _admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         plan = plan_of(req)
+        if plan is not None and plan.repair.selects:
+            waits = self._select(adder, req, plan)
+            if waits is not None:
+                return waits
+            plan = None
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
         req.redknot_dead = []
         if not req.retracted_stain:
@@ -85,14 +91,8 @@ class SegmentAdmission:
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
-        # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
-        if req.__dict__.get("redknot_feasible") != length:
-            problem = why_impossible(self._tree, req, plan)
-            if problem is not None:
-                req.redknot_plan = None
-                req.set_finish_with_abort(problem)
-                return AddReqResult.CONTINUE
-            req.redknot_feasible = length
+        if not self._is_possible(req, plan):
+            return AddReqResult.CONTINUE
         waits = self.sources.gather(adder, req, plan, start)
         if waits is not None:
             return waits
@@ -103,6 +103,71 @@ class SegmentAdmission:
             plan = req.redknot_plan
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
+
+    def _is_possible(self, req: Any, plan: Plan) -> bool:
+        """Whether the server can ever run a segmented request; ends it with the reason if not."""
+        # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
+        length = len(req.full_untruncated_fill_ids)
+        if req.__dict__.get("redknot_feasible") == length:
+            return True
+        problem = why_impossible(self._tree, req, plan)
+        if problem is not None:
+            req.redknot_plan = None
+            req.set_finish_with_abort(problem)
+            return False
+        req.redknot_feasible = length
+        return True
+
+    def _select(self, adder: Any, req: Any, plan: Plan) -> Any:
+        """Leave only the segments that the text behind them asks for in a request's prompt.
+
+        Returns None once that has happened and the request is one of exact mode; else what to tell SGLang's scheduler.
+        """
+        prompt, operations = len(req.origin_input_ids), 0
+        chosen: list[int] = list(range(len(plan.segments)))
+        if len(chosen) > plan.repair.documents:
+            if not self._is_possible(req, plan):
+                return AddReqResult.CONTINUE
+            waits = self.sources.gather(adder, req, plan, 0)
+            if waits is not None:
+                return waits
+            asked: Asked | None = req.__dict__.pop("redknot_choice", None) or self._ask_documents(req, plan)
+            if self.sources.isolated.is_forward_under_way and "redknot_asked" not in req.__dict__:
+                # As in `_choose`: the answer comes behind the forward under way.
+                req.redknot_asked, req.redknot_choice = True, asked
+                self._asked += 1
+                self.sources.refused(adder, req)
+                return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
+            assert asked is not None
+            chosen = asked.chosen()
+            operations = self._operations_of(plan, prompt)
+        positions = left(plan, chosen, prompt)
+        shorten(req, positions)
+        req.redknot_plan = None
+        req.init_next_round_input(self._tree)
+        cached = positions[: len(req.prefix_indices)]
+        fresh = int(inside(cached, sorted(req.__dict__.get("redknot_fresh", ()))).sum())
+        req.redknot_selection = Selection(
+            plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, len(cached) - fresh
+        )
+        return None
+
+    def _ask_documents(self, req: Any, plan: Plan) -> Asked:
+        """Ask the device which segments are wanted; all paths that the plan names are locked."""
+        *documents, text = (
+            Piece(span, source.path.origin, source.slots[source.path.origin :])
+            for span, source in sorted(req.redknot_sources.items())
+        )
+        self.sources.isolated.wait_for_forwards()
+        mapping = self.allocator.full_to_swa_index_mapping
+        return ask(self._pool, mapping, plan.repair.documents, documents, text)
+
+    def _operations_of(self, plan: Plan, prompt: int) -> int:
+        """Operations of a choice: the text's own pass behind the lead, and its queries with the keys of all segments."""
+        rows = np.arange(prompt - plan.segments[-1][1])
+        keys = sum(end - start for start, end in plan.segments)
+        logits = len(rows) * keys * len(self._pool.asked.heads) * self._pool.arithmetic.pair // 2
+        return int(self._pool.arithmetic.computed(rows + plan.origin)) + logits
 
     def _choose(self, req: Any, plan: Plan, start: int) -> bool:
         """Decide which rows of the segments behind `start` are repaired; False if that is asked of the device only now.

@@ -9,6 +9,7 @@ from typing import Any
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.plan import Path, Plan
 from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES
+from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
@@ -17,14 +18,14 @@ from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
 Slots = tuple[int, int]
 
 
-def slots_of_request(tree: Any, req: Any) -> Slots:
+def slots_of_request(tree: Any, req: Any, plan: Plan) -> Slots:
     """What a request needs for its prompt and answer, its segments not counted. tree: the HeadClassRadixCache.
 
     As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
     long answer for the next part only.
     """
     left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-    own = len(req.full_untruncated_fill_ids) + min(left, CLIP_MAX_NEW_TOKENS)
+    own = plan.most_tokens(len(req.full_untruncated_fill_ids)) + min(left, CLIP_MAX_NEW_TOKENS)
     return own, min(own, tree.sliding_window_size + 2 * tree.local_heads.window)
 
 
@@ -40,12 +41,13 @@ def slots_of_paths(tree: Any, paths: Iterable[Path], whole: bool) -> Slots:
     return lead + sum(len(path.key) - path.origin for path in keys.values()), tails
 
 
-def reserve(tree: Any, adder: Any, req: Any, missing: Sequence[Path], whole: bool) -> bool:
+def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
     """Whether there is room now for a request and paths that have to be computed for it; if so, keep its own free.
 
-    adder: of this pass; whole: as in `slots_of_paths`; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
     """
-    (own, own_local), (kept, tails) = slots_of_request(tree, req), slots_of_paths(tree, missing, whole)
+    own, own_local = slots_of_request(tree, req, plan)
+    kept, tails = slots_of_paths(tree, missing, plan.repair.keeps_whole)
     # SGLang wants a slot for the answer and one to spare of each isolated prefill.
     if own + kept + 2 * len(missing) >= adder.rem_total_tokens:
         return False
@@ -64,9 +66,11 @@ def why_impossible(tree: Any, req: Any, plan: Plan) -> str | None:
     pool = allocator.get_kvcache()
     if isinstance(pool.rotation, RedKnotError):
         return f"segmented mode needs relocation, and {pool.rotation}; use redknot_mode exact"
-    if plan.repair.probes and pool.probes is None:
+    if plan.repair.selects and pool.asked is None:
+        return f"repair policy {plan.repair.name} {WHY_NO_RETRIEVAL}; or use redknot_repair {WITHOUT_PROBES}"
+    if plan.repair.probes and not plan.repair.selects and pool.probes is None:
         return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair {WITHOUT_PROBES}"
-    (own, own_local), paths = slots_of_request(tree, req), plan.paths(req.full_untruncated_fill_ids, 0)
+    (own, own_local), paths = slots_of_request(tree, req, plan), plan.paths(req.full_untruncated_fill_ids, 0)
     kept, tails = slots_of_paths(tree, paths, plan.repair.keeps_whole)
     needed, local = own + kept + 1, own_local + tails
     remedy = "start with --redknot-segment-length at the usual length of a segment"

@@ -82,7 +82,7 @@ class SegmentSources:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
             return None
-        has_room = reserve(self._tree, adder, req, self._yet_to_begin(req, missing), plan.repair.keeps_whole)
+        has_room = reserve(self._tree, adder, req, plan, self._yet_to_begin(req, missing))
         self._wait(adder, req, sources)
         if not has_room and not is_idle(adder):
             return AddReqResult.NO_TOKEN

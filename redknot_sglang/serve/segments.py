@@ -38,7 +38,7 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
     """
     fields = _checked(body, config)
     text = SegmentText(manager, config)
-    lead = text.lead(fields["lead"]) if config.segment_lead == "lead" else []
+    lead = text.lead(fields["lead"]) if _is_after_lead(config, fields["repair"]) else []
     parts: list[tuple[int, ...]] = []
     for index, value in enumerate(fields["segments"]):
         parts.append(tuple(text.segment(f"segment {index}", value)))
@@ -90,6 +90,11 @@ async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[st
     return [{"id": identity, "freed_tokens": tokens} for identity, tokens in freed.items()]
 
 
+def _is_after_lead(config: RedKnotConfig, repair: str | None) -> bool:
+    """Whether segments are computed behind the lead. repair: of the request, or None for the server's. Raises RedKnotError."""
+    return config.segment_lead == "lead" or parse_repair(repair or config.repair).selects
+
+
 def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
     """All fields of a POST's body, None for those left out. Raises RedKnotError if one is unknown or of a wrong type."""
     if not isinstance(body, Mapping):
@@ -104,12 +109,13 @@ def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
         if fields[name] is not None and not isinstance(fields[name], str):
             raise RedKnotError(f"{name} must be text, got {type(fields[name]).__name__}")
     check_namespace(fields["extra_key"])
-    if config.segment_lead == "lead" and fields["lead"] is None:
+    after_lead = _is_after_lead(config, fields["repair"])
+    if after_lead and fields["lead"] is None:
         raise RedKnotError(
-            "lead is missing: this server runs with --redknot-segment-lead lead and computes segments after it, so give "
+            "lead is missing: under this server's --redknot-segment-lead or this repair policy segments are computed after it, so give "
             "the text in front of the first segment"
         )
-    if config.segment_lead != "lead" and fields["lead"] is not None:
+    if not after_lead and fields["lead"] is not None:
         raise RedKnotError(
             "lead has no effect: this server computes segments on their own, so leave it out or start with "
             "--redknot-segment-lead lead"

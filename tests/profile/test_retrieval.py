@@ -91,7 +91,7 @@ def test_wants_equal_naive_attention_over_separate_passes(kind: str, chunk: int)
     weights = torch.cat(scores, -1).softmax(-1)
     sums = [part.sum(-1) for part in weights.split([score.shape[-1] for score in scores], -1)]
     expected = torch.stack(sums, -1).mean(2)
-    got = document_wants(small_study(kind, example, chunk), example)
+    got = document_wants(small_study(kind, example, chunk).model, example)
     assert torch.allclose(got.double(), expected, atol=1e-4)
 
 

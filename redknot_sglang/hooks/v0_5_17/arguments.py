@@ -19,6 +19,7 @@ from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.hooks.v0_5_17.refusals import refuse_unsupported
 from redknot_sglang.plan.policies import WITHOUT_PROBES, parse_repair
+from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL, check_retrieval
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.pool.start_sizes import StartSizes
 from redknot_sglang.seams import Seam
@@ -101,8 +102,14 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
         )
 
     _check_sizes(server_args, model_config, config)
-    can_probe = probe_width(config, head_map_of(model_config), 1, server_args.tp_size) > 0
-    if config.mode == "segmented" and parse_repair(config.repair).probes and not can_probe:
+    heads, repair = head_map_of(model_config), parse_repair(config.repair)
+    check_retrieval(heads, model_config.num_attention_heads // heads.num_kv_heads)
+    if config.mode == "segmented" and repair.selects and (not heads.retrieval or server_args.tp_size > 1):
+        raise RedKnotError(
+            f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
+        )
+    can_probe = repair.selects or probe_width(config, heads, 1, server_args.tp_size) > 0
+    if config.mode == "segmented" and repair.probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 
 

@@ -42,6 +42,7 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
         dtype=self.kv_cache_dtype,
         device=self.device,
         probe_width=probe_width(config, whole, group, parallel.attn_tp_size),
+        group=group,
     )
 
 

@@ -37,6 +37,9 @@ def _collapse(item: Any, config: RedKnotConfig, certification: Certification) ->
         report = reports[-1]
         name = config.certified_name(report["policy"]) if "policy" in report else EXACT
         meta[KEY] = {**report, **certification.report(name)}
+        if "prompt_tokens" in report:
+            # SGLang has counted what a repair policy left of the prompt; the client sent all of it.
+            meta.update({name: report[name] for name in ("prompt_tokens", "cached_tokens")})
 
 
 def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,8 @@ class Policy(ABC):
     kind: what its name has before the colon. pattern: its name as users write it, a capital letter for the argument.
     meaning: what it repairs, for help texts; empty where the pattern says it.
     probes: its rows are chosen by a probe, once the segments' KV is there, `count` of each segment; else they are those of
-    `repaired`, known by their position. keeps_whole: any row may be repaired, so that local heads keep all rows of
+    `repaired`, known by their position. selects: it chooses among whole segments, `documents` of them, by the text behind the
+    last one, and leaves the others out of the prompt. keeps_whole: any row may be repaired, so that local heads keep all rows of
     segments and not their sinks and windows only.
     """
 
@@ -23,6 +24,8 @@ class Policy(ABC):
     pattern: ClassVar[str]
     meaning: ClassVar[str] = ""
     probes: ClassVar[bool] = False
+    selects: ClassVar[bool] = False
+    documents: int = 0
     keeps_whole: ClassVar[bool] = False
 
     @classmethod

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The repair policy `question` in real servers: its choice and its answers are those of its definition, whatever is cached."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from redknot_sglang.heads import load_head_map
+from redknot_sglang.profile.data import Example
+from redknot_sglang.profile.model import Attend, ProfiledModel, load_model
+from redknot_sglang.profile.retrieval import document_wants
+from redknot_sglang.profile.study import under_map
+from tests.serving import harness
+from tests.serving.answers import Answer, agree, ask
+from tests.serving.conversations import check_no_leak
+from tests.serving.prompts import noise, text
+from tests.serving.segmented import SegmentedRequest, ask_all_segmented, ask_segmented, make_documents
+from tests.serving.shared import SharedServers
+
+pytestmark = pytest.mark.serving
+
+ANSWER = 6
+HIT_TOLERANCE = 1e-4
+POOL = 24576
+# (layer, query head): heads of global KV heads of the embedded model's map, which has two query heads for each KV head.
+RETRIEVAL = ((3, 7), (2, 0), (1, 2))
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags of a server of the shipped map with retrieval heads."""
+    file = tmp_path_factory.mktemp("map") / "map.json"
+    replace(load_head_map(harness.HEAD_MAP), retrieval=RETRIEVAL).save(file)
+    return ("--redknot", f"--redknot-head-map={file}", "--redknot-segment-length=300", "--redknot-uncertified")
+
+
+def requests_of(rng: random.Random, count: int, longest: int, limit: int) -> list[SegmentedRequest]:
+    """Random requests with a lead or without, up to nine documents, text between some of them, and text behind them."""
+    documents = [document for document in make_documents(rng, 8, longest) if document]
+    found = []
+    for number in range(count):
+        prompt = noise(rng, rng.choice((0, 3, 40))) if rng.random() < 0.5 else text(rng)[:60]
+        offsets: list[int] = []
+        for document in rng.sample(documents, rng.randint(2, 9)):
+            if len(prompt) + len(document) <= limit:
+                offsets += [len(prompt), len(prompt) + len(document)]
+                prompt = prompt + document
+                prompt = prompt + (noise(rng, 5) if rng.random() < 0.2 else [])
+        found.append(
+            SegmentedRequest(prompt + noise(rng, rng.choice((1, 8, 60))), offsets, f"question:{number % 3 + 1}")
+        )
+    return found
+
+
+def kept(request: SegmentedRequest, report: dict[str, Any]) -> list[int]:
+    """The prompt that is left according to the report."""
+    pairs = list(zip(request.offsets[::2], request.offsets[1::2], strict=True))
+    gone = {at for i, pair in enumerate(pairs) if i not in report["chosen_segments"] for at in range(*pair)}
+    return [token for at, token in enumerate(request.prompt) if at not in gone]
+
+
+def chosen_by_definition(model: ProfiledModel, attend: Attend, request: SegmentedRequest) -> tuple[set[int], float]:
+    """The wanted segments by separate passes in float32, and by how much the last of them leads the next."""
+    segments = tuple(zip(request.offsets[::2], request.offsets[1::2], strict=True))
+    example = Example((*request.prompt, 0), len(request.prompt), True, segments)
+    wants = document_wants(model, example, attend)
+    scores = torch.stack([wants[layer, head] for layer, head in RETRIEVAL]).mean(0)
+    order = scores.argsort(descending=True).tolist()
+    count = int(request.policy.partition(":")[2])
+    lead = float(scores[order[count - 1]] - scores[order[count]]) if count < len(order) else 1.0
+    return set(order[:count]), lead
+
+
+def test_equals_the_definition(servers: SharedServers, flags: tuple[str, ...], full: bool) -> None:
+    """The chosen are those that float32 passes of their own choose, and the answer is that of exact mode to what is left."""
+    head_map = load_head_map(harness.HEAD_MAP)
+    local = [(layer, head) for layer in range(head_map.num_layers) for head in head_map.local_heads(layer)]
+    model, _, _ = load_model(harness.MODEL, "cpu", "float32", "auto", 4096)
+    attend = under_map(local, head_map.window, head_map.sink)
+    requests = requests_of(random.Random("definition"), 60 if full else 12, longest=300, limit=1500)
+    server = servers.get(*flags, "--chunked-prefill-size=128")
+    decided = 0
+    for request, (answer, report) in zip(requests, ask_all_segmented(server, requests, ANSWER, at_once=4), strict=True):
+        wanted, lead = chosen_by_definition(model, attend, request)
+        if lead > 1e-4:
+            assert set(report["chosen_segments"]) == wanted, f"{request.policy}: {report}"
+            decided += 1
+        rest = kept(request, report)
+        agree(replace(answer, prompt=rest), ask(server, rest, ANSWER), HIT_TOLERANCE)
+        assert report["mode"] == "segmented" and report["policy"] == request.policy
+        assert report["prompt_tokens"] == len(request.prompt) and report["segments"] == len(request.offsets) // 2
+        assert report["computed_tokens"] + report["reused_tokens"] == len(rest)
+        assert report["dense_flops"] > 0 and report["flops"] > 0
+    assert decided > len(requests) // 2
+    check_no_leak(server)
+
+
+@pytest.mark.parametrize("chunk", [128, 2048])
+def test_a_hit_never_changes_an_answer(servers: SharedServers, flags: tuple[str, ...], chunk: int, full: bool) -> None:
+    rng = random.Random(f"question {chunk}")
+    requests = requests_of(rng, 200 if full else 8, longest=1500, limit=7000 if full else 3500)
+    server = servers.get(*flags, f"--chunked-prefill-size={chunk}")
+    cold = []
+    for request in requests:
+        server.flush()
+        cold.append(ask_segmented(server, request, ANSWER))
+    ways = {
+        "warm": ask_all_segmented(server, requests, ANSWER, at_once=1),
+        "half evicted": [evicted(server, rng, request) for request in requests],
+        "in a batch": ask_all_segmented(server, requests, ANSWER, at_once=16),
+    }
+    check_no_leak(server)
+    server.flush()
+    ways["cold in a batch"] = ask_all_segmented(server, requests, ANSWER, at_once=16)
+    check_no_leak(server)
+    assert sum(report["cached_tokens"] for _, report in ways["warm"]) > 0
+    assert all(report["cached_tokens"] == 0 for _, report in cold)
+    for way, answers in ways.items():
+        for (answer, report), (reference, first) in zip(answers, cold, strict=True):
+            assert report["chosen_segments"] == first["chosen_segments"], way
+            agree(answer, reference, HIT_TOLERANCE)
+
+
+def evicted(server: harness.Server, rng: random.Random, request: SegmentedRequest) -> tuple[Answer, dict[str, Any]]:
+    """The answer after about half of the tree has been pushed out."""
+    for _ in range(4):
+        server.generate(noise(rng, POOL // 8), 1)
+    return ask_segmented(server, request, ANSWER)
+
+
+def test_a_chosen_document_behind_the_lead_is_not_computed_again(
+    servers: SharedServers, flags: tuple[str, ...]
+) -> None:
+    """The first document that is left stands where it was computed alone, so it is a prefix hit; the client's count stays."""
+    rng = random.Random("first")
+    lead, documents, tail = noise(rng, 20), [noise(rng, 300) for _ in range(4)], noise(rng, 30)
+    server = servers.get(*flags, "--chunked-prefill-size=2048")
+
+    def answer(order: list[int]) -> dict[str, Any]:
+        prompt, offsets = list(lead), []
+        for i in order:
+            offsets += [len(prompt), len(prompt) + 300]
+            prompt += documents[i]
+        params = {"redknot_segments": offsets, "redknot_repair": "question:1"}
+        body = server.generate(prompt + tail, 2, sampling_params={"custom_params": params})
+        meta: dict[str, Any] = body["meta_info"]
+        assert meta["prompt_tokens"] == len(prompt) + 30 == meta["redknot"]["prompt_tokens"]
+        assert meta["cached_tokens"] == meta["redknot"]["cached_tokens"]
+        return dict(meta["redknot"]) | {"document": order[meta["redknot"]["chosen_segments"][0]]}
+
+    cold = answer([0, 1, 2, 3])
+    assert cold["cached_tokens"] == 0 and cold["computed_tokens"] <= 30
+    again = answer([2, 3, 1, 0])
+    # No document sees another, so their order plays no part in the choice.
+    assert again["document"] == cold["document"]
+    assert again["cached_tokens"] >= 320 and again["computed_tokens"] <= 30
+    assert again["flops"] < again["dense_flops"] / 5
+    check_no_leak(server)
+
+
+def test_no_more_documents_than_are_kept_are_exact(servers: SharedServers, flags: tuple[str, ...]) -> None:
+    rng = random.Random("few")
+    prompt, offsets = noise(rng, 400), [20, 150, 150, 300]
+    server = servers.get(*flags, "--chunked-prefill-size=128")
+    answer, report = ask_segmented(server, SegmentedRequest(prompt, offsets, "question:2"), ANSWER)
+    agree(answer, ask(server, prompt, ANSWER), HIT_TOLERANCE)
+    assert report["chosen_segments"] == [0, 1] and report["segments"] == 2
+
+
+def test_a_map_without_retrieval_heads_is_an_error_that_says_so(servers: SharedServers) -> None:
+    server = servers.get("--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=300")
+    params = {"redknot_segments": [0, 10, 10, 20], "redknot_repair": "question:1"}
+    answer = server.post("/generate", {"input_ids": list(range(30)), "sampling_params": {"custom_params": params}})
+    assert answer.status_code == 400
+    assert "retrieval heads" in answer.text and "redknot profile" in answer.text
