@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's ForwardBatch in the terms of `kernels/`."""
+"""From SGLang's ForwardBatch to the batches of `kernels/`, which know nothing of SGLang."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redknot_sglang.kernels.batch import DecodeBatch, ExtendBatch
-from redknot_sglang.reuse.gather import Runs
+from redknot_sglang.kernels.batch import DecodeBatch, ExtendBatch, ScatteredBatch
+from redknot_sglang.kernels.host_copy import to_device
+from redknot_sglang.plan.gather import Runs, Stretch
 
 
 def decode_batch(forward_batch: Any, bs: int, req_to_token: Tensor, full_to_local: Tensor) -> DecodeBatch:
-    """The first `bs` requests of a decode; the rest is padding."""
+    """A decode step: one new row for each request.
+
+    forward_batch: SGLang's ForwardBatch.
+    bs: requests that count; those behind them fill a CUDA graph up and are left out.
+    req_to_token: [requests, tokens] int32, global slot of each token of each request.
+    full_to_local: [global slots + 1] int64, local slot of each global slot, 0 for none.
+    """
     seq_lens_cpu = forward_batch.seq_lens_cpu
     return DecodeBatch(
         req_to_token=req_to_token,
@@ -25,9 +32,16 @@ def decode_batch(forward_batch: Any, bs: int, req_to_token: Tensor, full_to_loca
 
 
 def extend_batch(forward_batch: Any, runs: Runs | None, req_to_token: Tensor, full_to_local: Tensor) -> ExtendBatch:
-    """An extend; `runs` are those of its rows if it is a gather extend."""
+    """A prefill step: any number of new rows for each request.
+
+    forward_batch: SGLang's ForwardBatch.
+    runs: where the rows stand, if they are not the last of their requests (a *gather extend*, which computes repaired
+        rows of segments and the text behind them in one batch); None for ordinary prefill.
+    req_to_token: [requests, tokens] int32, global slot of each token of each request.
+    full_to_local: [global slots + 1] int64, local slot of each global slot, 0 for none.
+    """
     if runs is not None:
-        return runs.batch(req_to_token, full_to_local, forward_batch.req_pool_indices, forward_batch.positions)
+        return gather_batch(runs, req_to_token, full_to_local, forward_batch.req_pool_indices, forward_batch.positions)
     prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)
     rows_cpu = _host_list(forward_batch.extend_seq_lens_cpu)
     return ExtendBatch(
@@ -39,6 +53,35 @@ def extend_batch(forward_batch: Any, runs: Runs | None, req_to_token: Tensor, fu
         prefix_lens_cpu=prefix_lens_cpu,
         seq_lens_cpu=[prefix + rows for prefix, rows in zip(prefix_lens_cpu, rows_cpu, strict=True)],
     )
+
+
+def gather_batch(
+    runs: Runs, req_to_token: Tensor, full_to_local: Tensor, req_pool_indices: Tensor, positions: Tensor
+) -> ExtendBatch:
+    """What attention plans of a gather extend; tensors as in ExtendBatch, positions int [rows].
+
+    Every run is a request of its own, over the slots of the request that it belongs to. Where runs are short their
+    page lists would be most of the work; then a request's rows stay together. Raises RuntimeError if the runs are not
+    those of these rows.
+    """
+    if runs.num_rows != len(positions):
+        raise RuntimeError(f"the batch has {len(positions)} rows, its runs others: not its plan")
+    rows = [rows.tolist() for rows in runs.rows] if runs.is_scattered else []
+    requests, starts, stops = runs.requests, runs.starts, runs.stops
+    if rows:
+        requests, starts, stops = list(range(len(rows))), [at[0] for at in rows], [at[-1] + 1 for at in rows]
+    index, prefix_lens, seq_lens = (
+        to_device(values, positions.device, torch.int32) for values in (requests, starts, stops)
+    )
+    pages = req_to_token, req_pool_indices[index.long()], full_to_local
+    plain = ExtendBatch(*pages, prefix_lens, seq_lens, starts, stops)
+    return ScatteredBatch(**vars(plain), positions=positions.to(torch.int32), positions_cpu=rows) if rows else plain
+
+
+def restore(row: Tensor, stretch: Stretch) -> None:
+    """Put a request's slots, written in the order of a stretch, at their positions; row: int32 [context]."""
+    order = to_device(stretch.order, row.device, torch.int64)
+    row[order] = row[stretch.start : stretch.stop].clone()
 
 
 def _host_list(values: Any) -> list[int]:

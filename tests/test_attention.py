@@ -20,8 +20,8 @@ from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
 from redknot_sglang.kernels.extend_torch import TorchExtend
 from redknot_sglang.kernels.reference import attend
+from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
-from redknot_sglang.reuse.gather import Runs
 
 # Heads of both classes in turn, local heads alone, global heads alone, and neighbours.
 MAP = HeadMap(

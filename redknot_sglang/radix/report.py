@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished request tells its caller: `meta_info.redknot`."""
+"""The report about a finished request that its caller gets: `meta_info.redknot`. docs/serving.md explains its keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from redknot_sglang.plan.arithmetic import Arithmetic
+from redknot_sglang.plan.gather import Stretch
+from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.spans import inside
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.radix.report_key import KEY
-from redknot_sglang.radix.spans import inside
-from redknot_sglang.reuse.arithmetic import Arithmetic
-from redknot_sglang.reuse.gather import Stretch
-from redknot_sglang.reuse.options import plan_of
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
-    """Bytes of KV that a sequence of `length` tokens needs: all tokens' global slots, local slots of sink + window."""
+    """Bytes of KV that a sequence needs on one rank: global slots of all tokens, local slots of sink and window.
+
+    length: tokens, prompt and answer.
+    window: W in tokens.
+    sink: S in tokens.
+    cost: bytes of a slot of each class.
+    """
     return length * cost.global_slot + min(length, sink + window) * cost.local
 
 
 def report_request(
     req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None
 ) -> dict[str, Any] | None:
-    """Attach the report to a finished request and return it; a retracted one goes on later and gets none.
+    """Attach the report to a finished request and return it; None for a retracted one, which goes on later.
 
-    arithmetic: of this rank; needed for segmented requests.
+    req: SGLang's Req.
+    window: W in tokens.
+    sink: S in tokens.
+    cost: bytes of a slot of each class.
+    arithmetic: counts the operations of this rank's prefill; needed for segmented requests only.
 
-    SGLang streams lists of custom values, one per output token, cut where a stop string cut the output; so every entry is
-    the report, and `hooks/v0_5_17/tokenizer.py` turns the list into the object that callers see.
+    SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.
+    So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers see.
     """
     if req.finished_reason is None or not req.output_ids:
         return None
@@ -56,9 +66,13 @@ def report_request(
 
 
 def count_stretch(req: Any, stretch: Stretch) -> None:
-    """Add one chunk of a segmented request to its report.
+    """Add one chunk of a segmented request to what its report will say.
 
-    Segments that were computed for this request's sake were not in the cache, though SGLang now finds them there.
+    SGLang counts relocated tokens as cached. Those of segments that were computed because of this request were not, and
+    are taken off.
+
+    req: SGLang's Req.
+    stretch: positions of the chunk that were relocated and computed.
     """
     if req.retracted_stain:
         return

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
+from redknot_sglang.plan.gather import Stretch
+from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
-from redknot_sglang.radix.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.reuse.feasible import why_impossible
-from redknot_sglang.reuse.gather import Stretch
-from redknot_sglang.reuse.options import plan_of
-from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
-from redknot_sglang.reuse.repair import Blend
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
@@ -124,13 +123,12 @@ class SegmentAdmission:
         return True
 
     def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:
-        assert isinstance(plan.repair, Blend)
         sources = sorted(req.redknot_sources.items())
         before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
         pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
         self.sources.isolated.wait_for_forwards()
         req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
-        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair, pieces, undecided)
+        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair.count, pieces, undecided)
 
     def _extend(self, adder: Any, req: Any, plan: Plan, start: int, rows: int, call: Callable[[], Any]) -> Any:
         """Let SGLang admit the request as if what is relocated were cached; then make it so.

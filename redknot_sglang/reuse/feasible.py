@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
-
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.plan import Path, Plan
+from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES
 from redknot_sglang.pool.probe import WHY_NO_PROBES
-from redknot_sglang.reuse.plan import Path, Plan
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
+from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
 
 # Global and local slots.
 Slots = tuple[int, int]
@@ -28,24 +28,24 @@ def slots_of_request(tree: Any, req: Any) -> Slots:
     return own, min(own, tree.sliding_window_size + 2 * tree.local_heads.window)
 
 
-def slots_of_paths(tree: Any, paths: Iterable[Path], probes: bool) -> Slots:
-    """What paths take in the tree. probes: whether the repair policy does."""
+def slots_of_paths(tree: Any, paths: Iterable[Path], whole: bool) -> Slots:
+    """What paths take in the tree. whole: whether the repair policy has local heads keep whole segments."""
     heads, keys = tree.local_heads, {path.key.tobytes(): path for path in paths}
     # Segments that are computed after one lead share it in the tree.
     lead = max((path.origin for path in keys.values()), default=0)
-    tails = lead * probes + sum(
+    tails = lead * whole + sum(
         len(path.key) - path.origin if path.whole else heads.sink + min(len(path.key), heads.window)
         for path in keys.values()
     )
     return lead + sum(len(path.key) - path.origin for path in keys.values()), tails
 
 
-def reserve(tree: Any, adder: Any, req: Any, missing: Sequence[Path], probes: bool) -> bool:
+def reserve(tree: Any, adder: Any, req: Any, missing: Sequence[Path], whole: bool) -> bool:
     """Whether there is room now for a request and paths that have to be computed for it; if so, keep its own free.
 
-    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    adder: of this pass; whole: as in `slots_of_paths`; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
     """
-    (own, own_local), (kept, tails) = slots_of_request(tree, req), slots_of_paths(tree, missing, probes)
+    (own, own_local), (kept, tails) = slots_of_request(tree, req), slots_of_paths(tree, missing, whole)
     # SGLang wants a slot for the answer and one to spare of each isolated prefill.
     if own + kept + 2 * len(missing) >= adder.rem_total_tokens:
         return False
@@ -65,13 +65,13 @@ def why_impossible(tree: Any, req: Any, plan: Plan) -> str | None:
     if isinstance(pool.rotation, RedKnotError):
         return f"segmented mode needs relocation, and {pool.rotation}; use redknot_mode exact"
     if plan.repair.probes and pool.probes is None:
-        return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair boundary:K or none"
+        return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair {WITHOUT_PROBES}"
     (own, own_local), paths = slots_of_request(tree, req), plan.paths(req.full_untruncated_fill_ids, 0)
-    kept, tails = slots_of_paths(tree, paths, plan.repair.probes)
+    kept, tails = slots_of_paths(tree, paths, plan.repair.keeps_whole)
     needed, local = own + kept + 1, own_local + tails
     remedy = "start with --redknot-segment-length at the usual length of a segment"
-    if plan.repair.probes:
-        remedy += ", or use redknot_repair boundary:K or none, which keep only a window of each"
+    if plan.repair.keeps_whole:
+        remedy += f", or use redknot_repair {WITH_WINDOWS}, which keep only a window of each"
     if tree.sliding_window_size < UNBOUNDED_WINDOW and local >= allocator.size_swa:
         return (
             f"this segmented request needs {local} local KV slots at a time, {tails} of them for its "

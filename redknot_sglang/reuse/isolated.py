@@ -14,24 +14,11 @@ from typing import Any
 
 import torch
 
-from redknot_sglang.radix.spans import Span
-from redknot_sglang.reuse.plan import Path
+from redknot_sglang.plan.identity import Identity, identity_of
+from redknot_sglang.plan.plan import Path
+from redknot_sglang.plan.spans import Span
 
 _PREFIX = "redknot-segment-"
-# Namespace, beside the request's own, of segments of which local heads keep all rows.
-WHOLE = "\0redknot whole"
-# Namespace and tokens of a path.
-Identity = tuple[str | None, bytes]
-
-
-def namespace_of(extra_key: str | None, whole: bool) -> str | None:
-    """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
-    return (extra_key or "") + WHOLE if whole else extra_key
-
-
-def identity_of(req: Any, path: Path) -> Identity:
-    """Namespace and tokens of a path that a request needs."""
-    return namespace_of(req.extra_key, path.whole), path.key.tobytes()
 
 
 class IsolatedPrefills:

@@ -13,12 +13,11 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from redknot_sglang.seams.sglang import RadixKey
-
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
-from redknot_sglang.reuse.isolated import namespace_of
 from redknot_sglang.reuse.preload_room import check_room
+from redknot_sglang.seams.sglang import RadixKey
 
 
 @dataclass(frozen=True)

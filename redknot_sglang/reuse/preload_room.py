@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES
 from redknot_sglang.pool.probe import WHY_NO_PROBES
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
@@ -38,7 +39,7 @@ def check_room(tree: Any, longest: int, segments: Sequence[Sized]) -> None:
     if not segments:
         return
     if segments[0].whole and pool.probes is None:
-        raise RedKnotError(f"repair policy {segments[0].repair} {WHY_NO_PROBES}; or use repair boundary:K or none")
+        raise RedKnotError(f"repair policy {segments[0].repair} {WHY_NO_PROBES}; or use repair {WITHOUT_PROBES}")
     lead, most = len(segments[0].lead), max(len(segment.tokens) for segment in segments)
     if lead + most >= longest:
         raise RedKnotError(
@@ -49,7 +50,7 @@ def check_room(tree: Any, longest: int, segments: Sequence[Sized]) -> None:
         if alone >= slots:
             raise RedKnotError(
                 f"a segment of {lead + most} tokens, its lead included, needs {alone} {head_class} KV slots and the server "
-                f"has {slots}: split it, preload for a repair policy that keeps a window of it only (boundary:K or none), "
+                f"has {slots}: split it, preload for a repair policy that keeps a window of it only ({WITH_WINDOWS}), "
                 "or raise --max-total-tokens or --redknot-kv-budget"
             )
         if together >= slots:

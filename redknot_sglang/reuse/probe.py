@@ -11,7 +11,7 @@ projection. Its cost is one layer's attention of a few heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.causal import causal_attention
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import turned
-from redknot_sglang.radix.spans import Positions, Span
-from redknot_sglang.reuse.repair import Blend
+from redknot_sglang.plan.spans import Positions, Span
 
 # A row whose squared relative change is below this (1 %) is as good as repaired.
 UNCHANGED = 1e-4
@@ -87,8 +86,10 @@ class Choice:
         return {segment: np.sort(chosen[chosen >= 0]) for segment, chosen in zip(self.segments, found, strict=True)}
 
 
-def choose_rows(pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piece], segments: Sequence[Span]) -> Choice:
-    """Queue the choice of the rows that a policy repairs of each of `segments`.
+def choose_rows(
+    pool: Any, mapping: Tensor, count: Callable[[int], int], pieces: Sequence[Piece], segments: Sequence[Span]
+) -> Choice:
+    """Queue the choice of the rows that a policy repairs of each of `segments`, `count(rows)` at most of one with `rows`.
 
     pool: a HeadClassPool with probes; mapping: local slot of each global slot; pieces: all of the prompt before the last
     segment's end, in order; segments: among them.
@@ -106,11 +107,11 @@ def choose_rows(pool: Any, mapping: Tensor, policy: Blend, pieces: Sequence[Piec
     got = causal_attention(asked, turned(k, cos, sin, pool.rotation.is_neox), v, probes.scale)
     alone = probes.got[local].float()
     change, size = ((x.flatten(1) @ probes.readout).square().sum(1) for x in (got.float() - alone, alone))
-    rows, counts = [], [policy.count(end - start) for start, end in segments]
-    for (start, end), count in zip(segments, counts, strict=True):
+    rows, counts = [], [count(end - start) for start, end in segments]
+    for (start, end), most in zip(segments, counts, strict=True):
         part = slice(start - first, end - first)
         top, order = (change[part] / size[part].mean()).sort(descending=True, stable=True)
-        rows.append(torch.where(top[:count] > UNCHANGED, order[:count] + start, -1))
+        rows.append(torch.where(top[:most] > UNCHANGED, order[:most] + start, -1))
     found, copied = torch.cat(rows), None
     if found.is_cuda:
         found = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from redknot_sglang.reuse.isolated import Identity
+from redknot_sglang.plan.identity import Identity
 
 
 class Locked(Protocol):

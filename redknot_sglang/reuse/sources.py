@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from redknot_sglang.radix.spans import Span
+from redknot_sglang.plan.identity import Identity, identity_of
+from redknot_sglang.plan.plan import Path, Plan
+from redknot_sglang.plan.spans import Span
 from redknot_sglang.reuse.feasible import reserve
-from redknot_sglang.reuse.isolated import Identity, IsolatedPrefills, identity_of
-from redknot_sglang.reuse.plan import Path, Plan
+from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.shared import SharedSegments
 from redknot_sglang.seams.sglang import AddReqResult, MatchPrefixParams, RadixKey
 
@@ -81,7 +82,7 @@ class SegmentSources:
             self._pinned = None if first else self._pinned
             req.redknot_sources = sources
             return None
-        has_room = reserve(self._tree, adder, req, self._yet_to_begin(req, missing), plan.repair.probes)
+        has_room = reserve(self._tree, adder, req, self._yet_to_begin(req, missing), plan.repair.keeps_whole)
         self._wait(adder, req, sources)
         if not has_room and not is_idle(adder):
             return AddReqResult.NO_TOKEN

@@ -14,7 +14,7 @@ import pytest
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.hooks.v0_5_17 import tokenizer
-from redknot_sglang.reuse.options import plan_of, take_options
+from redknot_sglang.plan.options import plan_of, take_options
 
 SEPARATOR = 99
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from redknot_sglang.radix.spans import Span
+from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.policies import parse_repair
+from redknot_sglang.plan.spans import Span
 from redknot_sglang.reuse import admission
 from redknot_sglang.reuse.isolated import IsolatedPrefills
-from redknot_sglang.reuse.plan import Plan
 from redknot_sglang.reuse.probe import Choice
-from redknot_sglang.reuse.repair import Blend
 
 SEGMENTS = [(2, 6), (6, 9)]
 
@@ -32,7 +32,8 @@ class Sources:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     found: list[list[Span]] = []
 
-    def choose_rows(pool: Any, mapping: Any, policy: Blend, pieces: Any, segments: list[Span]) -> Choice:
+    def choose_rows(pool: Any, mapping: Any, count: Any, pieces: Any, segments: list[Span]) -> Choice:
+        assert count(8) == 2, "a quarter"
         found.append(list(segments))
         return Choice(segments, [1] * len(segments), torch.tensor([start + 1 for start, _ in segments]), None)
 
@@ -48,7 +49,7 @@ def make(under_way: bool) -> tuple[Any, Any]:
     it.allocator = SimpleNamespace(full_to_swa_index_mapping=None)
     it._pool = SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
     source = SimpleNamespace(path=SimpleNamespace(origin=0), slots=torch.zeros(0))
-    req = SimpleNamespace(redknot_plan=Plan(tuple(SEGMENTS), Blend(0.25)))
+    req = SimpleNamespace(redknot_plan=Plan(tuple(SEGMENTS), parse_repair("blend:0.25")))
     req.redknot_sources = dict.fromkeys([(0, 2), *SEGMENTS], source)
     return it, req
 

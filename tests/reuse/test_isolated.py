@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.reuse.isolated import IsolatedPrefills, identity_of
-from redknot_sglang.reuse.plan import Path
+from redknot_sglang.plan.identity import identity_of
+from redknot_sglang.plan.plan import Path
+from redknot_sglang.reuse.isolated import IsolatedPrefills
 
 PATHS = [Path((10 * i, 10 * i + 10), 0, array("q", range(10 * i, 10 * i + 10)), False) for i in range(3)]
 

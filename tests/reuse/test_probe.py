@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.pool.probe import ProbeBuffers, probe_width
 from redknot_sglang.reuse.probe import Piece, choose_rows, readout_of
-from redknot_sglang.reuse.repair import Blend
 
 # A lead, two adjacent segments, text, a segment.
 SPANS = [(0, 3), (3, 23), (23, 24), (24, 30), (30, 61)]
@@ -73,7 +73,7 @@ def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: b
         change[p] = float(((got - alone).flatten() @ probes.readout).square().sum())
         size[p] = float((alone.flatten() @ probes.readout).square().sum())
 
-    chosen = choose_rows(pool, mapping, Blend(share), pieces, SEGMENTS[first:]).rows()
+    chosen = choose_rows(pool, mapping, parse_repair(f"blend:{share}").count, pieces, SEGMENTS[first:]).rows()
     assert list(chosen) == SEGMENTS[first:]
     for start, end in SEGMENTS[first:]:
         mean = sum(size[p] for p in range(start, end)) / (end - start)

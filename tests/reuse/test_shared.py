@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.reuse.isolated import Identity
+from redknot_sglang.plan.identity import Identity
 from redknot_sglang.reuse.shared import SharedSegments
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from sglang.srt.managers.schedule_policy import AddReqResult
 
+from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.reuse.isolated import IsolatedPrefills
-from redknot_sglang.reuse.plan import Plan
-from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.reuse.sources import SegmentSources
 
 TOKENS = list(range(40))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.isolated import namespace_of
+from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.serve.requests import check_unresolved
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from redknot_sglang.config import DEFAULT_SEPARATOR, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.options import split_at
+from redknot_sglang.plan.options import split_at
 from redknot_sglang.serve.requests import separator_id, special_ids
 from redknot_sglang.serve.segment_text import SegmentText
 from redknot_sglang.serve.segments import _checked
@@ -58,7 +58,7 @@ def test_what_can_be_no_segment_is_refused(manager: Any) -> None:
         ("a<|end|>", "it has the special token <|end|>"),
         ([1, True], "it must be text or a list of token ids"),
         ({"a": 1}, "it must be text or a list of token ids"),
-        ([2048], "token id 2048; the model's go from 0 to 2047"),
+        ([2048], "token id 2048; give ids of this model, 0 to 2047"),
         ([manager.redknot_separator], "it has"),
     ):
         with pytest.raises(RedKnotError, match=names.replace("|", r"\|")):

@@ -18,9 +18,9 @@ from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, 
 from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.hooks.v0_5_17.refusals import refuse_unsupported
+from redknot_sglang.plan.policies import WITHOUT_PROBES, parse_repair
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.pool.start_sizes import StartSizes
-from redknot_sglang.reuse.repair import parse_repair
 from redknot_sglang.seams import Seam
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.versions import sglang_version
@@ -103,7 +103,7 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
     _check_sizes(server_args, model_config, config)
     can_probe = probe_width(config, head_map_of(model_config), 1, server_args.tp_size) > 0
     if config.mode == "segmented" and parse_repair(config.repair).probes and not can_probe:
-        raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair boundary:K or none")
+        raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 
 
 def _certify(server_args: Any, config: RedKnotConfig) -> Certification:

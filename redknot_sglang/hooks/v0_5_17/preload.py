@@ -9,7 +9,7 @@ from typing import Any
 
 from redknot_sglang import active
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.options import take_options
+from redknot_sglang.plan.options import take_options
 from redknot_sglang.seams import Seam
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 

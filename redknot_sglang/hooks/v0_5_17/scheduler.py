@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import active
-from redknot_sglang.radix.spans import clip
+from redknot_sglang.plan.spans import clip
 from redknot_sglang.seams import Seam
 
 

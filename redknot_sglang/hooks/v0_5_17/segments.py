@@ -44,12 +44,13 @@ def _gather_extend(original: Any, batch: Any) -> None:
     for index, stretch in stretches.items():
         batch.reqs[index].full_untruncated_fill_ids = stretch.permuted(tokens[index])
     original(batch)
+    from redknot_sglang.batches import restore
     from redknot_sglang.radix.report import count_stretch
 
     for index, stretch in stretches.items():
         req = batch.reqs[index]
         req.full_untruncated_fill_ids = tokens[index]
-        stretch.restore(batch.req_to_token_pool.req_to_token[req.req_pool_idx])
+        restore(batch.req_to_token_pool.req_to_token[req.req_pool_idx], stretch)
         count_stretch(req, stretch)
     setattr(batch, _STRETCHES, stretches)
 
@@ -74,7 +75,7 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     if not stretches:
         return
     from redknot_sglang.kernels.host_copy import to_device
-    from redknot_sglang.reuse.gather import Runs
+    from redknot_sglang.plan.gather import Runs
 
     ends = [prefix + rows for prefix, rows in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
     runs = Runs.of(batch.prefix_lens, ends, stretches)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.reuse.arithmetic import Arithmetic
+from redknot_sglang.plan.arithmetic import Arithmetic
 
 CONFIG = SimpleNamespace(
     num_attention_heads=6, num_key_value_heads=2, hidden_size=20, intermediate_size=30, num_hidden_layers=3

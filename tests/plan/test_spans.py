@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.radix.spans import Spans, clip, gaps, inside, kept_local, positions_of, spans_of, union
+from redknot_sglang.plan.spans import Spans, clip, gaps, inside, kept_local, positions_of, spans_of, union
 
 span_lists = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 

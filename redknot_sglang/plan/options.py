@@ -9,8 +9,8 @@ from typing import Any
 
 from redknot_sglang.config import MODES, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.reuse.plan import Plan
-from redknot_sglang.reuse.repair import parse_repair
+from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.policies import parse_repair
 
 MODE, SEGMENTS, CHARS, REPAIR, LEAD = (
     "redknot_mode",

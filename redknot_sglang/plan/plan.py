@@ -21,8 +21,8 @@ from functools import cached_property
 
 import numpy as np
 
-from redknot_sglang.radix.spans import Flags, Positions, Span, gaps, positions_of
-from redknot_sglang.reuse.repair import Blend, Repair
+from redknot_sglang.plan.policies.base import Policy
+from redknot_sglang.plan.spans import Flags, Positions, Span, gaps, positions_of
 
 # Marks in keys of the radix tree, far above every token id: KV behind them depends on where segments begin and end.
 SEGMENT_START = 1 << 40
@@ -51,7 +51,7 @@ class Plan:
     """
 
     segments: tuple[Span, ...]
-    repair: Repair
+    repair: Policy
     after_lead: bool = False
     choices: Mapping[Span, Positions] = field(default_factory=dict, compare=False)
 
@@ -72,7 +72,7 @@ class Plan:
 
     def undecided(self, start: int) -> list[Span]:
         """Segments with rows at or behind `start` whose repaired rows have still to be found."""
-        if not isinstance(self.repair, Blend):
+        if not self.repair.probes:
             return []
         return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
 
@@ -83,11 +83,9 @@ class Plan:
     @cached_property
     def _kept(self) -> Flags:
         """Which positions up to the last segment's end are relocated and not computed."""
-        if isinstance(self.repair, Blend):
-            # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
-            repaired = [self.choices[segment] for segment in self.segments if segment in self.choices]
-        else:
-            repaired = [positions_of([span for segment in self.segments for span in self.repair.repaired(*segment)])]
+        repaired = [positions_of([span for segment in self.segments for span in self.repair.repaired(*segment)])]
+        # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
+        repaired += [self.choices[segment] for segment in self.segments if segment in self.choices]
         kept = np.zeros(self.segments[-1][1], dtype=np.bool_)
         for start, end in self.segments:
             kept[start:end] = True
@@ -167,6 +165,6 @@ class Plan:
         undecided = self.undecided(start)
         end = undecided[-1][1] if undecided else 0
         spans = {span for span in self.segments if span[0] < end} | set(self.sources(start))
-        segments = [Path(span, self.origin, self.segment_key(tokens, span), self.repair.probes) for span in spans]
+        segments = [Path(span, self.origin, self.segment_key(tokens, span), self.repair.keeps_whole) for span in spans]
         between = [Path((a, b), 0, array("q", tokens[a:b]), False) for a, b in gaps(list(self.segments), 0, end)]
         return sorted(segments + between, key=lambda path: path.span)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.radix.spans import Positions
+from redknot_sglang.plan.spans import Positions
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""By what the tree tells paths apart that were computed in isolation: their namespace and their tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redknot_sglang.plan.plan import Path
+
+# Namespace, beside the request's own, of segments of which local heads keep all rows.
+WHOLE = "\0redknot whole"
+# Namespace and tokens of a path.
+Identity = tuple[str | None, bytes]
+
+
+def namespace_of(extra_key: str | None, whole: bool) -> str | None:
+    """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
+    return (extra_key or "") + WHOLE if whole else extra_key
+
+
+def identity_of(req: Any, path: Path) -> Identity:
+    """Namespace and tokens of a path that a request needs."""
+    return namespace_of(req.extra_key, path.whole), path.key.tobytes()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The repair policies by name, a file of this folder for each or for a few that belong together.
+
+A new one is a subclass of `Policy` in a file here, and a row in tests/plan/test_policies.py. Nothing else names policies:
+help texts and error messages list those that are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from pkgutil import iter_modules
+
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.policies.base import Policy
+
+__all__ = ["POLICIES", "KEEPING_WHOLE", "WITHOUT_PROBES", "WITH_WINDOWS", "Policy", "listed", "parse_repair"]
+
+
+def _found() -> tuple[type[Policy], ...]:
+    """All policies; those that are chosen without a probe first, else by file and by their order in it."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    policies = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
+    ]
+    return tuple(sorted((policy for policy in policies if policy is not Policy), key=lambda policy: policy.probes))
+
+
+def _either(policies: Iterable[type[Policy]]) -> str:
+    """Patterns of policies to choose from, the one with the most to repair first: "boundary:K or none"."""
+    return " or ".join(policy.pattern for policy in reversed(list(policies)))
+
+
+POLICIES = _found()
+_BY_KIND = {policy.kind: policy for policy in POLICIES}
+# What a message recommends where there are no probes, and where there is no room for whole segments.
+WITHOUT_PROBES = _either(policy for policy in POLICIES if not policy.probes)
+WITH_WINDOWS = _either(policy for policy in POLICIES if not policy.keeps_whole)
+KEEPING_WHOLE = _either(policy for policy in POLICIES if policy.keeps_whole)
+
+
+def listed() -> str:
+    """All policies as help texts and messages list them, each with its meaning."""
+    return ", ".join(
+        f"{policy.pattern} ({policy.meaning})" if policy.meaning else policy.pattern for policy in POLICIES
+    )
+
+
+def parse_repair(text: str) -> Policy:
+    """The policy that `text` names. Raises RedKnotError."""
+    kind, colon, argument = text.partition(":")
+    policy = _BY_KIND.get(kind)
+    found = policy.parse(argument if colon else None) if policy is not None else None
+    if found is None:
+        raise RedKnotError(f"repair policy {text!r} is not known; use one of {listed()}")
+    return found

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repair policies: their names, how many rows they repair and which, and that nobody else need know of a new one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from pathlib import Path
+
+import pytest
+
+import redknot_sglang
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.flags import add_cli_args
+from redknot_sglang.plan.policies import POLICIES, WITH_WINDOWS, WITHOUT_PROBES, parse_repair
+
+PACKAGE = Path(redknot_sglang.__file__).resolve().parent
+# A row for each policy: name as users may write it, as it is kept, rows that are repaired of a segment of 100 rows, those
+# of it that are known by position, and whether local heads keep all of it.
+ROWS = [
+    ("none", "none", 0, [], False),
+    ("boundary:1", "boundary:1", 1, [0], False),
+    ("boundary:064", "boundary:64", 64, list(range(64)), False),
+    ("boundary:200", "boundary:200", 100, list(range(100)), False),
+    ("blend:0.05", "blend:0.05", 5, [], True),
+    ("blend:.5", "blend:0.5", 50, [], True),
+    ("blend:1", "blend:1", 100, [], True),
+    ("blend:0.00005", "blend:0.00005", 1, [], True),
+]
+
+
+@pytest.mark.parametrize(("text", "name", "count", "repaired", "whole"), ROWS)
+def test_policies_by_name(text: str, name: str, count: int, repaired: list[int], whole: bool) -> None:
+    policy = parse_repair(text)
+    assert policy.name == name and parse_repair(name) == policy
+    assert policy.count(100) == count and policy.count(1) == min(1, count)
+    rows = [row for start, end in policy.repaired(7, 107) for row in range(start - 7, end - 7)]
+    assert rows == repaired and policy.keeps_whole is whole
+    assert policy.probes or len(rows) == count, "rows that no probe chooses are known by position"
+
+
+def test_every_policy_has_a_row() -> None:
+    assert {policy.kind for policy in POLICIES} == {text.partition(":")[0] for text, *_ in ROWS}
+
+
+@pytest.mark.parametrize("text", ["", "x", "boundary", "blend", "none:", "none:3", "None"])
+@pytest.mark.parametrize("argument", ["", ":", ":0", ":-1", ":2.5", ":nan", ":1e-3", ":1048576", ":x"])
+def test_unknown_policies_are_refused_with_those_there_are(text: str, argument: str) -> None:
+    with pytest.raises(RedKnotError, match="is not known; use one of none, boundary:K") as refusal:
+        parse_repair(text + argument)
+    assert all(policy.pattern in str(refusal.value) and policy.meaning in str(refusal.value) for policy in POLICIES)
+
+
+def test_help_lists_all_policies_and_messages_those_that_would_do() -> None:
+    parser = argparse.ArgumentParser()
+    add_cli_args(parser)
+    text = " ".join(parser.format_help().split())
+    assert all(policy.pattern in text and policy.meaning in text for policy in POLICIES)
+    assert WITHOUT_PROBES == WITH_WINDOWS == "boundary:K or none"
+
+
+def test_nobody_asks_for_a_policy_by_its_class() -> None:
+    classes = {policy.__name__ for policy in POLICIES}
+    modules = {policy.__module__ for policy in POLICIES}
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "policies":
+            continue
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert not names & classes and not imported & modules, path
