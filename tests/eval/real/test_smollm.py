@@ -35,12 +35,12 @@ def model() -> Path:
 
 def test_convert_profile_certify_serve(model: Path, tmp_path: Path) -> None:
     files = {"calibration": tmp_path / "calibration.jsonl", "held-out": tmp_path / "held-out.jsonl"}
-    for split, file in files.items():
-        words = [str(DATA), f"--model={model}", "--length=700", "--n=2", f"--split={split}", f"--out={file}"]
+    for count, (split, file) in enumerate(files.items(), 1):
+        words = [str(DATA), f"--model={model}", "--length=600", f"--n={count}", f"--split={split}", f"--out={file}"]
         assert make_questions(words) == 0
     path = tmp_path / "map.json"
     profile = [f"--data={files['calibration']}", f"--out={path}", *PROFILE.split()]
-    done = harness.run_redknot("profile", str(model), *profile)
+    done = harness.run_redknot("profile", str(model), *profile, timeout=500)
     assert done.returncode == 0, done.stderr
     head_map = load_head_map(path)
     assert (head_map.num_layers, head_map.num_kv_heads, head_map.all_global) == (30, 3, False)
