@@ -4,22 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
+from redknot_sglang.radix.listeners import Listener
 from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
 from redknot_sglang.radix.paths import free_unheld
-from redknot_sglang.radix.report import report_request
-from redknot_sglang.reuse.admission import SegmentAdmission
-from redknot_sglang.reuse.isolated import is_isolated
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
     ComponentType,
@@ -30,16 +27,17 @@ from redknot_sglang.seams.sglang import (
     RadixKey,
     SWAChunkCache,
     UnifiedRadixCache,
-    get_parallel,
 )
-from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
 
 # A check of the whole tree may take this part of an idle scheduler's time.
 _CHECKING = 0.05
 
 
 class HeadClassRadixCache(UnifiedRadixCache):
-    """Nodes carry global slots for all tokens and local slots for sinks and tails."""
+    """Nodes carry global slots for all tokens and local slots for sinks and tails.
+
+    listeners: who is told what happens here; set by whoever builds the tree.
+    """
 
     def __init__(self, params: Any) -> None:
         params.tree_components = (ComponentType.FULL, ComponentType.SWA)
@@ -47,14 +45,15 @@ class HeadClassRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._budget_window = _windows(self)
-        metered = bool(params.enable_metrics)
-        self._metrics = ClassMetrics(self.token_to_kv_pool_allocator) if metered else None
-        # Ranks compute shares of the same rows: one of them counts.
-        self._segment_metrics = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
+        self.listeners: Sequence[Listener] = ()
         self._plan: Plan | None = None
         self._whole = False
-        self.reuse = SegmentAdmission(self)
         self._next_check = 0.0
+
+    @property
+    def local_reach(self) -> tuple[int, int]:
+        """Window and sink: the tokens whose local slots a sequence needs to go on."""
+        return self.local_heads.window, self.local_heads.sink
 
     @property
     def sliding_window_size(self) -> int:
@@ -117,7 +116,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
     def free_path(self, key: RadixKey, held: Set[int]) -> int:
         """Free what nobody else holds of a path, see `free_unheld`; returns its tokens."""
         freed = free_unheld(self, key, held)
-        self._update_metrics()
+        self._slots_changed()
         return freed
 
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
@@ -130,7 +129,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         with self._under(plan_of(req)), self.local_heads.locking(span, own_path=chunked, over_dead=chunked and dead):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
-        self._update_metrics()
+        self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
         """Hand the request's KV to the tree and release its lock."""
@@ -138,17 +137,9 @@ class HeadClassRadixCache(UnifiedRadixCache):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)
-        self.reuse.sources.ended(req)
-        pool = self.token_to_kv_pool_allocator.get_kvcache()
-        window, sink = self.local_heads.window, self.local_heads.sink
-        report = report_request(req, window, sink, pool.bytes_per_slot, pool.arithmetic)
-        if self._segment_metrics is not None and pool.arithmetic is not None:
-            if is_isolated(req):
-                rows = np.arange(int(req.cached_tokens), len(req.origin_input_ids))
-                self._segment_metrics.count_isolated(len(rows), pool.arithmetic.computed(rows))
-            elif report is not None:
-                self._segment_metrics.count_request(report)
-        self._update_metrics()
+        for listener in self.listeners:
+            listener.request_ended(req)
+        self._slots_changed()
 
     def _dec_req_lock(self, req: Any, *, skip_swa: bool = False) -> None:
         if skip_swa:
@@ -162,9 +153,9 @@ class HeadClassRadixCache(UnifiedRadixCache):
         node = self.tree_core.node_by_id(req.last_node)
         self._free_values(*self.local_heads.drop_transient(node, req.redknot_branch, end))
 
-    def _update_metrics(self) -> None:
-        if self._metrics is not None:
-            self._metrics.update(self)
+    def _slots_changed(self) -> None:
+        for listener in self.listeners:
+            listener.slots_changed()
 
 
 def _planned(plan: Plan, key: RadixKey) -> RadixKey:
@@ -179,7 +170,7 @@ class HeadClassChunkCache(SWAChunkCache):
         super().__init__(params)
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         self._head_map = pool.head_map
-        self._cost = pool.bytes_per_slot
+        self.listeners: Sequence[Listener] = ()
         self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
@@ -191,7 +182,13 @@ class HeadClassChunkCache(SWAChunkCache):
     def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
         """Free the request's slots."""
         super().cache_finished_req(req, is_insert, **kwargs)
-        report_request(req, self._head_map.window, self._head_map.sink, self._cost)
+        for listener in self.listeners:
+            listener.request_ended(req)
+
+    @property
+    def local_reach(self) -> tuple[int, int]:
+        """Window and sink: the tokens whose local slots a sequence needs to go on."""
+        return self._head_map.window, self._head_map.sink
 
 
 def _windows(cache: Any) -> tuple[int, int, int]:

@@ -53,6 +53,13 @@ class SegmentAdmission:
             self.sources.release_waiting(but=req)
         return result
 
+    def request_ended(self, req: Any) -> None:
+        """The tree tells it: the request's locks on segments go, or are handed on."""
+        self.sources.ended(req)
+
+    def slots_changed(self) -> None:
+        """Nothing: in each pass the requests that wait are asked again."""
+
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,13 @@ class Preloaded:
 
 
 class PreloadedSegments:
-    """tree: the prefix cache. longest: tokens from which on a prompt is too long for the server."""
+    """tree: the prefix cache. longest: tokens from which on a prompt is too long for the server.
 
-    def __init__(self, tree: Any, longest: int) -> None:
-        self._tree, self._longest = tree, longest
+    unlock_shared: gives up the locks on what running requests merely share, and may use without them.
+    """
+
+    def __init__(self, tree: Any, longest: int, unlock_shared: Callable[[], object]) -> None:
+        self._tree, self._longest, self._unlock_shared = tree, longest, unlock_shared
         # By identity, the one asked for longest ago first.
         self._listed: dict[str, Preloaded] = {}
 
@@ -92,7 +95,7 @@ class PreloadedSegments:
             raise RedKnotError(f"no segment {unknown[0]!r} is listed; GET /redknot/segments lists all there are")
         gone = {identity: self._listed.pop(identity) for identity in wanted}
         # What running requests merely share is theirs already.
-        self._tree.reuse.sources.shared.release()
+        self._unlock_shared()
         held = self._held({namespace_of(segment.extra_key, segment.whole) for segment in gone.values()})
         return [
             {"id": identity, "freed_tokens": self._tree.free_path(segment.key, held)}

@@ -226,6 +226,10 @@ class Simulation:
         mapped = [slot for slot in mapping.tolist() if slot > 0]
         assert len(set(mapped)) == len(mapped) and not set(mapped) & set(free_local), "a local slot has two owners"
 
+    def check_locks(self, ended: SimulatedRequest) -> None:
+        """Nothing is locked for a request that has ended, and no other runs."""
+        assert self.running == [ended] and self.tree.full_protected_size() == self.tree.swa_protected_size() == 0
+
     def _owned_local(self, req: SimulatedRequest) -> int:
         frontier = max(req.cache_protected_len, req.kv.swa_evicted_seqlen)
         sinks = max(0, min(self.sink, frontier) - req.cache_protected_len)

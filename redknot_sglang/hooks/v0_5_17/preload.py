@@ -34,7 +34,10 @@ def _segments_of(scheduler: Any) -> Any:
     if "redknot_preloaded" not in scheduler.__dict__:
         from redknot_sglang.reuse.preload import PreloadedSegments
 
-        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, scheduler.max_req_input_len)
+        reuse = getattr(scheduler.tree_cache, "reuse", None)
+        # Without a radix cache nothing is ever listed.
+        unlock = (lambda: None) if reuse is None else reuse.sources.shared.release
+        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, scheduler.max_req_input_len, unlock)
     return scheduler.redknot_preloaded
 
 

@@ -45,7 +45,7 @@ def _gather_extend(original: Any, batch: Any) -> None:
         batch.reqs[index].full_untruncated_fill_ids = stretch.permuted(tokens[index])
     original(batch)
     from redknot_sglang.batches import restore
-    from redknot_sglang.radix.report import count_stretch
+    from redknot_sglang.serve.report import count_stretch
 
     for index, stretch in stretches.items():
         req = batch.reqs[index]

@@ -1,16 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished request tells its caller: `meta_info.redknot`."""
+"""What a finished request tells its caller, `meta_info.redknot`, and what it adds to the metrics."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Stretch
 from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.spans import inside
 from redknot_sglang.pool.sizing import ClassBytes
-from redknot_sglang.radix.report_key import KEY
+from redknot_sglang.reuse.isolated import is_isolated
+from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
+from redknot_sglang.serve.report_key import KEY
+
+
+class Reports:
+    """Listens to a tree: requests that end get their report, and metrics follow.
+
+    tree: a prefix cache over a HeadClassPool. classes, segments: the metrics to keep up, None without.
+    """
+
+    def __init__(self, tree: Any, classes: ClassMetrics | None = None, segments: SegmentMetrics | None = None) -> None:
+        self._tree, self._classes, self._segments = tree, classes, segments
+        self._pool = tree.token_to_kv_pool_allocator.get_kvcache()
+
+    def request_ended(self, req: Any) -> None:
+        """Report to its caller, and count it if it was segmented or computed a segment."""
+        arithmetic, (window, sink) = self._pool.arithmetic, self._tree.local_reach
+        report = report_request(req, window, sink, self._pool.bytes_per_slot, arithmetic)
+        if self._segments is None or arithmetic is None:
+            return
+        if is_isolated(req):
+            rows = np.arange(int(req.cached_tokens), len(req.origin_input_ids))
+            self._segments.count_isolated(len(rows), arithmetic.computed(rows))
+        elif report is not None:
+            self._segments.count_request(report)
+
+    def slots_changed(self) -> None:
+        """Show the new state."""
+        if self._classes is not None:
+            self._classes.update(self._tree)
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
