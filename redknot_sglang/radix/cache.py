@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.listeners import Listener
-from redknot_sglang.radix.local_heads import ALL, LocalHeads, is_whole
+from redknot_sglang.radix.local_heads import ALL, LocalHeads
 from redknot_sglang.radix.paths import free_unheld
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
@@ -75,14 +75,14 @@ class HeadClassRadixCache(UnifiedRadixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
         req = params.req
-        plan = self._plan if req is None else plan_of(req)
+        plan = self._plan if req is None else state_of(req).plan
         if plan is not None:
             params = dataclasses.replace(params, key=_planned(plan, params.key))
-        with self.local_heads.whole_paths(self._whole if req is None else is_whole(req)):
+        with self.local_heads.whole_paths(self._whole if req is None else state_of(req).whole):
             result = super().match_prefix(params)
         if req is not None:
             matched = len(result.device_indices)
-            req.redknot_branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
+            state_of(req).branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
             req.swa_evict_floor = self.local_heads.sink
         return result
 
@@ -121,19 +121,19 @@ class HeadClassRadixCache(UnifiedRadixCache):
 
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
         """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
-        window = self.local_heads.window
+        state, window = state_of(req), self.local_heads.window
         # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
-        span = ALL if is_whole(req) else span
-        dead = bool(req.__dict__.get("redknot_dead"))
-        with self._under(plan_of(req)), self.local_heads.locking(span, own_path=chunked, over_dead=chunked and dead):
+        span = ALL if state.whole else span
+        over_dead = chunked and bool(state.dead)
+        with self._under(state.plan), self.local_heads.locking(span, own_path=chunked, over_dead=over_dead):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
         self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
         """Hand the request's KV to the tree and release its lock."""
-        with self._under(plan_of(req)):
+        with self._under(state_of(req).plan):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)
@@ -151,7 +151,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         if self.disable or req.last_node is None:
             return
         node = self.tree_core.node_by_id(req.last_node)
-        self._free_values(*self.local_heads.drop_transient(node, req.redknot_branch, end))
+        self._free_values(*self.local_heads.drop_transient(node, state_of(req).branch, end))
 
     def _slots_changed(self) -> None:
         for listener in self.listeners:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
 from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
 from redknot_sglang.seams.sglang import (
@@ -39,11 +40,6 @@ _MARKS = (SINK, TRANSIENT)
 ALL = 1 << 40  # more positions than any path has
 
 
-def is_whole(req: Any) -> bool:
-    """Whether all positions of the request's path stay live."""
-    return bool(req.__dict__.get("redknot_whole"))
-
-
 class LocalHeads(LocalLocks):
     """Sinks and window tails on UnifiedRadixCache's nodes."""
 
@@ -55,23 +51,23 @@ class LocalHeads(LocalLocks):
 
     def prepare_for_caching_req(self, req: Any, insert_params: Any, token_ids_len: int, is_finished: bool) -> None:
         """Decide which positions stay live, free the local slots of the others, and tell the insert."""
+        state = state_of(req)
         owned_from = req.cache_protected_len
         freed_to = req.kv.swa_evicted_seqlen
-        freed = union([(max(owned_from, self.sink), freed_to), *req.__dict__.get("redknot_dead", ())])
+        freed = union([(max(owned_from, self.sink), freed_to), *state.dead])
         if insert_params.chunked and not is_finished:
             # The chunk may still be in flight: nothing of it can go yet.
             live: Spans = gaps(freed, 0, token_ids_len)
         else:
-            whole = is_whole(req)
-            branch = req.redknot_branch
-            kept = [(0, token_ids_len)] if whole else kept_local(token_ids_len, self.window, self.sink, branch)
+            kept = kept_local(token_ids_len, self.window, self.sink, state.branch)
+            kept = [(0, token_ids_len)] if state.whole else kept
             row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
             gone = [row[start:end] for start, end in gaps(union(kept + freed), owned_from, token_ids_len)]
             if gone:
                 self.free_local(torch.cat(gone))
             live = [part for span in kept for part in gaps(freed, *span)]
         insert_params.live_spans = live
-        insert_params.transient = insert_params.chunked and not is_finished and not is_whole(req)
+        insert_params.transient = insert_params.chunked and not is_finished and not state.whole
 
     def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
         """Nothing: `prepare_for_caching_req` has freed what can go, and knows about sinks."""

@@ -9,10 +9,9 @@ import numpy as np
 
 from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Stretch
-from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.request import is_isolated, state_of
 from redknot_sglang.plan.spans import inside
 from redknot_sglang.pool.sizing import ClassBytes
-from redknot_sglang.reuse.isolated import is_isolated
 from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
 from redknot_sglang.serve.report_key import KEY
 
@@ -63,7 +62,8 @@ def report_request(
     if req.finished_reason is None or not req.output_ids:
         return None
     length = len(req.origin_input_ids) + len(req.output_ids)
-    plan = plan_of(req)
+    state = state_of(req)
+    plan = state.plan
     report = {
         "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
@@ -73,14 +73,14 @@ def report_request(
     }
     if plan is not None and arithmetic is not None:
         prompt = len(req.origin_input_ids)
-        rows = plan.computed(req.__dict__.get("redknot_start", 0), prompt)
+        rows = plan.computed(state.start, prompt)
         report |= {
             "segments": len(plan.segments),
             "policy": plan.repair.name,
             "reused_tokens": int(req.cached_tokens),
-            "relocated_tokens": req.__dict__.get("redknot_relocated", 0),
-            "repaired_tokens": req.__dict__.get("redknot_repaired", 0),
-            "flops": arithmetic.computed(rows) + req.__dict__.get("redknot_probed_flops", 0),
+            "relocated_tokens": state.relocated,
+            "repaired_tokens": state.repaired,
+            "flops": arithmetic.computed(rows) + state.probed_flops,
             "dense_flops": arithmetic.dense(prompt),
         }
     req.customized_info = {**(req.customized_info or {}), KEY: [report] * len(req.output_ids)}
@@ -94,10 +94,8 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
     """
     if req.retracted_stain:
         return
-    plan = plan_of(req)
-    assert plan is not None
-    req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + len(stretch.moved)
-    repaired = int(inside(stretch.rows, plan.segments).sum())
-    req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
-    fresh = sorted(req.__dict__.get("redknot_fresh", ()))
-    req.cached_tokens -= int(inside(stretch.moved, fresh).sum())
+    state = state_of(req)
+    assert state.plan is not None
+    state.relocated += len(stretch.moved)
+    state.repaired += int(inside(stretch.rows, state.plan.segments).sum())
+    req.cached_tokens -= int(inside(stretch.moved, sorted(state.fresh)).sum())

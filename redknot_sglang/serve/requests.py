@@ -48,7 +48,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     """Fill in `custom_params` of a generate request and take separators out of `input_ids`, both in place.
 
     Those that the request does not give are the server's `--preferred-sampling-params`, as in stock SGLang. Parameters that
-    are not ours stay as they are; `plan.options.take_options` takes ours out again before others see them. Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
+    are not ours stay as they are; `plan.request.take_options` takes ours out again before others see them. Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
     """
     params = custom_params_of(obj, manager.preferred_sampling_params)
     chars = (params or {}).get(CHARS)

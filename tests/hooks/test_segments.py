@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.hooks.v0_5_17 import segments
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.admission import SegmentAdmission
 
 
@@ -24,14 +25,14 @@ def test_all_ways_out_of_the_queue_are_watched(name: str) -> None:
 
 
 def _waiting(name: str, **marks: Any) -> Any:
-    return SimpleNamespace(name=name, **marks)
+    return SimpleNamespace(name=name, redknot=RequestState(**marks))
 
 
 def test_only_clients_fill_the_queue() -> None:
     (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("Scheduler._abort_on_queued_limit")]
     told: list[list[Any]] = []
     reuse = SimpleNamespace(sources=SimpleNamespace(left_queue=lambda queue: told.append(list(queue))))
-    isolated, preload = _waiting("isolated", redknot_identity=1), _waiting("preload", redknot_preloads=True)
+    isolated, preload = _waiting("isolated", identity=(None, b"")), _waiting("preload", preloads=True)
     first, second = _waiting("first"), _waiting("second")
     queue = [first, isolated, preload, second]
     scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), waiting_queue=queue)
