@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.relocate import Rotation
-from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.pool.sizing import class_bytes
@@ -92,10 +89,6 @@ class HeadClassPool(SWAKVPool):
         )
         self.full_to_swa_index_mapping: Tensor | None = None
         self.relocations = RelocationQueue()
-        # How the model rotates keys, or why its keys cannot be relocated; the attention backend finds out.
-        self.rotation: Rotation | RedKnotError | None = None
-        # What prefill of this rank costs, if segmented mode can serve the model; from the same place.
-        self.arithmetic: Arithmetic | None = None
         self.probes: ProbeBuffers | None = None
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)

@@ -29,17 +29,13 @@ def probe_width(config: RedKnotConfig, heads: HeadMap, group: int, tp_size: int)
 class ProbeBuffers:
     """Rows of the probe layer, the first layer with global heads, by *local* slot: every row under `blend` has one.
 
-    asked, got: queries and attention output of the layer's global heads, [slots_l + 1, width, D], in the model's dtype;
-    scale: of the layer's logits; readout: what the next layer with global heads makes of a change of `got`, float32
-    [width * D, values of its global heads]. The attention backend sets the last two.
+    asked, got: queries and attention output of the layer's global heads, [slots_l + 1, width, D], in the model's dtype.
     """
 
     def __init__(self, slots: int, width: int, heads: HeadMap, head_dim: int, dtype: torch.dtype, device: str) -> None:
         self.layer, self.next_layer = heads.global_layers[:2]
         self.asked = torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device)
         self.got = torch.zeros_like(self.asked)
-        self.scale = 0.0
-        self.readout = torch.empty(0)
 
     def store(self, slots: Tensor, asked: Tensor, got: Tensor) -> None:
         """Keep rows; slots int64 [n], asked and got [n, width, D]."""

@@ -18,6 +18,7 @@ from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
@@ -29,11 +30,12 @@ _CHOICES_AHEAD = 4
 class SegmentAdmission:
     """Turns plans into prefix slots and relocation jobs, under SGLang's own admission budgets.
 
-    tree: the HeadClassRadixCache. One per scheduler; every tensor-parallel rank makes the same decisions.
+    tree: the HeadClassRadixCache. facts: of the model. One per scheduler; every tensor-parallel rank makes the same
+    decisions.
     """
 
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
+    def __init__(self, tree: Any, facts: ModelFacts) -> None:
+        self._tree, self._facts = tree, facts
         self.allocator = tree.token_to_kv_pool_allocator
         self._pool = self.allocator.get_kvcache()
         self.sources = SegmentSources(tree)
@@ -95,7 +97,7 @@ class SegmentAdmission:
             return call()
         # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
         if state.feasible_at != length:
-            problem = why_impossible(self._tree, req, plan)
+            problem = why_impossible(self._tree, req, plan, self._facts)
             if problem is not None:
                 state.plan = None
                 req.set_finish_with_abort(problem)
@@ -137,8 +139,10 @@ class SegmentAdmission:
         before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
         pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
         self.sources.isolated.wait_for_forwards()
-        state.probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
-        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair.count, pieces, undecided)
+        assert self._facts.arithmetic is not None, "admitted without a rotation"
+        state.probed_flops = self._facts.arithmetic.probed(positions_of(undecided))
+        mapping = self.allocator.full_to_swa_index_mapping
+        return choose_rows(self._pool, self._facts, mapping, plan.repair.count, pieces, undecided)
 
     def _extend(self, adder: Any, req: Any, plan: Plan, start: int, rows: int, call: Callable[[], Any]) -> Any:
         """Let SGLang admit the request as if what is relocated were cached; then make it so.

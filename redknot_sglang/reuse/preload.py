@@ -16,6 +16,7 @@ from typing import Any
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.preload_room import check_room
 from redknot_sglang.seams.sglang import RadixKey
 
@@ -46,13 +47,14 @@ class Preloaded:
 
 
 class PreloadedSegments:
-    """tree: the prefix cache. longest: tokens from which on a prompt is too long for the server.
+    """tree: the prefix cache. facts: of the model. longest: tokens from which on a prompt is too long for the server.
 
     unlock_shared: gives up the locks on what running requests merely share, and may use without them.
     """
 
-    def __init__(self, tree: Any, longest: int, unlock_shared: Callable[[], object]) -> None:
-        self._tree, self._longest, self._unlock_shared = tree, longest, unlock_shared
+    def __init__(self, tree: Any, facts: ModelFacts, longest: int, unlock_shared: Callable[[], object]) -> None:
+        self._tree, self._facts = tree, facts
+        self._longest, self._unlock_shared = longest, unlock_shared
         # By identity, the one asked for longest ago first.
         self._listed: dict[str, Preloaded] = {}
 
@@ -62,7 +64,7 @@ class PreloadedSegments:
         segments: of one request, none empty, all different, with the same lead. Raises RedKnotError if the pools cannot
         hold them.
         """
-        check_room(self._tree, self._longest, segments)
+        check_room(self._tree, self._facts, self._longest, segments)
         there = [self._use(segment) for segment in segments]
         for segment in segments:
             self._listed.pop(segment.identity, None)

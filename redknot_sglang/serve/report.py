@@ -19,17 +19,24 @@ from redknot_sglang.serve.report_key import KEY
 class Reports:
     """Listens to a tree: requests that end get their report, and metrics follow.
 
-    tree: a prefix cache over a HeadClassPool. classes, segments: the metrics to keep up, None without.
+    tree: a prefix cache over a HeadClassPool. arithmetic: of this rank, None if it cannot serve segmented requests. classes, segments: the metrics to keep up, None without.
     """
 
-    def __init__(self, tree: Any, classes: ClassMetrics | None = None, segments: SegmentMetrics | None = None) -> None:
-        self._tree, self._classes, self._segments = tree, classes, segments
-        self._pool = tree.token_to_kv_pool_allocator.get_kvcache()
+    def __init__(
+        self,
+        tree: Any,
+        arithmetic: Arithmetic | None,
+        classes: ClassMetrics | None = None,
+        segments: SegmentMetrics | None = None,
+    ) -> None:
+        self._tree, self._arithmetic = tree, arithmetic
+        self._classes, self._segments = classes, segments
+        self._cost: ClassBytes = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
 
     def request_ended(self, req: Any) -> None:
         """Report to its caller, and count it if it was segmented or computed a segment."""
-        arithmetic, (window, sink) = self._pool.arithmetic, self._tree.local_reach
-        report = report_request(req, window, sink, self._pool.bytes_per_slot, arithmetic)
+        arithmetic, (window, sink) = self._arithmetic, self._tree.local_reach
+        report = report_request(req, window, sink, self._cost, arithmetic)
         if self._segments is None or arithmetic is None:
             return
         if is_isolated(req):

@@ -37,6 +37,7 @@ def test_policies_by_name(text: str, name: str, count: int, repaired: list[int],
     rows = [row for start, end in policy.repaired(7, 107) for row in range(start - 7, end - 7)]
     assert rows == repaired and policy.keeps_whole is whole
     assert policy.probes or len(rows) == count, "rows that no probe chooses are known by position"
+    assert policy.keeps_whole or not policy.probes, "probes look at rows that have local slots"
 
 
 def test_every_policy_has_a_row() -> None:

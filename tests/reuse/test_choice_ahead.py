@@ -33,7 +33,7 @@ class Sources:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     found: list[list[Span]] = []
 
-    def choose_rows(pool: Any, mapping: Any, count: Any, pieces: Any, segments: list[Span]) -> Choice:
+    def choose_rows(pool: Any, facts: Any, mapping: Any, count: Any, pieces: Any, segments: list[Span]) -> Choice:
         assert count(8) == 2, "a quarter"
         found.append(list(segments))
         return Choice(segments, [1] * len(segments), torch.tensor([start + 1 for start, _ in segments]), None)
@@ -48,7 +48,7 @@ def make(under_way: bool) -> tuple[Any, Any]:
     it.sources, it._asked = Sources(), 0
     it.sources.isolated.scheduler.result_queue += [object()] * under_way
     it.allocator = SimpleNamespace(full_to_swa_index_mapping=None)
-    it._pool = SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
+    it._pool, it._facts = None, SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
     source = SimpleNamespace(path=SimpleNamespace(origin=0), slots=torch.zeros(0))
     req = SimpleNamespace(redknot=RequestState(Plan(tuple(SEGMENTS), parse_repair("blend:0.25"))))
     req.redknot.sources = dict.fromkeys([(0, 2), *SEGMENTS], source)

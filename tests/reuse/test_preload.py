@@ -7,8 +7,11 @@ from array import array
 from typing import Any
 
 import pytest
+import torch
 
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.preload import Preloaded, PreloadedSegments
 from tests.radix.simulation import Simulation
 
@@ -24,8 +27,11 @@ def compute(simulation: Simulation, wanted: Preloaded) -> None:
     simulation.prefill(req, 1000, finish=True)
 
 
-def list_of(simulation: Simulation) -> PreloadedSegments:
-    return PreloadedSegments(simulation.tree, LONGEST, lambda: None)
+FACTS = ModelFacts(Rotation(torch.ones(9, 2), True))
+
+
+def list_of(simulation: Simulation, facts: ModelFacts = FACTS) -> PreloadedSegments:
+    return PreloadedSegments(simulation.tree, facts, LONGEST, lambda: None)
 
 
 @pytest.fixture
@@ -115,10 +121,9 @@ def test_segments_that_cannot_be_there_are_refused(
 
 
 def test_a_model_whose_keys_cannot_be_moved_is_refused(simulation: Simulation) -> None:
-    pool: Any = simulation.pool
-    pool.rotation = RedKnotError("mrope positions have several coordinates")
+    facts = ModelFacts(why_not="mrope positions have several coordinates")
     with pytest.raises(RedKnotError, match="segments need relocation, and mrope"):
-        list_of(simulation).want([])
+        list_of(simulation, facts).want([])
 
 
 def test_whole_segments_are_refused_where_nothing_probes_them(simulation: Simulation) -> None:

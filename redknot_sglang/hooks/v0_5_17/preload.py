@@ -37,7 +37,9 @@ def _segments_of(scheduler: Any) -> Any:
         reuse = getattr(scheduler.tree_cache, "reuse", None)
         # Without a radix cache nothing is ever listed.
         unlock = (lambda: None) if reuse is None else reuse.sources.shared.release
-        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, scheduler.max_req_input_len, unlock)
+        facts = scheduler.tp_worker.model_runner.attn_backend.facts
+        longest = scheduler.max_req_input_len
+        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, facts, longest, unlock)
     return scheduler.redknot_preloaded
 
 

@@ -21,6 +21,7 @@ def build_tree(context: Any) -> Any:
     from redknot_sglang.serve.metrics import CertificationMetric, ClassMetrics, SegmentMetrics
     from redknot_sglang.serve.report import Reports
 
+    facts = context.tp_worker.model_runner.attn_backend.facts
     config = active.config_of(context.server_args)
     metered = bool(context.params.enable_metrics)
     if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
@@ -28,13 +29,13 @@ def build_tree(context: Any) -> Any:
     tree: Any
     if context.disable_radix_cache:
         tree = HeadClassChunkCache(context.params)
-        tree.listeners = (Reports(tree),)
+        tree.listeners = (Reports(tree, facts.arithmetic),)
     else:
         tree = HeadClassRadixCache(context.params)
-        tree.reuse = SegmentAdmission(tree)
+        tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
         # Ranks compute shares of the same rows: one of them counts.
         segments = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
-        tree.listeners = (tree.reuse, Reports(tree, classes, segments))
+        tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments))
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree
