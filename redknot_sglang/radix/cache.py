@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
 from time import monotonic
 from typing import Any
 
@@ -15,8 +14,9 @@ from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.listeners import Listener
-from redknot_sglang.radix.local_heads import ALL, LocalHeads
+from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.paths import free_unheld
+from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
     ComponentType,
@@ -46,8 +46,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._budget_window = _windows(self)
         self.listeners: Sequence[Listener] = ()
-        self._plan: Plan | None = None
-        self._whole = False
+        self._scope = self.local_heads.scope
         self._next_check = 0.0
 
     @property
@@ -75,42 +74,36 @@ class HeadClassRadixCache(UnifiedRadixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
         req = params.req
-        plan = self._plan if req is None else state_of(req).plan
-        if plan is not None:
-            params = dataclasses.replace(params, key=_planned(plan, params.key))
-        with self.local_heads.whole_paths(self._whole if req is None else state_of(req).whole):
+        state = None if req is None else state_of(req)
+        meant = {} if state is None else {"plan": state.plan, "whole": state.whole}
+        with self._scope.within(**meant):
+            plan = self._scope.now.plan
+            if plan is not None:
+                params = dataclasses.replace(params, key=_planned(plan, params.key))
             result = super().match_prefix(params)
-        if req is not None:
+        if state is not None:
             matched = len(result.device_indices)
-            state_of(req).branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
+            state.branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
             req.swa_evict_floor = self.local_heads.sink
         return result
 
     def insert(self, params: InsertParams) -> InsertResult:
         """Insert a request's path; that of a segmented request goes under its plan's identity."""
-        if self._plan is not None:
-            params.key = _planned(self._plan, params.key)
+        plan = self._scope.now.plan
+        if plan is not None:
+            params.key = _planned(plan, params.key)
         return super().insert(params)
-
-    @contextmanager
-    def _under(self, plan: Plan | None) -> Iterator[None]:
-        self._plan = plan
-        try:
-            yield
-        finally:
-            self._plan = None
 
     def lock_path(self, key: Any, extra_key: str | None, whole: bool) -> tuple[Tensor, Any, Any] | None:
         """Lock a path if all of it is there: its global slots, int64 [tokens], its last node and the lock; else None.
 
         whole: every position must be live in the local class, too, and is locked there.
         """
-        self._whole = whole
-        match = self.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
-        self._whole = False
+        with self._scope.within(whole=whole):
+            match = self.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
         if len(match.device_indices) != len(key):
             return None
-        with self.local_heads.locking(ALL if whole else self.local_heads.window, own_path=False):
+        with self._scope.within(span=ALL if whole else None):
             return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
 
     def free_path(self, key: RadixKey, held: Set[int]) -> int:
@@ -126,14 +119,14 @@ class HeadClassRadixCache(UnifiedRadixCache):
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
         span = ALL if state.whole else span
         over_dead = chunked and bool(state.dead)
-        with self._under(state.plan), self.local_heads.locking(span, own_path=chunked, over_dead=over_dead):
+        with self._scope.within(plan=state.plan, span=span, own_path=chunked, over_dead=over_dead):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
         self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
         """Hand the request's KV to the tree and release its lock."""
-        with self._under(state_of(req).plan):
+        with self._scope.within(plan=state_of(req).plan):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)

@@ -18,8 +18,7 @@ A node is either wholly live in the local pool or not at all (a tombstone); inse
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ import torch
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
 from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
+from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.sglang import (
     BASE_COMPONENT_TYPE,
     EvictLayer,
@@ -37,15 +37,10 @@ from redknot_sglang.seams.sglang import (
 )
 
 _MARKS = (SINK, TRANSIENT)
-ALL = 1 << 40  # more positions than any path has
 
 
 class LocalHeads(LocalLocks):
     """Sinks and window tails on UnifiedRadixCache's nodes."""
-
-    def __init__(self, cache: Any, params: Any) -> None:
-        super().__init__(cache, params)
-        self._whole = False
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
 
@@ -170,7 +165,7 @@ class LocalHeads(LocalLocks):
 
         The next row, at the boundary's position, is itself the W-th position of its window.
         """
-        component_type, needed = self.component_type, ALL if self._whole else self.window - 1
+        component_type, needed = self.component_type, ALL if self.scope.now.whole else self.window - 1
         run: float = float("inf")
         sinks_live = True
 
@@ -194,15 +189,6 @@ class LocalHeads(LocalLocks):
         for sink in self._sinks_above(node):
             if sink.component_data[self.component_type].value is not None:
                 self.tree_core.lru_lists[self.component_type].reset_node_mru(sink)
-
-    @contextmanager
-    def whole_paths(self, whole: bool = True) -> Iterator[None]:
-        """Within this block a boundary is reusable only if every position before it is live."""
-        self._whole = whole
-        try:
-            yield
-        finally:
-            self._whole = False
 
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class _Beginning:
 
 def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
     """Length of the longest prefix of `key` that a match would return. whole: as a whole path."""
-    with tree.local_heads.whole_paths(whole):
+    with tree.local_heads.scope.within(whole=whole):
         valid = tree.local_heads.create_match_validator(match_device_only=True)
     reusable = at = 0
     for node, matched in nodes_along(tree, key):
