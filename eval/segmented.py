@@ -47,8 +47,11 @@ CHUNK_ROWS = 1024
 class State:
     """A prompt of P tokens and A tokens of answer after prefill, T = P + A.
 
-    ids: int64 [T]; k (rotated to true positions) and v: [layers, T, KV heads, D]; logits: float32 [A + 1, vocabulary]
-    after the prompt and after each answer token; computed: how many of the P rows went through the model.
+    ids: int64 [T].
+    k: [layers, T, KV heads, D], rotated to their positions.
+    v: [layers, T, KV heads, D].
+    logits: float32 [A + 1, vocabulary], after the prompt and after each token of the answer.
+    computed: how many of the P rows went through the model.
     """
 
     ids: Tensor
@@ -76,10 +79,12 @@ class SegmentedModel:
     def __init__(
         self, model_dir: Path, head_map: Path | dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        """model_dir: a folder like eval/model; head_map: native JSON file or its content.
+        """model_dir: a folder like eval/model.
 
-        dtype: of weights and activations; norms, rotation and relocation are float32 whatever it is. Raises
-        FileNotFoundError or KeyError where something is missing, ValueError for another shape.
+        head_map: a native JSON file, or its content.
+        device: a torch device.
+        dtype: of weights and activations; norms, rotation and relocation are float32 in any case.
+        Raises FileNotFoundError or KeyError if something is missing, ValueError for a model of another kind.
         """
         found = head_map if isinstance(head_map, dict) else json.loads(head_map.read_text())
         heads = tuple((i, h) for i, row in enumerate(found["layers"]) for h, mark in enumerate(row) if mark == "G")
@@ -109,8 +114,11 @@ class SegmentedModel:
     ) -> State:
         """The prompt `ids` under a policy (see the module), then `answer` teacher forced, whose rows are ordinary.
 
-        segments: ascending, disjoint; lead: `none` or `lead`; seed: the request's, for `random`. Greedy decoding gives
-        `answer` if each of its tokens is the argmax before it. ValueError for a bad policy, lead policy or span.
+        segments: token spans, ascending and disjoint.
+        lead: `none` or `lead`.
+        seed: the request's, for the policy `random`.
+        Greedy decoding gives `answer` if each of its tokens is the most likely one at its place. Raises ValueError for an
+        unknown policy or lead policy, and for a wrong span.
         """
         prompt, forced, spans = tuple(ids), tuple(answer), tuple((a, b) for a, b in segments if a != b)
         edges = [edge for span in spans for edge in span]

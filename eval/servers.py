@@ -38,8 +38,10 @@ STOCK_FLAGS = ("--attention-backend=fa3",)
 class Served:
     """What both servers serve.
 
-    shape: a folder of eval/shapes, on a GPU; None for the embedded model on the CPU. checkpoint: its weights, None for
-    dummies. head_map: file beside the shape. threads: OpenMP threads of each server on the CPU.
+    shape: a folder of eval/shapes, on a GPU; None for the embedded model on the CPU.
+    checkpoint: folder of its weights; None for random ones.
+    head_map: file beside the shape.
+    threads: OpenMP threads of each server on the CPU.
     """
 
     shape: str | None
@@ -107,7 +109,8 @@ def start(
 ) -> dict[str, Server | ServerError]:
     """Servers started at the same time, by name, or why one did not come up; they end with `stack`.
 
-    commands: flags of each. logs: path whose name gets `-NAME.log`.
+    commands: flags of each, by name.
+    logs: path whose name gets `-NAME.log`.
     """
 
     def one(name: str) -> Server | ServerError:
@@ -127,8 +130,10 @@ def pair(
 ) -> Iterator[dict[str, Server]]:
     """Both servers, started at the same time; they end with the context.
 
-    common: further flags of both. extra: further flags by side. logs: path whose name gets `-stock.log`,
-    `-redknot.log`. Raises ServerError if one does not come up.
+    common: further flags of both.
+    extra: further flags by side.
+    logs: path whose name gets `-stock.log` and `-redknot.log`.
+    Raises ServerError if one does not start.
     """
     sides = {side: [*served.flags(), *common, *own, *extra.get(side, ())] for side, own in served.side_flags().items()}
     with ExitStack() as stack:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the configuration lives: an attribute of SGLang's ServerArgs.
+"""The configuration of a running server is an attribute of SGLang's ServerArgs; here it is set and found.
 
-A leading underscore keeps it out of ServerArgs' read-only guard and out of its dataclass fields, and it survives the
-pickle that carries the arguments to the scheduler processes.
+The attribute's name begins with an underscore, since SGLang forbids writing any other one after the start. It is no field
+of the dataclass, so SGLang does not print or check it. It does travel with the pickle that carries the arguments to the
+scheduler processes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ _ATTRIBUTE = "_redknot"
 
 
 def attach(server_args: Any, config: RedKnotConfig) -> None:
-    """Switch RedKnot on for everything that is built from these server arguments."""
+    """Switch RedKnot on for every part of SGLang that is built from these server arguments.
+
+    server_args: SGLang's ServerArgs; it gets an attribute more.
+    config: what the `--redknot*` flags say.
+    """
     object.__setattr__(server_args, _ATTRIBUTE, config)
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's attention backend over the paths of `kernels/`: one plan per forward, one run per (layer, head class)."""
+"""The attention backend that SGLang calls, over the paths of `kernels/`.
+
+A *path* is a set of attention kernels. It plans once for each forward, since all layers have the same page tables, and
+runs once for each layer and head class, since each class has its own buffers.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,12 @@ from redknot_sglang.seams.sglang import AttentionBackend, get_parallel
 class RedKnotAttention(AttentionBackend):
     """Attention over a `HeadClassPool`.
 
-    Query heads are parted by class, attend to their class's buffers, and write to their place in the model's order.
+    Query heads are parted by the class of their KV head, attend to the buffers of that class, and write their output to
+    their place in the model's order.
     """
 
     def __init__(self, runner: Any) -> None:
+        """runner: SGLang's ModelRunner, whose KV pool is already made. Raises TypeError if that is not ours."""
         super().__init__()
         pool = runner.token_to_kv_pool
         if not isinstance(pool, HeadClassPool):
@@ -65,13 +71,19 @@ class RedKnotAttention(AttentionBackend):
             self.scattered_path = scattered_extend(self.paths.extend, spec)
 
     def follow_weights(self, model: Any) -> None:
-        """Make anew what is derived from the weights of SGLang's model, which have been updated."""
+        """Make anew what is derived from weights: the matrix by which probes judge a change. After updates.
+
+        model: SGLang's model.
+        """
         self.facts.follow_weights(model)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Plan an eager forward, or the attention of a breakable prefill graph, which is eager."""
+        """Plan a forward without a graph, or the attention of a prefill graph that leaves attention to Python.
+
+        SGLang calls the latter breakable graphs. forward_batch: SGLang's ForwardBatch.
+        """
         self._begin(in_decode_graph=False)
         self._relocate()
         if forward_batch.forward_mode.is_idle():
@@ -84,8 +96,10 @@ class RedKnotAttention(AttentionBackend):
             self.extend_path.plan_extend(batch)
 
     def init_whole_graphs(self, max_rows: int) -> int:
-        """Reserve what prefill graphs use that hold the attention as well, of up to `max_rows` rows; how many paths can
-        have them. Each has graphs of its own.
+        """Reserve buffers for prefill graphs that hold the attention as well, where SGLang's own leave it to Python.
+
+        max_rows: rows of the largest such graph.
+        Returns how many paths can be captured; each of them gets graphs of its own.
         """
         paths = {id(path): path for path in (self.paths.extend, self.scattered_path)}.values()
         self._recorded = [path for path in paths if isinstance(path, RecordedExtendPath)]
@@ -94,8 +108,13 @@ class RedKnotAttention(AttentionBackend):
         return len(self._recorded)
 
     def plan_whole_graph(self, forward_batch: Any, rows: int, number: int | None = None) -> int | None:
-        """Plan a forward by the prefill graph of `rows` rows that holds the attention: the number of its path, or None, and
-        nothing is done, if this batch needs Python between its layers. With `number`, for the capture of that path's.
+        """Plan a forward by a prefill graph that holds the attention.
+
+        forward_batch: SGLang's ForwardBatch.
+        rows: rows of the graph, at least those of the batch.
+        number: while graphs are captured, the number of the path to capture; else None, and the batch decides the path.
+        Returns the number of the path whose graph is to be replayed, or None, with nothing done, if the batch needs Python
+        between its layers.
         """
         if self.probed or not forward_batch.forward_mode.is_extend():
             return None
@@ -112,17 +131,23 @@ class RedKnotAttention(AttentionBackend):
         return self.scattered_path if isinstance(batch, ScatteredBatch) else self.paths.extend
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Reserve what decode graphs use."""
+        """Reserve what decode graphs use.
+
+        max_bs: requests of the largest graph. max_num_tokens: the same number, as each request has one row.
+        """
         self._side = torch.cuda.Stream(self.device)
         self.paths.decode.init_graph(max_bs, self.max_context)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Plan a decode graph's forward: fixed batch size, persistent buffers."""
+        """Plan a forward by a decode graph, whose batch size and buffers are fixed.
+
+        forward_batch: SGLang's ForwardBatch. in_capture: whether the graph is being captured, not replayed.
+        """
         self._begin(in_decode_graph=True)
         self.paths.decode.plan_graph(self._decode_batch(forward_batch, forward_batch.batch_size))
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
-        """Padded rows of a graph attend to one token, the dummy slot."""
+        """Length in tokens of the requests that fill a graph's batch up: one, in the dummy slot that no request owns."""
         return 1
 
     def _begin(self, in_decode_graph: bool = False, in_whole_graph: bool = False) -> None:
@@ -156,7 +181,15 @@ class RedKnotAttention(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> Tensor:
-        """Store this layer's K and V, attend. q [N, Hq * D], k and v [N, Hkv * D]; returns [N, Hq * D]."""
+        """Store this layer's K and V for the new rows, then attend.
+
+        q: [N, Hq * D], N rows of the batch, Hq query heads of this rank, D elements each.
+        k, v: [N, Hkv * D], Hkv KV heads; None if they are in the cache already.
+        layer: SGLang's RadixAttention.
+        forward_batch: SGLang's ForwardBatch.
+        save_kv_cache: whether k and v are to be stored.
+        Returns [N, Hq * D] in q's dtype. Raises ValueError for a layer that caps its attention logits.
+        """
         return self._attend(self.extend_path, q, k, v, layer, forward_batch, save_kv_cache)
 
     def forward_decode(
@@ -169,7 +202,7 @@ class RedKnotAttention(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> Tensor:
-        """As `forward_extend`, for one row of each request."""
+        """The same for a decode step, in which every request has one row. Parameters as in `forward_extend`."""
         return self._attend(self.paths.decode, q, k, v, layer, forward_batch, save_kv_cache)
 
     def _attend(
@@ -184,7 +217,8 @@ class RedKnotAttention(AttentionBackend):
     ) -> Tensor:
         if layer.logit_cap:
             raise ValueError(
-                f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}; --redknot cannot serve it"
+                f"layer {layer.layer_id} caps attention logits at {layer.logit_cap}, which --redknot cannot serve; start the "
+                "server without it"
             )
         pool, split = self.token_to_kv_pool, self.splits[layer.layer_id]
         index = layer.layer_id
@@ -245,7 +279,12 @@ def _split_of(heads: HeadMap, layer: int, group: int, device: torch.device) -> S
 
 
 def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
-    """What a path must serve on this rank."""
+    """What a path must be able to serve on this rank.
+
+    heads: head map of this rank.
+    group: query heads for each KV head.
+    pool: the buffers, for their dtype and device.
+    """
     layers = range(heads.num_layers)
     return ClassSpec(
         group=group,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's batches in the terms of `kernels/`, those of gather extends (`plan/gather.py`) among them."""
+"""From SGLang's ForwardBatch to the batches of `kernels/`, which know nothing of SGLang."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from redknot_sglang.plan.gather import Runs, Stretch
 
 
 def decode_batch(forward_batch: Any, bs: int, req_to_token: Tensor, full_to_local: Tensor) -> DecodeBatch:
-    """The first `bs` requests of a decode; the rest is padding."""
+    """A decode step: one new row for each request.
+
+    forward_batch: SGLang's ForwardBatch.
+    bs: requests that count; those behind them fill a CUDA graph up and are left out.
+    req_to_token: [requests, tokens] int32, global slot of each token of each request.
+    full_to_local: [global slots + 1] int64, local slot of each global slot, 0 for none.
+    """
     seq_lens_cpu = forward_batch.seq_lens_cpu
     return DecodeBatch(
         req_to_token=req_to_token,
@@ -26,7 +32,14 @@ def decode_batch(forward_batch: Any, bs: int, req_to_token: Tensor, full_to_loca
 
 
 def extend_batch(forward_batch: Any, runs: Runs | None, req_to_token: Tensor, full_to_local: Tensor) -> ExtendBatch:
-    """An extend; `runs` are those of its rows if it is a gather extend."""
+    """A prefill step: any number of new rows for each request.
+
+    forward_batch: SGLang's ForwardBatch.
+    runs: where the rows stand, if they are not the last of their requests (a *gather extend*, which computes repaired
+        rows of segments and the text behind them in one batch); None for ordinary prefill.
+    req_to_token: [requests, tokens] int32, global slot of each token of each request.
+    full_to_local: [global slots + 1] int64, local slot of each global slot, 0 for none.
+    """
     if runs is not None:
         return gather_batch(runs, req_to_token, full_to_local, forward_batch.req_pool_indices, forward_batch.positions)
     prefix_lens_cpu = _host_list(forward_batch.extend_prefix_lens_cpu)

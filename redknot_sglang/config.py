@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a server: what its flags ask for, and what the check of its certificate found. Data only."""
+"""The configuration of a server: what its flags ask for, and what the check of its certificate found. Data only.
+
+Words used below. A *head map* says which attention heads are local, which means that they see the first and the last
+tokens only. A request is answered in *exact* mode, which is ordinary attention under that map, or in *segmented* mode, which
+reuses documents (*segments*) at any position and is approximate. The *repair policy* says which rows of a reused segment
+are computed again. A *certificate* is a file with what a map and a policy were measured to lose.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +27,15 @@ _UPDATED = (
 
 @dataclass(frozen=True)
 class Certification:
-    """What a server knows of its certificate.
+    """What the check at start found about the certificate beside the head map.
 
-    digest: of the certificate that fits, or None. policies: those it passed, and those of `by_definition`. reason: why the
-    rest is not certified. enforced: whether what is not certified is refused. by_definition: `exact` where that is what
-    stock SGLang computes, whatever the weights are.
+    digest: SHA-256 of the certificate that fits this server, 64 hex digits, or None if none does.
+    policies: names that are certified: `exact` and repair policies, the latter with `+lead` where segments are computed
+        after the prompt's lead.
+    reason: one sentence that says why other policies are not certified, or None.
+    enforced: whether the server refuses what is not certified; false under `--redknot-uncertified`.
+    by_definition: the part of `policies` that needs no measurement: `exact` if the map has no local head, because that is
+        what stock SGLang computes, whatever the weights are.
     """
 
     digest: str | None = None
@@ -35,20 +45,29 @@ class Certification:
     by_definition: tuple[str, ...] = ()
 
     def after_update(self) -> Certification:
-        """What is left of it once the weights are no longer those that the server started with."""
+        """The same once the weights in the running server were replaced: only `by_definition` is still certified."""
         return replace(self, digest=None, policies=self.by_definition, reason=_UPDATED)
 
     def covers(self, policy: str) -> bool:
-        """Whether answers under `exact` or this repair policy are certified."""
+        """Whether answers under `policy` are certified.
+
+        policy: `exact`, or a repair policy as `RedKnotConfig.certified_name` writes it.
+        """
         return policy in self.policies
 
     def report(self, policy: str) -> dict[str, Any]:
-        """What an answer under `policy` says: whether it is certified, and by which certificate."""
+        """Keys for `meta_info.redknot` of an answer: `certified` (bool) and `certificate`, a digest or None.
+
+        policy: the policy that the answer was computed under, as in `covers`.
+        """
         covered = self.covers(policy)
         return {"certified": covered, "certificate": self.digest if covered else None}
 
     def status(self, policy: str) -> dict[str, Any]:
-        """JSON for status pages; `policy` is what requests get that do not say."""
+        """The certificate's part of `GET /redknot/status`, as JSON types.
+
+        policy: the policy under which requests are answered that choose none; `certified` is about this one.
+        """
         return {
             "certified": self.covers(policy),
             "digest": self.digest,
@@ -60,18 +79,24 @@ class Certification:
 
 @dataclass(frozen=True)
 class RedKnotConfig:
-    """The server's RedKnot settings; picklable, since it travels to the scheduler processes with the server arguments.
+    """The settings that the `--redknot*` flags make. Picklable: it travels to the scheduler processes with the arguments.
 
-    head_map: path of the head map.
-    context_length: tokens at which both pools run out together, or None for the model's context length.
-    attention: attention path, or None for automatic selection.
-    kv_budget: bytes for the KV of both classes on one rank, or None for SGLang's memory fraction.
-    mode, repair: what requests get that do not say. segment_lead: "lead" computes segments after the prompt's lead.
-    separator: text that separates lead, segments and tail in a prompt. segment_length: expected tokens of a segment, or
-    None if few are expected; each segment keeps a tail of local slots. segment_tokens: tokens of distinct segments that
-    the cache is to hold beside running requests, or None if unknown.
-    certificate_key: public key that the certificate must be signed with. uncertified: whether what has no certificate is
-    served. certification: what the check at start found.
+    head_map: path of the head map's file.
+    context_length: prompt and answer of a usual request, in tokens: memory is split between the head classes so that the
+        pools of both run out together when requests of this length fill them. None: the model's context length.
+    attention: one of ATTENTION_CHOICES, or None for the fastest that this device and model can use.
+    kv_budget: bytes for the KV of both head classes on one rank, or None for what SGLang's memory fraction leaves.
+    mode: one of MODES, for requests that choose none.
+    repair: the repair policy of segmented requests that choose none, e.g. `blend:0.08`, `boundary:16`, `none`.
+    segment_lead: one of LEADS. `none` computes each segment by itself; `lead` computes it behind the text that stands
+        before the prompt's first segment, so that only requests with the same such text share it.
+    separator: text between the lead, the segments and the rest of a prompt; it is removed before the prompt is computed.
+    segment_length: usual length of a segment in tokens, or None if few segments are expected. Each cached segment takes
+        local slots for sink and window, and more of them fit if the pool is sized for it.
+    segment_tokens: tokens of all distinct segments that the cache is to hold beside running requests, or None.
+    certificate_key: file of the Ed25519 public key that the certificate must be signed with, or None for no signature.
+    uncertified: whether maps and policies without a certificate are served.
+    certification: what the check at start found; until then nothing is certified and nothing enforced.
     """
 
     head_map: Path
@@ -90,14 +115,18 @@ class RedKnotConfig:
 
     @property
     def expects_segments(self) -> bool:
-        """Whether the server was told that its requests have segments."""
+        """Whether the flags say that most requests will have segments, so that pools are sized for them."""
         return self.mode == "segmented" or (self.segment_length or self.segment_tokens) is not None
 
     @property
     def policy(self) -> str:
-        """What requests get that do not say, as certificates name it."""
+        """Under what requests are answered that choose nothing: `exact`, or the repair policy's `certified_name`."""
         return self.certified_name(self.repair) if self.mode == "segmented" else self.mode
 
     def certified_name(self, repair: str) -> str:
-        """A repair policy as certificates name it: with the lead policy, which changes the KV of segments, too."""
+        """The name under which certificates list a repair policy on this server.
+
+        repair: a repair policy, e.g. `blend:0.08`. It gets `+lead` where segments are computed behind the lead, because
+        that changes the segments' KV and so has to be measured by itself.
+        """
         return f"{repair}+lead" if self.segment_lead == "lead" else repair

@@ -26,7 +26,10 @@ def has_cuda_driver() -> bool:
 
 
 def install_kernel_stand_in() -> bool:
-    """Put the import-only `sgl_kernel` first on `sys.path` if there is no CUDA driver; says whether it is there."""
+    """Put our stand-in for `sgl_kernel` first on `sys.path` if there is no CUDA driver.
+
+    Returns whether the stand-in is on the path now.
+    """
     if has_cuda_driver():
         return False
     if STAND_IN not in sys.path:

@@ -8,39 +8,42 @@ from __future__ import annotations
 
 
 class RedKnotError(ValueError):
-    """A request or a configuration that cannot be served; the base of all other errors."""
+    """The base of all errors below; raised itself for a request or a configuration that cannot be served."""
 
 
 class HeadMapError(RedKnotError):
-    """Something about a head map is wrong."""
+    """A head map, or a file that should be one, cannot be read, written or used with this model."""
 
 
 class CertificateError(RedKnotError):
-    """Something is wrong with a certificate, or keeps one from being made."""
+    """A certificate cannot be read, does not fit what is served, or cannot be made."""
 
 
 class ProfileError(RedKnotError):
-    """A model, data or options that cannot be profiled."""
+    """`redknot profile` cannot work with this model, these prompts or these options."""
 
 
 class DataError(RedKnotError):
-    """A file of prompts cannot be used; the message names the line."""
+    """A file of prompts cannot be used; the message names the file and the line."""
 
 
 class ReportError(RedKnotError):
-    """A report cannot be made."""
+    """`redknot report` cannot make a page of these files."""
 
 
 class CliError(RedKnotError):
-    """A command, or a measurement that it makes, cannot go on."""
+    """A command of `redknot` or `eval`, or a measurement that it makes, cannot go on."""
 
 
 class StartError(RedKnotError):
-    """A server would not start; the message is the one that it would give."""
+    """A server with these flags would not start; the message is the one that the server would print."""
 
 
 class RotaryError(RedKnotError):
-    """The model's keys cannot be relocated; the message is a clause that says why."""
+    """Keys of this model cannot be moved to another position, which segmented mode needs.
+
+    The message says why, as the end of a sentence that the caller begins.
+    """
 
 
 class ServerError(RedKnotError, RuntimeError):
@@ -48,4 +51,7 @@ class ServerError(RedKnotError, RuntimeError):
 
 
 class SeamError(RedKnotError, RuntimeError):
-    """A seam did not take hold, or SGLang is not a version that the seams were written for; the message names it."""
+    """A seam, our hook on a function of SGLang, did not take hold, or SGLang is a version without seams of ours.
+
+    The message names the seam or the version.
+    """

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `--redknot*` flags, and how the configuration is made of what they say."""
+"""The `--redknot*` flags of the server, and the configuration that is made of them.
+
+A new flag is a name in `_FIELDS`, an argument in `add_cli_args`, a check in `make_config`, and a field of `RedKnotConfig`.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,29 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes from '512M', '8GiB', '1000000' or an int. Raises RedKnotError."""
+    """The number of bytes that a size says.
+
+    text: bytes as a number, or with a unit K, M, G or T, each a power of 1024: 1000000, '512M', '8GiB', '1.5GB'.
+    Raises RedKnotError if it is none of these or less than one byte.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
     size = float(match[1]) * _UNITS[match[2].upper()] if match else 0
     if size < 1:
-        raise RedKnotError(f"--redknot-kv-budget {text!r} is not a size; write bytes or e.g. 512M, 8GiB")
+        raise RedKnotError(f"--redknot-kv-budget {text!r} is not a size; write a number of bytes, or 512M or 8GiB")
     return int(size)
 
 
 def add_cli_args(parser: argparse.ArgumentParser) -> None:
-    """Add the `--redknot*` group to SGLang's parser."""
+    """Add the `--redknot*` flags as a group to SGLang's parser, which also reads `--config` files.
+
+    parser: the parser of `sglang.launch_server`.
+    """
     group = parser.add_argument_group("RedKnot", "Head-aware KV cache (plugin redknot-sglang)")
-    group.add_argument("--redknot", action="store_true", help="Keep KV per head class, as the head map says.")
+    group.add_argument(
+        "--redknot",
+        action="store_true",
+        help="Keep KV per head class, as the head map says. Without it no other RedKnot flag may be given.",
+    )
     group.add_argument(
         "--redknot-head-map",
         metavar="PATH",
@@ -65,63 +79,65 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=None,
-        help="Sequence length, prompt and answer, at which the pools of both classes run out together. "
-        "Default: the model's context length.",
+        help="Tokens of a usual request, prompt and answer. Memory is split between the head classes so that the pools of "
+        "both run out together at this length. Default: the model's context length.",
     )
     group.add_argument(
         "--redknot-attention",
         choices=ATTENTION_CHOICES,
         default=None,
-        help="Attention path. Default: chosen from the GPU and the model.",
+        help="Attention kernels to use. Default: the fastest that this GPU and model can use; the log says which.",
     )
     group.add_argument(
         "--redknot-kv-budget",
         metavar="BYTES",
         default=None,
-        help="Bytes of KV for both classes together on each rank, e.g. 8GiB. Default: SGLang's memory fraction.",
+        help="Bytes of KV for both head classes together on each rank, e.g. 8GiB. Default: what --mem-fraction-static gives.",
     )
 
     group.add_argument(
         "--redknot-mode",
         choices=MODES,
         default=None,
-        help="Mode of requests that do not choose one. segmented: documents between separators are computed once and "
+        help="Mode of requests that choose none themselves. segmented: documents between separators are computed once and "
         "reused at any position, which is approximate. Default: exact.",
     )
     group.add_argument(
         "--redknot-repair",
         metavar="POLICY",
         default=None,
-        help=f"Which rows of reused segments are computed again in context: one of {listed()}. For {KEEPING_WHOLE} local "
-        f"heads keep whole segments. Default: {DEFAULT_REPAIR}.",
+        help=f"Which rows of a reused document are computed again in its new context: one of {listed()}. For {KEEPING_WHOLE} the "
+        f"cache keeps the KV of all heads. Default: {DEFAULT_REPAIR}.",
     )
     group.add_argument(
         "--redknot-segment-lead",
         choices=LEADS,
         default=None,
-        help="Compute segments on their own (none) or after the text before the first segment (lead). Default: none.",
+        help="Compute each document on its own (none), or behind the text that stands before the prompt's first document "
+        "(lead), which only requests with the same text share. Default: none.",
     )
     group.add_argument(
         "--redknot-segment-length",
         metavar="N",
         type=int,
         default=None,
-        help="Usual length of a segment in tokens: sizes the local pool for a cache full of segments, each of which keeps "
-        "a window. Default: sized for whole conversations.",
+        help="Tokens of a usual document. The local pool then gets room for a cache full of documents, each of which keeps "
+        "sink and window. Default: the pool is sized for whole conversations.",
     )
     group.add_argument(
         "--redknot-segment-tokens",
         metavar="N",
         type=int,
         default=None,
-        help="Tokens of distinct segments that the cache is to hold beside running requests. Default: unknown.",
+        help="Tokens of all distinct documents that the cache is to hold beside running requests. Default: not known, so "
+        "the pools are split by --redknot-segment-length and --redknot-context-length alone.",
     )
     group.add_argument(
         "--redknot-separator",
         metavar="TEXT",
         default=None,
-        help="Text, or a special token of the tokenizer, between lead, segments and tail of a prompt. It is removed. "
-        f"Default: {DEFAULT_SEPARATOR}.",
+        help="Text, or a special token of the tokenizer, that stands before each document of a prompt and after the last. "
+        f"It is removed. Default: {DEFAULT_SEPARATOR}.",
     )
     group.add_argument(
         "--redknot-certificate-key",
@@ -139,12 +155,21 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
 
 
 def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
-    """Remove RedKnot's options from `source` (keyword arguments or a namespace's dict) and return them."""
+    """Take RedKnot's options out of a dict, because SGLang's ServerArgs refuses names that it does not know.
+
+    source: keyword arguments of `sgl.Engine`, or the dict of a parsed namespace; it is changed.
+    Returns the options by name, as `make_config` takes them.
+    """
     return {name: source.pop(name) for name in _FIELDS if name in source}
 
 
 def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfig | None:
-    """The configuration, or None if RedKnot is off. Raises RedKnotError for options that cannot be meant."""
+    """The configuration that the options ask for, or None if `--redknot` is not among them.
+
+    options: values by name, e.g. `redknot_head_map`, as `take_options` returns them; None is the same as not given.
+    model_path: directory of the model, where `head_map.json` is looked for if no map is named; None if unknown.
+    Raises RedKnotError for a value that cannot be used, and for other RedKnot options without `--redknot`.
+    """
     given = sorted(name for name, value in options.items() if name != "redknot" and value is not None)
     if not options.get("redknot"):
         if given:
@@ -173,7 +198,7 @@ def _tokens(options: dict[str, Any], name: str) -> int | None:
     value: int | None = options.get(f"redknot_{name}")
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         flag = "--redknot-" + name.replace("_", "-")
-        raise RedKnotError(f"{flag} must be a positive number of tokens, got {value!r}")
+        raise RedKnotError(f"{flag} must be a whole number of tokens, at least 1, got {value!r}")
     return value
 
 

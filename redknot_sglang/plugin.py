@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door from SGLang: `register()` runs in every SGLang process before its arguments are parsed."""
+"""The only function that SGLang calls by itself: `register()`, in every process, before arguments are parsed."""
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Install the seams. Without `--redknot` every seam passes straight through to SGLang.
+    """Install the seams, our hooks on functions of SGLang. Without `--redknot` each of them only calls what it hooks.
 
-    Called by SGLang's plugin loader (the entry point in `pyproject.toml`); idempotent.
+    Called by SGLang's plugin loader (its entry point group for plugins). May be called more than once; imports neither
+    torch nor CUDA code by itself.
     """
     from redknot_sglang import cpu, hooks, seams
 

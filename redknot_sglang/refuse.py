@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a scheduler process says in one line that it cannot serve what it was asked to, and ends the start."""
+"""How a scheduler process says in one line that it cannot serve with these flags, and ends the server's start.
+
+Most flags are refused before any process is started. What depends on the memory of the device is known only in the
+scheduler process, whose errors SGLang would print as a traceback.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ _SIGNAL = signal.SIGUSR2
 
 @contextmanager
 def one_line(data_parallel: bool) -> Iterator[None]:
-    """Print a RedKnotError and end this process: how much memory there is shows only here, where it would be a traceback.
+    """Inside the context a RedKnotError is printed as one line, and this process ends with exit code REFUSED.
 
-    data_parallel: whether this process's parent is a data-parallel controller. It waits for the schedulers without looking
-    whether they live, and no plugin is loaded in it, so it is ended from here.
+    data_parallel: whether this process's parent is SGLang's data-parallel controller. That waits for its schedulers without
+        looking whether they live, and loads no plugins, so it is ended from here by a signal.
     """
     try:
         yield
@@ -36,5 +40,8 @@ def one_line(data_parallel: bool) -> Iterator[None]:
 
 
 def has_refused(exit_code: int | None) -> bool:
-    """Whether a child of SGLang's launcher, a scheduler or a data-parallel controller, ended in `one_line`."""
+    """Whether a child of SGLang's launcher, a scheduler or a data-parallel controller, was ended by `one_line`.
+
+    exit_code: as multiprocessing gives it: negative for a signal, None for a process that still runs.
+    """
     return exit_code in (REFUSED, -_SIGNAL)

@@ -23,10 +23,12 @@ _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
-    """Lines of the report: weights and KV of both head classes on the rank that takes most, and what stock would hold in it.
+    """Lines of a report: weights and KV of both head classes on the rank that takes most, and how many tokens stock SGLang
+    would hold in as many bytes. What kernels and CUDA graphs take besides, a few hundred MB on a GPU, is not in it.
 
-    model: directory of the checkpoint. flags: of the server, as behind `launch_server`; `--redknot` is added. What kernels and
-    CUDA graphs need besides, a few hundred MB on a GPU, is not in it. Raises StartError.
+    model: directory of the checkpoint.
+    flags: the server's flags, as they stand behind `launch_server`; `--redknot` is added if it is missing.
+    Raises StartError if a server with these flags would not start.
     """
     from redknot_sglang import active, plugin
     from redknot_sglang.errors import RedKnotError
@@ -62,9 +64,11 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
 
 
 def _slots(sizes: StartSizes, server_args: Any, budget: int | None, share: int) -> tuple[PoolSlots, str]:
-    """Slots of both classes and what decides them, as SGLang does: tokens are a limit on what bytes give.
+    """Slots of both classes, and the flag that decides them. As in SGLang, --max-total-tokens is a limit on what bytes give.
 
-    share: bytes that SGLang finds for KV, negative if the weights alone are too many. Raises RedKnotError.
+    budget: bytes of --redknot-kv-budget, or None.
+    share: bytes that SGLang finds for KV, negative if the weights alone are too many.
+    Raises RedKnotError if the slots hold no request.
     """
     fraction = f"SGLang's share of what is free now, --mem-fraction-static {server_args.mem_fraction_static:g}"
     if budget is not None:
@@ -90,23 +94,27 @@ def _server_args(words: list[str]) -> Any:
     except SystemExit as error:
         # SGLang's parser prints what is wrong, our own refusals are the exit's message.
         lines = [line for line in said.getvalue().splitlines() if "error:" in line]
-        message = error.code if isinstance(error.code, str) else (lines or ["its flags cannot be read"])[-1]
+        message = error.code if isinstance(error.code, str) else (lines or ["SGLang cannot read its flags"])[-1]
     except (ValueError, AssertionError, OSError) as error:
         message = str(error).splitlines()[0]
     raise StartError(message.partition("error: ")[2] or message)
 
 
 def checkpoint_bytes(folder: Path, itemsize: int) -> int:
-    """Bytes of all tensors once loaded. itemsize: bytes of an element of the model's dtype, in which 16 and 32 bits are loaded.
+    """Bytes that all tensors of a checkpoint take once they are loaded.
 
-    Quantized tensors stay as they are. Raises StartError where there is no checkpoint in safetensors.
+    folder: directory of the checkpoint.
+    itemsize: bytes of an element of the dtype that the model is served in. All floats of 16 bits and more are converted to
+        it; quantised tensors stay as they are.
+    Raises StartError if the directory has no *.safetensors.
     """
     from safetensors import safe_open
 
     total, files = 0, _checkpoint_files(folder)
     if not files:
         raise StartError(
-            f"there are no *.safetensors in {folder}, which say what the weights take; name their directory"
+            f"there are no *.safetensors in {folder}, from which the size of the weights is read; name the directory that "
+            "has them"
         )
     for file in files:
         with safe_open(file, framework="pt") as tensors:

@@ -11,7 +11,7 @@ SUPPORTED_SGLANG = ("0.5.17",)
 
 
 def sglang_version() -> str | None:
-    """Version of the installed SGLang, or None."""
+    """Version of the installed SGLang, or None if there is none."""
     try:
         return version("sglang")
     except PackageNotFoundError:

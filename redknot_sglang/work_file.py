@@ -15,11 +15,13 @@ from typing import Any
 
 
 class WorkFile:
-    """Measurements of this and of earlier runs; `measured` counts those this run had to make."""
+    """Measurements of this run and of earlier ones of the same command; `measured` counts those that this run made."""
 
     def __init__(self, path: Path | None, base: object) -> None:
-        """path: the work file, made when first needed, or None to keep nothing; base: what every key depends on.
+        """Read what earlier runs left.
 
+        path: the work file, made when the first value is kept, or None to keep nothing on disk.
+        base: what all measurements depend on (model, data, options), as JSON types. Values of another base are not found.
         Raises OSError if the file cannot be read.
         """
         self.path, self.measured = path, 0
@@ -37,7 +39,11 @@ class WorkFile:
                 self._known[key] = value
 
     def once(self, what: object, measure: Callable[[], Any]) -> Any:
-        """The value known for `what`, else that of `measure`, which is JSON and is kept."""
+        """The value that is known for a measurement; if there is none it is made and kept.
+
+        what: names the measurement, as JSON types.
+        measure: makes the value, as JSON types.
+        """
         if not self.knows(what):
             self.keep(what, measure())
         return self.known(what)
@@ -51,7 +57,11 @@ class WorkFile:
         return self._known[self._key(what)]
 
     def keep(self, what: object, value: Any) -> None:
-        """Note and write the value, JSON, that this run has measured for `what`."""
+        """Remember a value and append it to the file at once, so that a kill loses none.
+
+        what: names the measurement, as JSON types.
+        value: what was measured, as JSON types, without NaN.
+        """
         self.measured += 1
         key = self._key(what)
         line = json.dumps([key, value], allow_nan=False)

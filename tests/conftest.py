@@ -8,9 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from redknot_sglang.cpu import has_cuda_driver, install_kernel_stand_in
 from tests.serving import harness
+from tests.serving.harness import Server
+from tests.serving.shared import SharedServers
 
 # Tests of pools and tree import SGLang in this process; it looks at this variable when it is imported.
 if install_kernel_stand_in():
@@ -18,32 +22,68 @@ if install_kernel_stand_in():
 
 # How long an example takes depends on what else the cores do, and is not what a test is about.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", settings.get_profile("suite"), max_examples=500)
 settings.load_profile("suite")
 
-# Files of serving tests by what they take. A file stays on one worker (--dist loadfile).
+# Files that take a minute or more, the longest first.
 _LONG = (
-    "test_segments.py",
-    "test_sglang_kits.py",
-    "test_windowed_map.py",
-    "test_conversations.py",
-    "test_capacity.py",
-    "test_calibrate.py",
+    "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_segments.py",
+    "tests/serving/test_conversations.py",
+    "tests/serving/test_calibrate.py",
+    "tests/serving/test_segment_pressure.py",
+    "tests/serving/test_stress.py",
+    "tests/serving/test_windowed_map.py",
+    "tests/serving/test_bad_input.py",
+    "tests/serving/test_capacity.py",
+    "tests/kernels/test_triton_interpreted.py",
+    "tests/serving/test_updates.py",
+    "tests/serving/test_segments_api.py",
+    "tests/serving/test_demo_command.py",
+    "tests/certificate/test_start.py",
 )
+# Files whose tests ask the same shared servers run on one worker: by the name of one of them.
+_TOGETHER = {
+    "tests/serving/test_status.py": "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_stock_parity.py": "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_eval_command.py": "tests/serving/test_sglang_kits.py",
+    "tests/eval/gpu/test_bench_gpu.py": "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_segment_requests.py": "tests/serving/test_segments_api.py",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--full`: acceptance size (100 prompts, 200 conversations, the whole grid) instead of a sample; over an hour."""
-    parser.addoption("--full", action="store_true", help="tests at acceptance size, not as a sample (over an hour)")
+    """`--full`: the size of `make test-nightly` (100 prompts, 200 conversations, whole grids); over an hour."""
+    parser.addoption("--full", action="store_true", help="all cases at full size, not a daily sample (over an hour)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """More examples of properties at full size, where a test does not say how many."""
+    settings.load_profile("full" if config.getoption("--full") else "suite")
 
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether tests run at acceptance size."""
+    """Whether tests run at full size, as in `make test-nightly`."""
     return bool(request.config.getoption("--full"))
 
 
+class Files(LoadFileScheduling):
+    """A file stays on one worker, and so do files that are listed together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return _TOGETHER.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Files | None:
+    """Which worker runs what: `--dist loadfile` with the files of `_TOGETHER` as one."""
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip GPU tests without a GPU, leave out `full` ones unless asked for, and run the quick tests first."""
+    """Skip GPU tests without a GPU, leave out `full` ones unless asked for, and put the files in order."""
     if not config.getoption("--full"):
         left_out = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]
@@ -52,31 +92,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    items.sort(key=lambda item: (item.get_closest_marker("serving") is not None, _place(item)))
+    items.sort(key=lambda item: _place(item.path.relative_to(config.rootpath).as_posix()))
 
 
-def _place(item: pytest.Item) -> int:
-    """Position of a test's file: those that take minutes come first, so that no worker is left with one at the end."""
-    return _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG)
-
-
-@pytest.fixture(scope="session")
-def stock_server() -> Iterator[harness.Server]:
-    """SGLang without --redknot on the embedded model. Flush its cache where a test counts hits."""
-    with harness.launch() as server:
-        yield server
+def _place(file: str) -> tuple[int, str]:
+    """Position of a test file: those that take minutes come first, so that no worker is left with one at the end."""
+    file = _TOGETHER.get(file, file)
+    return _LONG.index(file) if file in _LONG else len(_LONG), file
 
 
 @pytest.fixture(scope="session")
-def redknot_server() -> Iterator[harness.Server]:
-    """SGLang --redknot on the embedded model with its shipped head map."""
-    args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-context-length=1024"]
-    with harness.launch(args) as server:
-        yield server
+def servers() -> Iterator[SharedServers]:
+    """Servers that tests share, by their flags."""
+    with SharedServers() as running:
+        yield running
 
 
-@pytest.fixture(scope="session")
-def all_global_server() -> Iterator[harness.Server]:
-    """SGLang --redknot on the embedded model with every head global: what stock SGLang computes."""
-    with harness.launch(["--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}"]) as server:
-        yield server
+@pytest.fixture
+def stock_server(servers: SharedServers) -> Server:
+    """SGLang without --redknot on the embedded model, its cache empty."""
+    return servers.get()
+
+
+@pytest.fixture
+def redknot_server(servers: SharedServers) -> Server:
+    """SGLang --redknot on the embedded model with its shipped head map, its cache empty."""
+    return servers.get("--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-context-length=1024")
+
+
+@pytest.fixture
+def all_global_server(servers: SharedServers) -> Server:
+    """SGLang --redknot on the embedded model with every head global (what stock computes), its cache empty."""
+    return servers.get("--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}")

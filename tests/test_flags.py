@@ -84,9 +84,9 @@ def test_the_map_beside_the_model_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("redknot_context_length", 0, "positive number"),
-        ("redknot_context_length", True, "positive number"),
-        ("redknot_segment_tokens", 0, "--redknot-segment-tokens must be a positive number"),
+        ("redknot_context_length", 0, "whole number of tokens"),
+        ("redknot_context_length", True, "whole number of tokens"),
+        ("redknot_segment_tokens", 0, "--redknot-segment-tokens must be a whole number of tokens"),
         ("redknot_attention", "cuda", "one of fa3"),
         ("redknot_kv_budget", "lots", "is not a size"),
         ("redknot_repair", "magic", "'magic' is not known"),

@@ -18,9 +18,14 @@ from redknot_sglang.measure.table import format_table
 class Figures:
     """What the demo found for one server.
 
-    right, asked: answered turns, through both clients. ttft: median seconds of the OpenAI client's turns.
-    cached: share of their prompt tokens that came from the cache. kv_bytes: mean per finished conversation.
-    fit: requests of `Settings.fill_length` tokens held at once.
+    server: its name.
+    right: turns that were answered exactly, through both clients.
+    asked: turns, through both clients.
+    ttft: median seconds to the first token in the OpenAI client's turns.
+    cached: share of these turns' prompt tokens that came from the cache, 0 to 1.
+    kv_bytes: bytes of KV of a finished conversation, mean.
+    fit: requests of `Settings.fill_length` tokens that were held at once.
+    seconds: of the whole measurement.
     """
 
     server: str

@@ -25,8 +25,16 @@ _CHUNK = 1024
 class Settings:
     """Sizes of the workload.
 
-    length: document tokens of a conversation; fill_length: tokens of a prompt that fills the pool.
-    concurrency: requests in flight in the conversations; fill_requests: offered at once to see how many fit.
+    device: `cpu` or `cuda`.
+    conversations: conversations through the OpenAI client.
+    frontend_conversations: conversations through SGLang's frontend language.
+    turns: turns of each.
+    length: document tokens of a conversation.
+    concurrency: requests in flight in the conversations.
+    fill_requests: requests that are sent at once to see how many are held.
+    fill_length: tokens of each of their prompts.
+    fill_answer: tokens of each of their answers.
+    start_timeout: seconds until a server must answer.
     """
 
     device: str

@@ -37,7 +37,8 @@ _PROBE = 1.05
 class Spec:
     """One server: its side, and all its flags.
 
-    need: bytes of GPU memory, about. kv_tokens: what stock must have at least; None for RedKnot.
+    need: bytes of GPU memory that it takes, about.
+    kv_tokens: tokens of KV that stock SGLang must have at least; None for RedKnot.
     """
 
     side: str
@@ -50,8 +51,9 @@ class Spec:
 class Plan:
     """Servers of the latency steps and `load`.
 
-    longest: tokens of the longest prompt. base: tokens of stock's KV that prompts, prefixes and batches need. main: those
-    of stock and of the first map, in which cached documents and running requests find room as well.
+    longest: tokens of the longest prompt.
+    base: tokens of KV in stock SGLang that prompts, prefixes and batches need.
+    main: tokens of KV that stock and the first map get, so that cached documents and running requests fit as well.
     """
 
     longest: int

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 class Work:
     """A batch of requests of one length, bf16, as one KV head of a layer sees it.
 
-    rows: the last ones of each request, which are computed; context: its tokens; reach: the most tokens that a row looks at,
-    itself included, `context` at most; group: query heads of the KV head; dim: of a head.
+    rows: rows of each request that are computed, its last ones.
+    context: tokens of a request.
+    reach: tokens that a row looks at, itself included, at most.
+    group: query heads of the KV head.
+    dim: elements of a head.
     """
 
     bs: int

@@ -38,9 +38,14 @@ _ARRIVALS_SEED = 1
 class Plan:
     """What a side is asked.
 
-    documents, tokens: of the corpus and of each document. per_request: documents of a prompt. limit: seconds that p99
-    must keep. seconds: of arrivals in a probe. factor: between rates while bracketing. refine: probes between the
-    bracketing rates. box: seconds after which no further probe begins.
+    documents: documents of the corpus.
+    tokens: tokens of each.
+    per_request: documents of a prompt.
+    limit: seconds to the first token that 99 % of the requests must keep.
+    seconds: seconds for which requests arrive in a probe.
+    factor: quotient of two rates that are tried after each other, until one keeps the limit and one does not.
+    refine: probes between these two.
+    box: seconds after which no further probe begins.
     """
 
     documents: int
@@ -64,9 +69,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate. ttft: seconds of each request in order of arrival, infinite where no token came in time. served: first
-    tokens a second until the last one, which past saturation is what the server can do. failed: requests that timed out
-    later than their first token.
+    """What came of one rate.
+
+    rate: requests that arrived a second.
+    ttft: seconds to the first token of each request, in order of arrival; infinite if none came in time.
+    served: first tokens a second, until the last one came; when too much is asked it is what the server can do.
+    failed: requests that timed out after their first token.
     """
 
     rate: float

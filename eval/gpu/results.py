@@ -25,10 +25,15 @@ _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 2, "pb
 
 @dataclass(frozen=True)
 class Cell:
-    """One measured figure. Its value is the median of the samples, in `unit`.
+    """One measured figure. Its value is the median of the samples.
 
-    side: stock, or the name of a head map. case: what tells cells of a step and length apart. length: tokens of the
-    prompt or of the request; 0 where there is none. details: further raw findings.
+    step: what was measured, e.g. `cold` (docs/serving.md lists the steps).
+    side: `stock`, or the name of a head map.
+    case: tells cells of one step and length apart, e.g. the repair policy.
+    length: tokens of the prompt or of the request; 0 if there is none.
+    unit: of the samples, e.g. `s`.
+    samples: at least one.
+    details: what else was found, JSON types.
     """
 
     step: str

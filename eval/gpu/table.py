@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's table of GPU figures, from the result files of eval/bench_gpu.py.
+"""The GPU tables of docs/measurements.md, from the result files of eval/bench_gpu.py.
 
-    python -m eval.gpu.table eval/results/gpu_*.json.xz                        # print it
-    python -m eval.gpu.table eval/results/gpu_*.json.xz --readme README.md     # write it between README's markers
+    python -m eval.gpu.table eval/results/gpu_*.json.xz                                # print them
+    python -m eval.gpu.table eval/results/gpu_*.json.xz --page docs/measurements.md    # write them between its markers
 
 One table for each model shape and device, since figures of different devices do not compare. A ratio is stock's median
 over the map's for times, the map's over stock's for counts and rates, both from the same run. Rates under load are searched
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from eval.gpu.results import read
+from eval.marked import with_block
 from eval.servers import STOCK
 from redknot_sglang.errors import CliError
 
-BEGIN, END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
+PART = "bench-gpu"
+"""Name of the page's generated part."""
 ORDER = ("cold", "prefix", "segments", "decode", "concurrency", "serving", "load")
 # Stock's cell has no case where the case is RedKnot's repair policy.
 _POLICY_STEPS = ("segments", "load")
@@ -183,33 +185,20 @@ def read_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return [data for data in found if data is not None]
 
 
-def block(text: str) -> str:
-    """What README holds for these tables, markers included."""
-    return f"{BEGIN}\n{text}\n{END}" if text else f"{BEGIN}\n{END}"
-
-
-def with_block(readme: str, text: str) -> str:
-    """README with the tables between its markers. Raises CliError if it has no markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise CliError(f"the file needs one line {BEGIN} and one line {END} after it")
-    head, _, rest = readme.partition(BEGIN)
-    return head + block(text) + rest.partition(END)[2]
-
-
 def main() -> None:
     """Print or write; exit code 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "results", nargs="+", type=Path, help="JSON files, compressed or not; those of other benchmarks are passed over"
     )
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--page", type=Path, help="page whose part between the bench-gpu markers is written")
     args = parser.parse_args()
     try:
         text = tables(read_all(args.results))
-        if args.readme is None:
+        if args.page is None:
             print(text)
         else:
-            args.readme.write_text(with_block(args.readme.read_text(), text))
+            args.page.write_text(with_block(args.page.read_text(), PART, text))
     except CliError as error:
         print(f"eval.gpu.table: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,10 +24,12 @@ class RequestFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """One request as the client saw it. Times are `time.perf_counter()` seconds.
+    """An answer as the client saw it. Times are seconds of `time.perf_counter()`.
 
-    ids: the answer without end marker. first_token: arrival of the first event with a token, None if none came. meta: the
-    server's `meta_info`, empty if the request failed. error: what went wrong, None for a complete answer.
+    ids: token ids of the answer, without the end marker.
+    first_token: when the first event with a token came, None if none came.
+    meta: the server's `meta_info`, empty if the request failed.
+    error: what went wrong, None for a complete answer.
     """
 
     sent: float

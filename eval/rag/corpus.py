@@ -22,7 +22,9 @@ class Question:
 class Frame:
     """Token ids of what stands around documents, questions and answers.
 
-    lead: before the first turn's documents. ask: between documents and question. answer: between question and answer.
+    lead: before the first turn's documents.
+    ask: between documents and question.
+    answer: between question and answer.
     following: between an answer and the next turn's documents.
     """
 

@@ -21,13 +21,18 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Record:
-    """One request. Times in seconds, start_s and late_s from the beginning of the phase.
+    """One request. Times are in seconds; `start_s` counts from the beginning of the phase.
 
-    late_s: how long after its arrival it was sent (open loop; else 0). ttft_s: total_s if no token came. prompt: its digest. Tokens of the prompt by
-    class, as the server counts them: `reused` came from the cache and `computed` did not; `relocated` were moved to
-    where this prompt has them, those that were computed for its sake among them; `repaired` are those of `computed`
-    that lie in a reused segment. output: token ids without the end marker, which `output_tokens` counts. right: None
-    where the answer is not scored. began: whether a first token came, though the answer may have failed after it.
+    late_s: how long after its arrival it was sent, if requests arrive at a rate; else 0.
+    ttft_s: until the first token; `total_s` if none came.
+    prompt: digest of its tokens.
+    reused: tokens of the prompt that came from the cache, by the server's count.
+    computed: those that did not.
+    relocated: those that were moved to where this prompt has them, freshly computed segments' included.
+    repaired: those of `computed` that lie in a reused segment.
+    output: token ids of the answer without the end marker, which `output_tokens` counts.
+    right: whether the answer is right; None if it is not scored.
+    began: whether a first token came, although the answer may have failed after it.
     """
 
     dialogue: int
@@ -58,9 +63,11 @@ class Record:
 class Load:
     """How a server is asked.
 
-    concurrency: dialogues under way at once in closed loop; rate: requests that arrive a second in open loop. One of
-    them is None. answer_tokens: most tokens of an answer. scored: answers end where the model ends them and are
-    compared with the known ones; otherwise they have exactly answer_tokens tokens.
+    concurrency: dialogues that are kept under way; None if requests arrive at a rate.
+    rate: requests that arrive a second on average; None if `concurrency` says how many are under way.
+    answer_tokens: tokens of an answer at most.
+    scored: whether answers end where the model ends them, and are compared with the known ones; if not, they have exactly
+        `answer_tokens` tokens.
     """
 
     concurrency: int | None

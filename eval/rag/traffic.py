@@ -31,8 +31,9 @@ Dialogue = list[Turn]
 class Shape:
     """Sizes of a kind of traffic.
 
-    turns: of a dialogue. documents: that a turn brings. back: the chance that one of them, behind the first turn, is a
-    document of an earlier turn, which then stands in the prompt once more.
+    turns: turns of a dialogue.
+    documents: documents that a turn brings.
+    back: chance, 0 to 1, that a document of a later turn is one of an earlier turn, which then stands in the prompt twice.
     """
 
     turns: int

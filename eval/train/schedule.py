@@ -12,9 +12,9 @@ from eval.train.data import Mix
 class Schedule:
     """A run, by progress from 0 to 1.
 
-    phases: (end of the phase, its mix). supervised: progress up to which the auxiliary loss has its full
-    weight and at which it is gone. decay_from: progress at which the learning rate starts to fall linearly to
-    zero.
+    phases: (end of the phase, its mix).
+    supervised: progress up to which the auxiliary loss has its full weight, and at which it is gone.
+    decay_from: progress at which the learning rate starts to fall linearly to zero.
     """
 
     phases: tuple[tuple[float, Mix], ...]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate: what was measured of a head map on a model, and the check of it when a server starts.
+"""The certificate: a file with what a head map and repair policies were measured to lose on a model, and its check.
+
+A server checks it when it starts; `certify/` makes it. docs/certify.md describes both.
 
 Nothing here imports SGLang or torch.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a server is about to serve is what its certificate says was measured."""
+"""The check at a server's start: is the certificate beside the head map about this model, map, software and policy?"""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from redknot_sglang.heads import HeadMap
 class Served:
     """What a server is about to serve.
 
-    model: called only if a certificate is there, since it reads files. policies: `exact` and the repair policies that the
-    server's flags ask for.
+    head_map: the map.
+    map_path: its file; the certificate lies beside it.
+    model: makes the model's fingerprint. Called only if there is a certificate, since it reads blocks of the weights.
+    sglang: version of SGLang, or None if it is not known.
+    redknot: version of this package.
+    policies: `exact`, and the repair policies that the server's flags ask for.
     """
 
     head_map: HeadMap
@@ -31,7 +35,13 @@ class Served:
 
 
 def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> Certification:
-    """Check a server's certificate. Raises CertificateError, which says what to do, unless `uncertified` is allowed."""
+    """Check a server's certificate.
+
+    served: what the server is about to serve.
+    key_path: public key that must have signed the certificate, or None.
+    uncertified: whether the server may serve without; the result then says why nothing is certified.
+    Raises CertificateError, which says what to do, if something that is served is not certified and `uncertified` is false.
+    """
     by_definition = (EXACT,) if served.head_map.all_global else ()
     needed = [policy for policy in served.policies if policy not in by_definition]
     found = Certification(policies=by_definition, enforced=not uncertified, by_definition=by_definition)
@@ -55,7 +65,11 @@ _ALL_GLOBAL = (
 
 
 def refusal(certification: Certification, policy: str) -> str:
-    """Why a request under `policy` gets no answer from a server that refuses what is not certified."""
+    """The error of a request under a policy that is not certified, on a server that demands certificates.
+
+    certification: what the server's check found.
+    policy: name of the policy, as certificates write it.
+    """
     known = ", ".join(certification.policies)
     return (
         f"policy {policy} is not certified on this server (certified: {known}); use one of these, have it certified with "
@@ -65,7 +79,7 @@ def refusal(certification: Certification, policy: str) -> str:
 
 
 def _command(policy: str) -> str:
-    """The options that have a policy certified."""
+    """The command line that certifies a policy, without model and map."""
     repair, lead, _ = policy.partition("+lead")
     return "redknot certify" + ("" if repair == EXACT else f" --repair {repair}") + (" --lead lead" if lead else "")
 

@@ -24,10 +24,15 @@ _AGAIN = "make it again with `redknot certify`"
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a server checks of a certificate; `document` is all of it.
+    """The parts of a certificate that a server checks.
 
-    head_map: fingerprint of the map. sglang, redknot: versions that were measured. verdicts: by policy (`exact`, or a
-    repair policy of segmented mode) whether it passed. digest: SHA-256 of the canonical document.
+    model: fingerprint of the model that was measured.
+    head_map: fingerprint of the map, 64 hex digits.
+    sglang: version of SGLang that was measured.
+    redknot: version of this package that was measured.
+    verdicts: whether each policy passed; names are `exact` and repair policies.
+    digest: SHA-256 of the document without digest and signature, 64 hex digits.
+    document: the whole certificate, JSON types.
     """
 
     model: ModelFingerprint
@@ -45,7 +50,11 @@ def certificate_path(head_map: Path) -> Path:
 
 
 def seal(document: Mapping[str, Any], key: Ed25519PrivateKey | None = None) -> dict[str, Any]:
-    """The document with its digest, and signed if there is a key."""
+    """The document with its digest and, if there is a key, signed.
+
+    document: a certificate without both, JSON types.
+    key: the private key to sign with, or None.
+    """
     sealed = {**document, "digest": digest_of(document)}
     if key is not None:
         from redknot_sglang.certificate.signature import sign
@@ -61,15 +70,27 @@ def digest_of(document: Mapping[str, Any]) -> str:
 
 
 def write_certificate(path: Path, sealed: Mapping[str, Any]) -> None:
-    """Write a sealed document on one line; `python -m json.tool` shows it on many. Raises CertificateError."""
+    """Write a certificate on one line; `python -m json.tool` shows it on many.
+
+    path: the file.
+    sealed: the document as `seal` returns it.
+    Raises CertificateError if it cannot be written.
+    """
     try:
         path.write_text(json.dumps(sealed, separators=(",", ":")) + "\n")
     except OSError as error:
-        raise CertificateError(f"{path} cannot be written: {error.strerror}") from None
+        raise CertificateError(
+            f"{path} cannot be written: {error.strerror}; it has to lie beside the head map"
+        ) from None
 
 
 def read_certificate(path: Path, key: Ed25519PublicKey | None = None) -> Certificate:
-    """Read a certificate and check that it is whole and, if a key is given, signed with it. Raises CertificateError."""
+    """Read a certificate, and check that it is complete and unchanged.
+
+    path: the file.
+    key: the public key that must have signed it, or None for no such check.
+    Raises CertificateError.
+    """
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model fingerprint: which configuration and which weights a certificate is about."""
+"""The model's fingerprint, by which a server knows whether a certificate is about the model that it serves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ LOADING = ("quantization", "torchao_config", "modelopt_quant", "rl_quant_profile
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """kind: `checkpoint`, or `dummy` for weights that SGLang makes up, which never equal real ones.
+    """What identifies a model.
 
-    config: SHA-256 of what matters in config.json, overrides applied. weights: `sampled_digest`, or `dummy`.
-    loading: the arguments of `LOADING` that are set, which change weights while they are loaded.
+    kind: `checkpoint`, or `dummy` for weights that SGLang makes up under `--load-format dummy`.
+    config: SHA-256 of the fields of config.json that decide what the model computes, overrides applied; 64 hex digits.
+    weights: `weights.sampled_digest`, or the word `dummy`.
+    loading: SGLang's arguments among `LOADING` that are set: they change weights while these are loaded.
     """
 
     kind: str
@@ -36,7 +38,7 @@ class ModelFingerprint:
     loading: Mapping[str, str]
 
     def difference(self, served: ModelFingerprint) -> str | None:
-        """What differs between the certified model (self) and a served one, as a clause; None if nothing does."""
+        """How a served model differs from this, the certified one: the end of a sentence, or None if it is the same."""
         if self.kind != served.kind:
             return f"the certificate is about {_KINDS[self.kind]}, and this server has {_KINDS[served.kind]}"
         if self.config != served.config:
@@ -52,9 +54,10 @@ _KINDS = {REAL: "the weights of a checkpoint", DUMMY: "dummy weights (--load-for
 
 
 def fingerprint_served(arguments: Mapping[str, Any]) -> ModelFingerprint:
-    """Fingerprint of the model that a server with these SGLang arguments serves (as `/server_info` shows them).
+    """Fingerprint of the model that a server serves.
 
-    Raises CertificateError if the model is not on this disk or not complete.
+    arguments: SGLang's server arguments by name, as `/server_info` shows them.
+    Raises CertificateError if the model is not on this disk, or files of it are missing.
     """
     overrides = arguments.get("json_model_override_args") or {}
     return fingerprint_model(
@@ -72,7 +75,14 @@ def fingerprint_model(
     overrides: Mapping[str, Any] | None = None,
     loading: Mapping[str, str] | None = None,
 ) -> ModelFingerprint:
-    """Fingerprint of the model in a folder. Raises CertificateError if something is missing in it."""
+    """Fingerprint of the model in a folder.
+
+    folder: has config.json and the weights.
+    dummy: whether the weights are not read, since SGLang makes them up.
+    overrides: fields that replace those of config.json, as `--json-model-override-args`.
+    loading: SGLang's arguments among `LOADING` that are set.
+    Raises CertificateError if a file is missing.
+    """
     config = read_config(folder)
     return ModelFingerprint(
         kind=DUMMY if dummy else REAL,
@@ -83,9 +93,12 @@ def fingerprint_model(
 
 
 def model_folder(model_path: str, revision: str | None = None, download_dir: str | None = None) -> Path:
-    """Where the files of a model are: its folder, or the one where a name of a model hub was downloaded to.
+    """The folder with a model's files. Downloads nothing.
 
-    Downloads nothing. Raises CertificateError.
+    model_path: a folder, or the model's name on a model hub, whose download is then looked for.
+    revision: of the hub's model, or None.
+    download_dir: where downloads lie, or None for the hub's own place.
+    Raises CertificateError if the model is not on this disk.
     """
     folder = Path(model_path)
     if folder.is_dir():
@@ -103,7 +116,7 @@ def model_folder(model_path: str, revision: str | None = None, download_dir: str
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model's folder. Raises CertificateError."""
+    """The content of config.json in a model's folder. Raises CertificateError if there is none, or it is not JSON."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_bytes())
@@ -117,12 +130,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration in canonical JSON, less the fields that do not matter, nested ones included."""
+    """SHA-256, in hex, of a configuration in canonical JSON. Fields of IRRELEVANT do not count, at any depth."""
     return hashlib.sha256(canonical(_relevant(config))).hexdigest()
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a JSON value over which digests are taken. Raises ValueError for NaN and infinities."""
+    """A JSON value in a spelling that is always the same, for digests. Raises ValueError for NaN and infinities."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 

@@ -20,7 +20,7 @@ ALGORITHM = "ed25519"
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
-    """The key of `--key`. Raises CertificateError."""
+    """The private key of `redknot certify --key`, a PEM file. Raises CertificateError."""
     content = _read(path)
     try:
         key = serialization.load_pem_private_key(content, password=None)
@@ -35,7 +35,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: Path) -> Ed25519PublicKey:
-    """The key of `--redknot-certificate-key`. Raises CertificateError."""
+    """The public key of the server's `--redknot-certificate-key`, a PEM file. Raises CertificateError."""
     content = _read(path)
     try:
         key = serialization.load_pem_public_key(content)
@@ -50,12 +50,22 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def sign(key: Ed25519PrivateKey, digest: str) -> dict[str, str]:
-    """Signature of a certificate's digest as it stands in the document; `key` there is `key_name`, for messages only."""
+    """The signature of a certificate, as it stands in the document.
+
+    key: the private key.
+    digest: the certificate's digest, hex.
+    Returns `algorithm`, `value` (hex) and `key`, the public key's `key_name`, which only messages use.
+    """
     return {"algorithm": ALGORITHM, "key": key_name(key.public_key()), "value": key.sign(digest.encode()).hex()}
 
 
 def is_signed_by(key: Ed25519PublicKey, digest: str, value: str) -> bool:
-    """Whether `value` is this key's signature of the digest."""
+    """Whether a signature is that of a key.
+
+    key: the public key.
+    digest: the certificate's digest, hex.
+    value: the signature, hex.
+    """
     try:
         key.verify(bytes.fromhex(value), digest.encode())
     except (InvalidSignature, ValueError):
@@ -64,7 +74,7 @@ def is_signed_by(key: Ed25519PublicKey, digest: str, value: str) -> bool:
 
 
 def key_name(key: Ed25519PublicKey) -> str:
-    """The first 16 hex digits of the SHA-256 of a public key."""
+    """How messages name a public key: the first 16 hex digits of its SHA-256."""
     raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:16]
 
@@ -73,4 +83,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CertificateError(f"the key {path} cannot be read: {error.strerror}") from None
+        raise CertificateError(f"the key {path} cannot be read: {error.strerror}; name a PEM file") from None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity of a checkpoint's weights that costs seconds however large it is: sampled blocks of every tensor.
+"""A digest of a checkpoint's weights that takes seconds however large they are, since it reads blocks of every tensor only.
 
 A server has to know at start whether its weights are the ones that were measured, and reading 140 GB to find out would
-double the time to load them. So each tensor is represented by its name, type, shape and up to `MOST_BLOCKS` blocks of 4 KiB,
-evenly spread with the first and the last one among them; tensors that are no larger than that are read as a whole. What
-this notices and what it cannot is said in docs/certify.md. The order of tensors and the cut into files do not matter.
+double the time to load them. So the digest is over each tensor's name, type, shape, and up to `MOST_BLOCKS` blocks of 4 KiB,
+evenly spread, the first and the last one among them; smaller tensors are read as a whole. docs/certify.md says which
+changes that notices. The order of tensors, and how they are cut into files, do not matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redknot_sglang.errors import CertificateError
 
 BLOCK = 4096
 MOST_BLOCKS, FEWEST_BLOCKS = 64, 4
-# Bytes sampled of a whole checkpoint; exceeded only where even `FEWEST_BLOCKS` of every tensor are more.
+# Bytes that are read of a checkpoint at most, unless even `FEWEST_BLOCKS` of every tensor are more.
 BUDGET = 256 << 20
 READERS = 8
 _CHUNK = 8 << 20
@@ -35,7 +35,13 @@ _NOT_WEIGHTS = frozenset(
 
 
 class Region(NamedTuple):
-    """Bytes [start, end) of a file that are one tensor, or all of it; `label` names and describes them."""
+    """A tensor, or a whole file of a format that we do not read.
+
+    label: its name, type and shape, over which the digest is taken.
+    file: where it is.
+    start: its first byte.
+    end: the byte behind its last one.
+    """
 
     label: str
     file: Path
@@ -85,7 +91,11 @@ def sampled_digest(folder: Path) -> str:
 
 
 def file_digests(folder: Path, on_bytes: Callable[[int], object] = lambda count: None) -> list[dict[str, Any]]:
-    """Name, bytes and SHA-256 of every weight file, read to the last byte. on_bytes: called with what was read."""
+    """Name, size in bytes and SHA-256 of every weight file, which is read to its last byte.
+
+    folder: the model's.
+    on_bytes: called with the number of bytes read, as they are.
+    """
 
     def one(file: Path) -> dict[str, Any]:
         digest, size = hashlib.sha256(), 0
@@ -102,7 +112,11 @@ def file_digests(folder: Path, on_bytes: Callable[[int], object] = lambda count:
 
 
 def offsets(size: int, most: int) -> Sequence[int]:
-    """Where the sampled blocks of `size` bytes begin: all of them, or `most` evenly spread, the first and last included."""
+    """Where the blocks begin that are read of a tensor: all, or evenly spread ones, the first and the last among them.
+
+    size: bytes of the tensor.
+    most: blocks to read at most.
+    """
     count = -(-size // BLOCK)
     if count <= most:
         return range(0, size, BLOCK)

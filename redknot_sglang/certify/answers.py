@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers that `redknot certify` has got so far, on disk, so that a run that was cut goes on where it was."""
+"""The answers that `redknot certify` has received so far, on disk, so that an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ from redknot_sglang.work_file import WorkFile
 
 
 class Answers:
-    """Replies by policy (None for dense attention) and question; those of another model, map, version or flag do not count."""
+    """The servers' replies by policy and question; the policy None is dense attention, which stock SGLang computes.
+
+    Replies of another model, map, version or flag in the same file are not found.
+    """
 
     def __init__(self, path: Path, plan: Plan, sides: Sides, head_map: HeadMap) -> None:
-        """path: the work file, which is made with the first reply.
+        """Read what an earlier run left.
 
+        path: the work file, which is made with the first reply.
+        plan: the questions.
+        sides: flags of both servers.
+        head_map: the map to certify.
         Raises CertificateError for a model without weights, and for a file that cannot be read.
         """
         self._path = path
@@ -34,7 +41,7 @@ class Answers:
             *(sglang_version(), __version__, model, head_map.fingerprint),
             *(sides.device, sides.lead, list(sides.extra), plan.max_tokens),
         ]
-        # Nobody could tell dummy weights of one folder from those of another.
+        # Dummy weights have no fingerprint that would tell one folder's from another's, so nothing is kept of them.
         try:
             self._work = WorkFile(None if _is_dummy(sides) else path, base)
         except OSError as error:
@@ -44,7 +51,7 @@ class Answers:
         self._stock = [list(sides.stock_extra)] if sides.stock_extra else []
 
     def get(self, policy: str | None, question: Question) -> Reply | None:
-        """The reply to a question of the plan, if there is one."""
+        """The reply to a question of the plan under a policy, or None if there is none yet."""
         what = self._what(policy, question)
         if not self._work.knows(what):
             return None
@@ -52,19 +59,20 @@ class Answers:
         return Reply(text, tuple(tokens), tuple(logprobs))
 
     def keep(self, policy: str | None, question: Question, reply: Reply) -> None:
-        """Note and write a reply. Raises CertificateError if it cannot be written."""
+        """Keep a reply, in memory and on disk. Raises CertificateError if it cannot be written."""
         try:
             self._work.keep(self._what(policy, question), [reply.text, reply.tokens, reply.logprobs])
         except OSError as error:
             raise CertificateError(
-                f"{self._path} cannot be written: {error.strerror}; answers are kept beside the head map, as the certificate is"
+                f"{self._path} cannot be written: {error.strerror}; answers and certificate are kept beside the head map, so "
+                "copy it to a folder that you may write"
             ) from None
 
     def _what(self, policy: str | None, question: Question) -> list[Any]:
         return [policy, self._names[id(question)], *(self._stock if policy is None else [])]
 
     def remove(self) -> None:
-        """The certificate is written."""
+        """Remove the work file, once the certificate is written."""
         self._path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user of `redknot certify` asks for."""
+"""The options of `redknot certify`, as data."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ from pathlib import Path
 from redknot_sglang.certify.verdict import Thresholds
 from redknot_sglang.config import LEADS
 
-# Far from where calibration starts by default.
+# First seed of held-out prompts: far above that of `redknot profile`, whose default is 1000.
 FIRST_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one certification; `docs/certify.md` says what each is for.
+    """The options of one certification; docs/certify.md says what each is for.
 
-    model: the model's folder, as the user gave it. repairs: names of repair policies, unchecked. tasks: names of generated
-    tasks separated by commas, `none`, or None for all. task_dir: task package, None for the checkout's. lengths: tokens of
-    generated prompts. n: prompts of each task and length, from `seed` on. data: the user's own prompts. max_tokens: limit of
-    an answer. key: Ed25519 private key (PEM) to sign with. device: `cpu` or `cuda`. concurrency: requests in flight. logs:
-    where the servers' logs stay, None for nowhere. fresh: whether answers of a run that was cut are forgotten. flags: of
-    both servers. stock_flags: of stock SGLang alone.
+    model: the model's folder, as the user wrote it.
+    head_map: file of the map.
+    thresholds: what may be lost.
+    device: `cpu` or `cuda`, where both servers run.
+    repairs: names of repair policies to certify beside exact mode, not yet checked.
+    lead: one of LEADS: whether segments are computed by themselves or behind the prompt's lead.
+    tasks: names of generated tasks separated by commas, `none`, or None for all.
+    task_dir: folder of the task package, or None for the checkout's.
+    lengths: tokens of generated prompts.
+    n: prompts of each task and length.
+    seed: seed of the first one; the others follow.
+    data: the user's own prompts (JSONL), or None.
+    max_tokens: tokens of an answer at most.
+    key: Ed25519 private key (PEM) to sign with, or None.
+    concurrency: requests in flight.
+    logs: folder where the servers' logs stay, or None to keep none.
+    fresh: whether to forget the answers of a run that was interrupted.
+    flags: of both servers.
+    stock_flags: of stock SGLang alone.
     """
 
     model: str

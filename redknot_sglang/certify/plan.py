@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `redknot certify` will ask, worked out and checked before any server starts."""
+"""The questions of a certification, made and checked before any server starts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
 from redknot_sglang.plan.policies import parse_repair
 
-# Prompts that a server's KV should hold at a time, beyond those in flight: what it has cached.
+# Prompts for which a server's KV gets room beside those in flight, so that it can cache some.
 _SPARE = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Questions, and the options that certificates record. data: name, SHA-256 and size of the user's file, or None."""
+    """The questions, and those of the options that certificates record; see `Options` for the others.
+
+    questions: what every server is asked.
+    repairs: repair policies by their full names.
+    data: name, SHA-256 and number of prompts of the user's file, or None.
+    """
 
     questions: Sequence[Question]
     repairs: Sequence[str]
@@ -38,26 +43,31 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """Tokens of KV that the requests in flight and some cached ones need."""
+        """Tokens for which a server on a CPU gets KV: those of the requests in flight and of some cached ones."""
         longest = max(len(question.ids) for question in self.questions)
         # A segmented request holds its segments and its own copies of them.
         return 2 * (longest + self.max_tokens) * (self.concurrency + _SPARE)
 
     @property
     def segment_length(self) -> int | None:
-        """Mean tokens of a segment, or None where no policy asks for segments."""
+        """Mean number of tokens of a segment, or None if no policy uses segments or no prompt has any."""
         offsets = [(a, b) for q in self.questions for a, b in zip(q.segments[::2], q.segments[1::2], strict=True)]
         if not self.repairs or not offsets:
             return None
         return max(1, sum(b - a for a, b in offsets) // len(offsets))
 
     def certified_name(self, policy: str) -> str:
-        """A policy as certificates name it (RedKnotConfig.certified_name)."""
+        """The name of a policy in the certificate, as in `RedKnotConfig.certified_name`."""
         return f"{policy}+lead" if policy in self.repairs and self.lead == "lead" else policy
 
 
 def make_plan(options: Options, folder: Path) -> Plan:
-    """Check the options, make the questions. folder: the model's. Raises CliError."""
+    """Check the options and make the questions.
+
+    options: of the command.
+    folder: the model's.
+    Raises CliError, and DataError for a file of prompts.
+    """
     repairs = _repairs(options.repairs)
     package, names = _tasks(options)
     seeds = range(options.seed, options.seed + options.n)
@@ -98,7 +108,9 @@ def _repairs(wanted: Sequence[str]) -> list[str]:
 
 
 def _tasks(options: Options) -> tuple[TaskPackage | None, list[str]]:
-    """The task package and the names to use; none for `--tasks none`, or for data without a checkout."""
+    """The task package and the names of tasks to use. None and no names for `--tasks none`, and where the user has data of
+    their own and there is no checkout with tasks.
+    """
     if options.tasks == "none":
         return None, []
     try:
@@ -111,7 +123,7 @@ def _tasks(options: Options) -> tuple[TaskPackage | None, list[str]]:
 
 
 def _check_held_out(head_map: Path, names: Sequence[str], seeds: range) -> None:
-    """Refuse seeds of generated prompts that the map was calibrated on, where its profile lies beside it."""
+    """Raises CliError if generated prompts are those that the map was found on, which its profile beside it would tell."""
     profile = head_map.with_name(head_map.stem + ".profile.json")
     if not names or not profile.is_file():
         return

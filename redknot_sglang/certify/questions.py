@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `redknot certify` asks all servers: the same token ids, from generated tasks and from the user's prompts."""
+"""Makes the questions of a certification, from generated tasks and from the user's prompts.
+
+Questions are token ids, so that all servers get exactly the same prompt.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ DATA = "data"
 class Question:
     """One prompt.
 
-    task: its name, or `data` for the user's. length: tokens that a generated prompt was asked to have, else None.
-    segments: flat token offsets of the documents, as `custom_params.redknot_segments` wants them.
-    score: whether a completion is right, None where nobody knows.
+    task: name of its task, or `data` for the user's.
+    length: tokens that a generated prompt was made for, None for the user's.
+    ids: its token ids.
+    segments: token offsets of its documents, [start, end, start, end, ...].
+    score: tells whether a completion is right; None where the right answer is not known.
     """
 
     task: str
@@ -33,19 +38,29 @@ class Question:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer. Raises CliError."""
+    """The tokenizer in a model's folder. Raises CliError if there is none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise CliError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
+        raise CliError(
+            f"the tokenizer of {folder} cannot be loaded: {error}; put its files into that folder"
+        ) from error
 
 
 def task_questions(
     tasks: TaskPackage, names: Sequence[str], lengths: Sequence[int], seeds: range, tokenizer: Any
 ) -> list[Question]:
-    """One question of each task at each length for every seed. Raises CliError for what a task cannot make."""
+    """One question for each task, length and seed.
+
+    tasks: the task package.
+    names: tasks of it.
+    lengths: tokens of prompts.
+    seeds: of examples.
+    tokenizer: the model's.
+    Raises CliError if a task cannot make such an example.
+    """
     return [
         _task_question(tasks, name, length, seed, tokenizer) for length in lengths for name in names for seed in seeds
     ]
@@ -66,9 +81,12 @@ def _task_question(tasks: TaskPackage, name: str, length: int, seed: int, tokeni
 
 
 def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any]]:
-    """Questions of a file of prompts (measure/prompt_file.py); and its name, SHA-256 and number of prompts.
+    """Questions of a file of prompts.
 
-    `documents` stand in the prompt, verbatim and in order; they are its segments. Raises DataError, which names the line.
+    path: the file, in the format of `measure/prompt_file.py`. `documents` of a line become segments; they must stand in
+        the prompt, verbatim and in order.
+    tokenizer: the model's.
+    Returns the questions, and name, SHA-256 and number of prompts of the file. Raises DataError, which names the line.
     """
     prompts, sha256 = read_prompts(path, other_keys=True)
     questions = [_data_question(prompt, tokenizer) for prompt in prompts]
@@ -94,11 +112,16 @@ def _plain(text: str) -> str:
 
 
 def encode(tokenizer: Any, prompt: str, documents: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids and flat offsets of the documents' tokens; every part is tokenized alone, as the server does at separators.
+    """Token ids of a prompt, and token offsets of its documents, [start, end, start, end, ...].
 
-    Raises ValueError if a document does not stand in the prompt behind those before it.
+    Each document and each text between them is tokenized by itself, as a server does at separators.
+
+    tokenizer: the model's.
+    prompt: the text.
+    documents: parts of it, in order.
+    Raises ValueError if a document is not in the prompt behind the one before.
     """
-    # Special tokens are written out in the text of a chat; a tokenizer that adds its own does so for bare prompts only.
+    # A chat's text has its special tokens written out; only to a text without any the tokenizer's own are added.
     bare = not any(token in prompt for token in tokenizer.all_special_tokens)
     ids: list[int] = []
     segments: list[int] = []
@@ -109,7 +132,7 @@ def encode(tokenizer: Any, prompt: str, documents: Sequence[str]) -> tuple[tuple
         if is_document:
             segments += (begin, len(ids))
     if not ids:
-        raise ValueError("the prompt has no tokens")
+        raise ValueError("the prompt has no tokens; leave the line out, or write a text")
     return tuple(ids), tuple(segments)
 
 
@@ -119,7 +142,10 @@ def _parts(prompt: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
     for number, document in enumerate(documents):
         begin = prompt.find(document, at)
         if begin < 0:
-            raise ValueError(f"document {number} does not stand in the prompt behind those before it")
+            raise ValueError(
+                f"document {number} does not stand in the prompt behind those before it; give documents verbatim and in "
+                "the prompt's order"
+            )
         yield prompt[at:begin], False
         yield document, True
         at = begin + len(document)

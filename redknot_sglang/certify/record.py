@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a certificate says beside the figures: model, software, settings; and the figures as a table."""
+"""The parts of a certificate beside the figures (model, software, settings), and the figures as a table to print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ MEASURED_ON = ("device", "dtype", "tp_size", "attention_backend", "kv_cache_dtyp
 
 
 def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Format, software, map, settings. info: `/server_info` of the server that was measured."""
+    """Format, software, head map and settings of a certificate, as JSON types.
+
+    plan: what was asked.
+    head_map: the map that was measured.
+    info: `/server_info` of the server that was measured.
+    options: of the command.
+    """
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -56,9 +62,11 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options
 
 
 def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Fingerprint of the model as it was served, and the SHA-256 of every weight file, read whole with progress.
+    """The model's fingerprint as it was served, and the SHA-256 of every weight file, as JSON types.
 
-    name: the model's, as the user gave it; of a path the last part is kept.
+    name: the model as the user wrote it; of a path only the last part is recorded.
+    folder: the model's, whose weights are read to the last byte, with progress on stderr.
+    info: `/server_info` of the server that was measured.
     """
     from tqdm import tqdm
 
@@ -78,7 +86,10 @@ def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str
 
 
 def tables(policies: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Lines to print: every policy's exact match beside dense, its loss with the interval, and why it failed."""
+    """Lines to print: exact match of dense attention and of every policy, losses with intervals, and reasons of failures.
+
+    policies: the part of a certificate with that name.
+    """
     for name, entry in policies.items():
         yield f"\n{name}: {entry['verdict']}"
         rows = [_row(cell["task"], cell) for cell in entry["cells"]] + [_row("mean", mean) for mean in entry["means"]]

@@ -22,9 +22,11 @@ from redknot_sglang.heads import load_head_map
 
 
 def certify(options: Options) -> tuple[Path, dict[str, Any]]:
-    """Ask both servers, judge, write; the certificate's path and its document. Progress goes to stderr.
+    """Ask stock SGLang and the server with RedKnot, judge the answers, and write the certificate beside the map.
 
-    Raises RedKnotError for what cannot be measured or written; a policy that fails is in the document's verdict.
+    options: of the command. Progress goes to stderr.
+    Returns the certificate's path and its document; a policy that loses too much is a verdict in it and no error. Raises
+    RedKnotError for what cannot be measured or written.
     """
     key = None
     if options.key is not None:
@@ -72,7 +74,9 @@ def certify(options: Options) -> tuple[Path, dict[str, Any]]:
 def _measure(
     plan: Plan, sides: Sides, known: Answers, logs: Path
 ) -> tuple[dict[str | None, list[Reply]], dict[str, Any]]:
-    """Replies by policy, None for dense attention, and the `/server_info` of the server with RedKnot."""
+    """Ask what is not known yet. Returns the replies by policy, None for dense attention, and `/server_info` of the server
+    with RedKnot.
+    """
     from tqdm import tqdm
 
     info: dict[str, Any] = {}
@@ -81,7 +85,7 @@ def _measure(
     total = len(plan.questions) * len(policies)
     done = total - sum(map(len, missing.values()))
     if done:
-        print(f"{done} of {total} answers are known from a run that was cut; --fresh asks all again", file=sys.stderr)
+        print(f"{done} of {total} answers are known from an interrupted run; --fresh asks all again", file=sys.stderr)
     with tqdm(total=total, initial=done, unit="prompt", desc="certify", leave=False, disable=None) as bar:
 
         def note(policy: str | None, question: Question, reply: Reply) -> None:
@@ -93,7 +97,7 @@ def _measure(
                 continue
             bar.set_postfix(server=name)
             with served(flags, sides.device, logs / f"{name}.log") as server:
-                # Of the server with RedKnot even if all its answers are known: the certificate says how it served.
+                # The server with RedKnot starts even if all its answers are known: the certificate says how it served.
                 info = server_info(server.url)
                 for policy in asked:
                     took = partial(note, policy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that `redknot certify` starts, and how it asks them."""
+"""Starts the two servers of a certification and asks them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server, launch
 from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS
 
+# Seconds to wait for one answer.
 TIMEOUT = 900
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A greedy answer: its text, its tokens and their log-probabilities in nats (empty if not asked for)."""
+    """An answer by greedy decoding.
+
+    text: the text.
+    tokens: its token ids.
+    logprobs: log-probabilities of the tokens in nats; empty if they were not asked for.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -36,11 +42,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sides:
-    """Flags of both servers.
+    """The flags of both servers.
 
-    model: its folder. extra: the user's own; those of RedKnot go to its server only. stock_extra: the user's own of stock
-    SGLang. room: tokens for KV on a CPU, where SGLang would otherwise take a good part of the machine's memory.
-    segment_length: None if no segments are asked.
+    model: the model's folder.
+    head_map: file of the map to certify.
+    device: `cpu` or `cuda`.
+    lead: one of LEADS.
+    room: tokens of KV on a CPU, where SGLang would else take most of the machine's memory.
+    segment_length: mean tokens of a segment, or None if no prompt has segments.
+    extra: the user's flags of both servers; `--redknot*` flags among them go to the server with RedKnot only.
+    stock_extra: the user's flags of stock SGLang alone.
     """
 
     model: Path
@@ -53,12 +64,12 @@ class Sides:
     stock_extra: Sequence[str]
 
     def stock(self) -> list[str]:
-        """Dense attention: SGLang without --redknot. Of a flag that comes twice, SGLang takes the last."""
+        """Flags of stock SGLang. Its own come last, since SGLang takes the last one of a flag that is given twice."""
         shared = [flag for flag in _split(self.extra) if not flag[0].startswith("--redknot")]
         return [*self._common(), *chain(*shared, *_split(self.stock_extra))]
 
     def redknot(self) -> list[str]:
-        """The map under certification, in both modes: requests choose."""
+        """Flags of the server with the map to certify. It serves both modes; each request chooses one."""
         own = ["--redknot", f"--redknot-head-map={self.head_map}", "--redknot-uncertified"]
         if self.segment_length is not None:
             own += [f"--redknot-segment-length={self.segment_length}", f"--redknot-segment-lead={self.lead}"]
@@ -70,7 +81,7 @@ class Sides:
 
 
 def _split(words: Sequence[str]) -> Iterator[list[str]]:
-    """A list for each flag: itself and its values, in one word if it has one value, so that flags can be told apart."""
+    """Words of a command line by flag: a list of the flag and its values, or one word `--flag=value` if it has one value."""
     flags: list[list[str]] = []
     for word in words:
         if word.startswith("--") or not flags:
@@ -83,7 +94,13 @@ def _split(words: Sequence[str]) -> Iterator[list[str]]:
 
 @contextmanager
 def served(args: Sequence[str], device: str, log: Path) -> Iterator[Server]:
-    """A server with these flags. Raises CliError if it does not come up."""
+    """A server that runs inside the context.
+
+    args: its flags.
+    device: `cpu` or `cuda`.
+    log: file for its output.
+    Raises CliError with the last lines of the log if it does not start.
+    """
     environment = CPU_ENVIRONMENT if device == "cpu" else {}
     try:
         with launch(args, log, env=environment) as server:
@@ -93,7 +110,7 @@ def served(args: Sequence[str], device: str, log: Path) -> Iterator[Server]:
 
 
 def server_info(url: str) -> dict[str, Any]:
-    """SGLang's `/server_info`. Raises CliError."""
+    """The answer of a server's `/server_info`. Raises CliError if there is none."""
     return _call(url + "/server_info", None)
 
 
@@ -105,9 +122,15 @@ def ask_all(
     at_once: int,
     on_reply: Callable[[Question, Reply], object],
 ) -> None:
-    """Greedy answers, `at_once` in flight, given to `on_reply` as they come. Raises CliError if one fails.
+    """Ask a server all questions, with greedy decoding.
 
-    policy: `exact`, a repair policy, or None for a server without RedKnot. most: tokens of an answer at most.
+    url: of the server.
+    questions: what to ask.
+    policy: `exact`, a repair policy, or None for a server without RedKnot.
+    most: tokens of an answer at most.
+    at_once: requests in flight.
+    on_reply: called with each reply as it comes.
+    Raises CliError if a question gets no answer; replies to those in flight are still given to `on_reply`.
     """
     with ThreadPoolExecutor(at_once) as pool:
         waiting = {pool.submit(_ask, url, question, policy, most): question for question in questions}
@@ -125,7 +148,7 @@ def ask_all(
 
 def _ask(url: str, question: Question, policy: str | None, most: int) -> Reply:
     sampling = {"temperature": 0, "max_new_tokens": most, "custom_params": _params(question, policy)}
-    # What nobody knows the answer to is compared token by token.
+    # Where the right answer is not known, answers are compared token by token, with their log-probabilities.
     body = {"input_ids": question.ids, "sampling_params": sampling, "return_logprob": question.score is None}
     answer = _call(url + "/generate", body)
     chosen = answer["meta_info"].get("output_token_logprobs") or ()
@@ -151,4 +174,4 @@ def _call(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         text = " ".join(error.read().decode(errors="replace").split())[:500]
         raise CliError(f"the server refused a request ({error.code}): {text}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise CliError(f"the server did not answer: {error}") from error
+        raise CliError(f"the server did not answer: {error}; --logs DIR keeps its log") from error

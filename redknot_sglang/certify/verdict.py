@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From answers to a verdict: how much a policy loses against dense attention on the same prompts."""
+"""Judges a policy: how much it loses against dense attention on the same prompts, and whether that is too much."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ BY = ("estimate", "upper")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a policy may lose, in points (percent of the prompts).
+    """What a policy may lose. A point is one percent of the prompts.
 
-    max_loss: on average over the tasks, at any length. max_task_loss: on any task at any length, and on data with answers.
-    min_agreement: percent of the dense answer's tokens that must come, up to the first difference, on data without answers.
-    min_dense: percent that dense attention must get right, or a loss says nothing. by: whether the estimate of a loss is
-    compared, or the upper end of its 95 % interval.
+    max_loss: points that it may lose at any length, on average over the tasks.
+    max_task_loss: points that it may lose on any task and length, and on the user's data with answers.
+    min_agreement: on data without answers, percent of the dense answer's tokens that must come before the first
+        difference.
+    min_dense: percent that dense attention must get right on every task; below it a loss says nothing, and it fails.
+    by: one of BY: compare the estimate of a loss, or the upper end of its 95 % interval.
     """
 
     max_loss: float
@@ -35,14 +37,18 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same prompts under dense attention and under a policy: right or not, in one order."""
+    """Whether the same prompts were answered right under dense attention and under a policy.
+
+    dense: for each prompt.
+    policy: for each prompt, in the same order.
+    """
 
     dense: Sequence[bool]
     policy: Sequence[bool]
 
     @property
     def loss(self) -> float:
-        """Points by which the policy is worse."""
+        """Points that the policy loses against dense attention; negative if it is better."""
         return 100 * (sum(self.dense) - sum(self.policy)) / len(self.dense)
 
     @property
@@ -55,7 +61,7 @@ class Pairs:
         return 100 * low, 100 * high
 
     def judged(self, by: str) -> float:
-        """The figure that thresholds are for."""
+        """The loss that is compared with a threshold, in points. by: one of BY."""
         return self.interval[1] if by == BY[1] else self.loss
 
     def _rows(self) -> Iterator[tuple[bool, bool]]:
@@ -79,7 +85,14 @@ class Pairs:
 def judge(
     questions: Sequence[Question], dense: Sequence[Reply], policy: Sequence[Reply], limits: Thresholds
 ) -> dict[str, Any]:
-    """A policy's part of a certificate: verdict, reasons, cells of (task, length), means by length, agreement."""
+    """A policy's part of a certificate, as JSON types: verdict, reasons if it failed, a cell for each task and length, means
+    over tasks for each length, and agreement on prompts without known answers.
+
+    questions: what was asked.
+    dense: replies of stock SGLang, in the order of the questions.
+    policy: replies under the policy, in the same order.
+    limits: what may be lost.
+    """
     cells: dict[tuple[str, int | None], list[tuple[bool, bool]]] = {}
     open_ended: list[tuple[Reply, Reply]] = []
     for question, expected, got in zip(questions, dense, policy, strict=True):
@@ -97,8 +110,8 @@ def judge(
     reasons = [*_reasons(pairs, means, limits)]
     if agreement is not None and agreement["agreed_tokens"] * 100 < limits.min_agreement:
         reasons.append(
-            f"{DATA}: {100 * agreement['agreed_tokens']:.1f} % of the dense answers' tokens come, "
-            f"{limits.min_agreement:g} % must"
+            f"{DATA}: {100 * agreement['agreed_tokens']:.1f} % of the dense answers' tokens come before the first "
+            f"difference, at least {limits.min_agreement:g} % must"
         )
     return {
         "verdict": FAIL if reasons else PASS,
@@ -110,10 +123,12 @@ def judge(
 
 
 def agree(replies: Sequence[tuple[Reply, Reply]]) -> dict[str, Any]:
-    """How far a policy's answers follow the dense ones, as shares of 0 to 1.
+    """How far a policy's answers follow the dense ones.
 
-    same: equal answers. agreed_tokens: tokens before the first difference over tokens of the dense answer, mean of the
-    prompts. logprob_gap: mean absolute difference of log-probabilities (nats) of these tokens, None if there are none.
+    replies: pairs of a dense and a policy's reply to the same prompt.
+    Returns `n` and `same`, numbers of pairs and of equal answers; `same_interval_95` of their share, 0 to 1;
+    `agreed_tokens`, the share of the dense answer's tokens before the first difference, 0 to 1, mean over prompts;
+    `logprob_gap`, mean absolute difference of the log-probabilities of these tokens in nats, None if there are none.
     """
     shares, gaps, same = [], list[float](), 0
     for dense, policy in replies:
@@ -134,7 +149,7 @@ def agree(replies: Sequence[tuple[Reply, Reply]]) -> dict[str, Any]:
 
 
 def _pooled(cells: Sequence[Pairs]) -> Pairs:
-    """All prompts of cells of one size together, whose loss is the mean of the cells' losses."""
+    """The prompts of several cells together. The cells have equally many, so the loss is the mean of their losses."""
     return Pairs([d for cell in cells for d in cell.dense], [p for cell in cells for p in cell.policy])
 
 

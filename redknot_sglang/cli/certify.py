@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
         help="measure a head map through the server and write its certificate",
         description="Starts stock SGLang and SGLang --redknot one after the other, asks both the same held-out prompts, and "
         "writes losses, intervals and a verdict to MAP.certificate.json, which a server checks at start. Flags for both "
-        "servers go behind `--`, those for stock SGLang alone into --stock-flags. Exit code 1 if the verdict is no.",
+        "servers go behind `--`, those for stock SGLang alone into --stock-flags. Exit code 1 if the verdict is `fail`.",
         usage='redknot certify MODEL --head-map F [options] [--stock-flags="FLAGS"] [-- SERVER FLAGS]',
     )
     parser.add_argument("model", metavar="MODEL", help="the model's folder")
@@ -38,12 +38,19 @@ def add_parser(subparsers: Any) -> None:
         metavar="P,...",
         help="repair policies of segmented mode to certify, beside exact mode, e.g. blend:0.08",
     )
-    parser.add_argument("--lead", choices=LEADS, default=LEADS[0], help="lead policy of segmented mode (%(default)s)")
+    parser.add_argument(
+        "--lead",
+        choices=LEADS,
+        default=LEADS[0],
+        help="compute documents on their own (none), or behind the text before the first one (lead) (%(default)s)",
+    )
     parser.add_argument("--tasks", metavar="NAME,...", help="generated tasks, or `none`; default: all there are")
     parser.add_argument("--task-dir", type=Path, metavar="DIR", help="task package; default: the checkout's eval/tasks")
     parser.add_argument("--lengths", default="1024,2048,4096", metavar="N,...", help="tokens of prompts (%(default)s)")
     parser.add_argument("-n", type=int, default=400, metavar="N", help="prompts of each task and length (%(default)s)")
-    parser.add_argument("--seed", type=int, default=FIRST_SEED, metavar="S", help="the first prompt's (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=FIRST_SEED, metavar="S", help="seed of the first prompt (%(default)s)"
+    )
     parser.add_argument("--data", type=Path, metavar="F.jsonl", help="prompts of your own, with answers or without")
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="limit of an answer (%(default)s)")
     _add_thresholds(parser)
@@ -58,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--concurrency", type=int, default=8, metavar="C", help="requests in flight (%(default)s)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the servers' logs there")
-    parser.add_argument("--fresh", action="store_true", help="do not go on with the answers of a run that was cut")
+    parser.add_argument("--fresh", action="store_true", help="forget the answers of an interrupted run")
     parser.set_defaults(func=run, takes_server_flags=True)
 
 
@@ -75,10 +82,15 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=90.0,
         metavar="%",
-        help="of data without answers: tokens that agree with the dense answer before the first difference (%(default)s)",
+        help="of data without answers: percent of the dense answer's tokens that must come before the first difference "
+        "(%(default)s)",
     )
     limit.add_argument(
-        "--min-dense", type=float, default=50.0, metavar="%", help="what dense attention must get right (%(default)s)"
+        "--min-dense",
+        type=float,
+        default=50.0,
+        metavar="%",
+        help="percent that stock SGLang must answer right, or a loss says nothing and the verdict is `fail` (%(default)s)",
     )
     limit.add_argument(
         "--by", choices=BY, default=BY[0], help="judge estimates, or upper ends of 95 %% intervals (%(default)s)"
@@ -86,8 +98,8 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write the certificate; 1 if a policy failed. Raises RedKnotError."""
-    # Servers are ended on the way out, which an unhandled SIGTERM would skip.
+    """Measure, print the figures, and write the certificate. Returns 1 if a policy failed. Raises RedKnotError."""
+    # An unhandled SIGTERM would end this process at once and leave the servers running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path, sealed = certify(_options(args))
     for line in tables(sealed["policies"]):
@@ -97,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    """Raises CliError for what cannot be meant."""
+    """The options as data. Raises CliError for values that cannot be used."""
     for option, least in (("n", 1), ("seed", 0), ("max_tokens", 1), ("concurrency", 1)):
         if getattr(args, option) < least:
             flag = "-n" if option == "n" else "--" + option.replace("_", "-")
@@ -131,7 +143,7 @@ def _options(args: argparse.Namespace) -> Options:
 def _lengths(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) for word in words):
-        raise CliError(f"--lengths {text!r} is not a list of tokens such as 1024,2048")
+        raise CliError(f"--lengths {text!r} is not a list of lengths in tokens: write them like 1024,2048")
     return sorted({int(word) for word in words})
 
 
@@ -140,7 +152,7 @@ def _stock_flags(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise CliError(f"--stock-flags {text!r} cannot be cut into words: {error}") from error
+        raise CliError(f"--stock-flags {text!r} cannot be cut into words: {error}; check its quotes") from error
     if words and not words[0].startswith("--"):
         raise CliError(f"--stock-flags {text!r} must begin with a flag, such as --attention-backend fa3")
     for word in words:

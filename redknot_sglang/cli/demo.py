@@ -33,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo and print its table; 1 if a server fails. Raises CliError for senseless sizes."""
+    """Run the demo and print its table. Returns 1 if a server fails. Raises CliError for sizes below 1."""
     device = args.device
     if device == "auto":
         device = "cuda" if has_cuda_driver() else "cpu"
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     # The demo's frontend language imports SGLang here as well, before any server is up.
     install_kernel_stand_in()
     demo = load_demo()
-    # Servers are ended on the way out, which an unhandled SIGTERM would skip.
+    # An unhandled SIGTERM would end this process at once and leave the servers running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = demo.Settings(device=device, **sizes)
     print(

@@ -19,7 +19,7 @@ _EXAMPLE_HEAD_DIM = 128
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register the subcommand."""
+    """Register `doctor` on what `ArgumentParser.add_subparsers` returned."""
     parser = subparsers.add_parser("doctor", help="versions, seams, backends, memory; says what is missing")
     parser.add_argument(
         "--model",
@@ -31,7 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 if a server would start with --redknot, else 1. Raises CliError for flags without a model."""
+    """Print the report. Returns 0 if a server would start with --redknot, else 1. Raises CliError for flags without a
+    model.
+    """
     if args.server_flags and args.model is None:
         raise CliError("flags behind -- are those of a server: name its model with --model DIR")
     problems = [*_report_versions(), *_report_plugin()]

@@ -43,14 +43,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON; 1 if a request failed, else 0. Raises CliError."""
+    """Measure, print the table, write the JSON. Returns 1 if a request failed, else 0. Raises CliError."""
     tasks = load_tasks(args.task_dir)
     names = choose_tasks(tasks, args.tasks)
     for option in ("length", "n", "concurrency", "max_tokens"):
         if getattr(args, option) < 1:
             raise CliError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
     if args.json is not None and not args.json.parent.is_dir():
-        raise CliError(f"--json: there is no directory {args.json.parent}")
+        raise CliError(f"--json: there is no directory {args.json.parent}; make it first")
     options = Options(
         url=args.url,
         length=args.length,

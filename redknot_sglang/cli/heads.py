@@ -138,7 +138,7 @@ def _save(head_map: HeadMap, path: str) -> None:
 
 
 def _notes(head_map: HeadMap) -> list[str]:
-    """What an import had to change or assume, from the provenance that recorded it."""
+    """Sentences about what an import had to change or assume, made from the map's provenance."""
     notes = []
     for key, name, used in (
         ("kv_head_max_distance", "window", head_map.window),

@@ -13,7 +13,7 @@ from redknot_sglang.errors import RedKnotError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; every subcommand sets `func`, which takes the namespace and returns the exit code."""
+    """The parser of all subcommands. Each sets `func`, which takes the parsed arguments and returns the exit code."""
     parser = argparse.ArgumentParser(prog="redknot", description="Head-aware KV cache for stock SGLang.")
     parser.add_argument("--version", action="version", version=f"redknot-sglang {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -23,14 +23,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code: 0 done, 1 done with failures, 2 cannot be done."""
+    """Run one subcommand.
+
+    argv: words of the command line behind `redknot`, or None for this process's. Words behind `--` are flags of a server.
+    Returns the exit code: 0 if all went well, 1 if something failed (a request, a check, a policy), 2 if the command could
+    not be carried out.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     parser = build_parser()
     args = parser.parse_args(words[:cut])
     args.server_flags = words[cut + 1 :]
     if args.server_flags and not getattr(args, "takes_server_flags", False):
-        parser.error(f"{args.command} starts no server to which flags behind -- could go")
+        parser.error(f"{args.command} starts no server to which flags behind -- could go: leave them out")
     try:
         return int(args.func(args))
     except RedKnotError as error:

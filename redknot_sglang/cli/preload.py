@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`redknot preload`: have a running server compute the documents of a corpus before anybody asks about them."""
+"""`redknot preload`: a running server computes the documents of a corpus before anybody asks about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ def add_parser(subparsers: Any) -> None:
 
 @dataclass
 class Batch:
-    """Documents of consecutive lines. first, last: line numbers; size: bytes of these lines."""
+    """Documents of consecutive lines, sent in one call.
+
+    first: number of the first line.
+    last: number of the last line.
+    size: bytes of these lines.
+    documents: texts or lists of token ids.
+    """
 
     first: int = 0
     last: int = 0
@@ -45,7 +51,7 @@ class Batch:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the corpus and print what was new. Raises CliError."""
+    """Send the corpus and print how much of it was new. Raises CliError."""
     if args.batch < 1:
         raise CliError(f"--batch must be at least 1, got {args.batch}")
     client = SegmentsClient(args.url, args.api_key, args.timeout)
@@ -102,7 +108,7 @@ def _document(line: bytes, where: str, name: str) -> Any:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise CliError(f"{where} is not JSON: {error}") from error
+        raise CliError(f"{where} is not JSON: {error}; write one JSON object a line") from error
     if not isinstance(record, dict):
         raise CliError(f'{where} is not a JSON object such as {{"{name}": "..."}}')
     if name not in record:

@@ -36,11 +36,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Profile, write, print what was written. Raises RedKnotError."""
+    """Profile, write the map and its evidence, and print what was written. Raises RedKnotError."""
     options = _options(args)
     for option, file in (("--out", args.out), ("--report", args.report)):
         if file is not None and not file.absolute().parent.is_dir():
-            raise CliError(f"{option}: there is no directory {file.absolute().parent}")
+            raise CliError(f"{option}: there is no directory {file.absolute().parent}; make it first")
     import torch
 
     from redknot_sglang.profile.start import profile_model
@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    """Raises CliError for what cannot be meant."""
+    """The options as data. Raises CliError for values that cannot be used."""
     methods = tuple(dict.fromkeys(part.strip() for part in args.methods.split(",")))
     lists = {name: _numbers(args, name) for name in ("lengths", "windows", "curve")}
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise CliError(f"--methods: unknown {unknown[0]!r}; there are {', '.join(METHODS)}")
+        raise CliError(f"--methods: unknown {unknown[0]!r}; use some of {', '.join(METHODS)}")
     for option in ("n", "rows", "points", "gate_steps", "gate_tokens", "chunk"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise CliError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of `redknot profile`, and the names they take. Imports no torch."""
+"""The options of `redknot profile` and the names that they accept. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ CURVE = "64,128,256,512,1024,2048,4096,8192"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything but model, data and output."""
+    """Add all options but model, data and output to the parser."""
     target = parser.add_argument_group("target, one of")
     target.add_argument("--target-kv", type=float, metavar="R", help="at most this share of stock's KV bytes, as 0.25")
-    target.add_argument("--max-loss", type=float, metavar="X", help="at most X nats per token above dense, as 0.01")
     target.add_argument(
-        "--at", type=int, metavar="N", help="prefix tokens at which bytes count (default: the longest example)"
+        "--max-loss", type=float, metavar="X", help="at most X nats per token more loss than stock, as 0.01"
+    )
+    target.add_argument(
+        "--at", type=int, metavar="N", help="tokens of the prefix whose bytes count (default: the longest example's)"
     )
 
     data = parser.add_argument_group("generated data")
@@ -42,7 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rows of an example that mass and distortion look at, evenly spaced (%(default)s)",
     )
     how.add_argument(
-        "--reuse", choices=REUSE, default="output", help="how far reuse of isolated documents is profiled (%(default)s)"
+        "--reuse",
+        choices=REUSE,
+        default="output",
+        help="what to measure of heads that read documents computed alone: nothing, change of output, or of loss, too "
+        "(%(default)s)",
     )
     how.add_argument(
         "--points", type=int, default=6, metavar="N", help="map sizes measured per method and window (%(default)s)"
@@ -62,9 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default: the model's"
     )
     machine.add_argument(
-        "--load-format", default="auto", choices=("auto", "dummy"), help="dummy: random weights, no file of them"
+        "--load-format", default="auto", choices=("auto", "dummy"), help="dummy: random weights, no files needed"
     )
     machine.add_argument(
-        "--chunk", type=int, metavar="N", help="rows of a pass through a layer (4096 on a GPU, 512 on a CPU)"
+        "--chunk", type=int, metavar="N", help="rows that pass a layer at a time (4096 on a GPU, 512 on a CPU)"
     )
     machine.add_argument("--fresh", action="store_true", help="forget what an earlier run for the same --out measured")

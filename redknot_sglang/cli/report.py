@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page. Raises ReportError."""
+    """Write the page. Raises ReportError if a file cannot be read or written."""
     profile, certificate = args.profile, args.certificate
     if args.head_map is not None:
         profile = profile or _existing(args.head_map.with_name(args.head_map.stem + ".profile.json"))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of this package, and the small checks that raise it with one precise line."""
+"""Small checks of values that come from files. Each raises HeadMapError with one line that names the value.
+
+In all of them `value` is what was found, and `what` is how the error calls it, e.g. `local.window`.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ def shown(value: object) -> str:
 
 
 def require_int(value: object, what: str, at_least: int) -> int:
-    """Return `value` if it is an integer >= `at_least`.
+    """Return `value` if it is an integer >= `at_least`; else raise HeadMapError.
 
-    bool is an int to Python; in a file `"window": true` is a mistake, so it is refused.
+    A bool is an int to Python, but `"window": true` in a file is a mistake, so it is refused.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise HeadMapError(f"{what} must be an integer, got {shown(value)}")
@@ -31,28 +34,28 @@ def require_int(value: object, what: str, at_least: int) -> int:
 
 
 def require_str(value: object, what: str) -> str:
-    """Return `value` if it is a string that is not blank."""
+    """Return `value` if it is a string that is not blank; else raise HeadMapError."""
     if not isinstance(value, str) or not value.strip():
         raise HeadMapError(f"{what} must be a non-empty string, got {shown(value)}")
     return value
 
 
 def require_object(value: object, what: str) -> Mapping[str, Any]:
-    """Return `value` if it is a JSON object."""
+    """Return `value` if it is a JSON object; else raise HeadMapError."""
     if not isinstance(value, Mapping):
         raise HeadMapError(f"{what} must be an object, got {shown(value)}")
     return value
 
 
 def require_list(value: object, what: str) -> list[Any]:
-    """Return `value` if it is a JSON list."""
+    """Return `value` if it is a JSON list; else raise HeadMapError."""
     if not isinstance(value, list):
         raise HeadMapError(f"{what} must be a list, got {shown(value)}")
     return value
 
 
 def require_keys(value: Mapping[str, Any], what: str, required: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """Refuse an object that lacks a required key, or has one that is neither required nor optional."""
+    """Raise HeadMapError if an object lacks a `required` key, or has one that is neither required nor `optional`."""
     required = tuple(required)
     known = {*required, *optional}
     missing = [key for key in required if key not in value]
@@ -64,7 +67,7 @@ def require_keys(value: Mapping[str, Any], what: str, required: Iterable[str], o
 
 
 def require_matrix(value: object, what: str, num_layers: int, num_kv_heads: int) -> list[list[Any]]:
-    """Return `value` if it is a list of `num_layers` lists of `num_kv_heads` entries each."""
+    """Return `value` if it is a list of `num_layers` lists of `num_kv_heads` entries each; else raise HeadMapError."""
     rows = require_list(value, what)
     if len(rows) != num_layers:
         raise HeadMapError(f"{what} has {len(rows)} layers, num_layers is {num_layers}")

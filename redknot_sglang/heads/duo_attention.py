@@ -22,7 +22,7 @@ DEFAULT_THRESHOLD = 0.5
 
 
 def looks_like_gates(text: str) -> bool:
-    """Whether the first cell of a text is a number, as in a table and in no other known format."""
+    """Whether a file's text is such a table: its first cell is a number, as in no other format that is known here."""
     first_line = text.lstrip().split("\n", 1)[0]
     try:
         float(first_line.split("\t", 1)[0])
@@ -40,14 +40,21 @@ def decode_duo_attention(
     sink: int | None,
     share: float | None = None,
 ) -> HeadMap:
-    """Head map of a table of gates: a gate > `threshold` (None: 0.5) makes its head global.
+    """Head map of a table of gates.
 
-    With `share` the gates only rank the heads, as DuoAttention's own `sparsity` has it: the largest ones, at most that
-    share of all heads, are global, of equal ones the first. The published tables of GQA models need it: above 0.5
-    they have 81 to 95 % of the heads. Window and sink come from the arguments, else from `config_path`; HeadMapError if neither has them.
+    text: the table, layers down, KV heads across.
+    config_path: DuoAttention's config.json, read for what `window` and `sink` leave open.
+    source: `source` and `source_sha256` of the file, for the provenance.
+    threshold: heads whose gate is larger are global; None is 0.5.
+    window: tokens of the window, or None for `recent_size` of config.json.
+    sink: tokens of the sink, or None for `sink_size` of config.json.
+    share: instead of a threshold, 0 to 1: the heads with the largest gates, at most this share of all, are global; of
+        equal gates the first. DuoAttention calls 1 - share the sparsity. Its published tables of GQA models need it, since
+        81 to 95 % of their heads have a gate above 0.5.
+    Raises HeadMapError if the table is broken, or window or sink is said nowhere.
     """
     if share is not None and threshold is not None:
-        raise HeadMapError("give either a threshold or a share of global heads")
+        raise HeadMapError("a threshold and a share of global heads exclude each other: give one of them")
     threshold = DEFAULT_THRESHOLD if threshold is None else threshold
     if not 0.0 <= threshold <= 1.0:  # false for NaN, too
         raise HeadMapError(f"threshold must be within 0 to 1, got {threshold}")
@@ -103,15 +110,15 @@ def _gate(cell: str, where: str) -> float:
     except ValueError:
         raise HeadMapError(f"{where}: {shown(cell)} is not a number; cells are separated by tabs") from None
     if not math.isfinite(gate):
-        raise HeadMapError(f"{where}: the gate is {gate}, it must be a finite number")
+        raise HeadMapError(f"{where}: the gate is {gate}, it must be a finite number; export the table again")
     return gate
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise HeadMapError(
-            "is a DuoAttention table without its config.json, so window and sink are unknown: put "
-            "config.json beside it, or convert it with `redknot heads import SRC --window W --sink S --out F`"
+            "is a DuoAttention table without its config.json, so window and sink are unknown: put that file beside it, "
+            "or convert it with `redknot heads import SRC --window W --sink S --out F`"
         )
     try:
         return parse_json_object(read_text(path))

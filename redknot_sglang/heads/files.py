@@ -19,26 +19,32 @@ MAX_BYTES = 16 << 20
 
 
 def read_text(path: StrPath) -> str:
-    """Text of a UTF-8 file of at most `MAX_BYTES`. Errors do not name the path: the caller prefixes it."""
+    """Text of a UTF-8 file of at most `MAX_BYTES`.
+
+    Raises HeadMapError whose message is the end of a sentence: the caller puts the path before it.
+    """
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise HeadMapError("no such file") from None
+        raise HeadMapError("no such file; check the path") from None
     except IsADirectoryError:
         raise HeadMapError("is a directory, give the file itself") from None
     except OSError as error:
         raise HeadMapError(f"cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise HeadMapError(f"is larger than {MAX_BYTES >> 20} MiB, too large for a head map")
+        raise HeadMapError(f"is larger than {MAX_BYTES >> 20} MiB, too large for a head map; name the map's own file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise HeadMapError(f"is not UTF-8 text (byte {error.start})") from None
+        raise HeadMapError(f"is not UTF-8 text (byte {error.start}); name a JSON or TSV file") from None
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
-    """Parse strict JSON whose top level is an object; NaN, Infinity and repeated keys are errors."""
+    """Parse strict JSON whose top level is an object.
+
+    Raises HeadMapError for anything else, NaN, Infinity and keys that stand twice in one object included.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except HeadMapError:
@@ -51,7 +57,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
 
 def write_bytes(path: StrPath, data: bytes) -> None:
-    """Write a file; the directory must exist."""
+    """Write a file, replacing one that is there. Raises HeadMapError, e.g. if the directory does not exist."""
     try:
         Path(path).write_bytes(data)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the known formats a file is in, told from its content alone."""
+"""Reads a head map in any of the three known formats, which are told apart by the file's content, not by its name."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from redknot_sglang.heads.redknot_json import CLASSES_KEY, decode_redknot_json
 def read_head_map(
     path: StrPath, threshold: float | None, window: int | None, sink: int | None, share: float | None = None
 ) -> HeadMap:
-    """`head_map.load_head_map`, with errors that do not name the path."""
+    """As `head_map.load_head_map`, except that messages are the end of a sentence: the caller puts the path before them."""
     file = Path(path)
     text = read_text(file)
     source = {"source": file.name, "source_sha256": hashlib.sha256(text.encode()).hexdigest()}
     if not text.strip():
-        raise HeadMapError("is empty")
+        raise HeadMapError("is empty; make a map with `redknot heads make`")
     if looks_like_gates(text):
         return decode_duo_attention(text, file.parent / "config.json", source, threshold, window, sink, share)
 
     document = parse_json_object(text)
     if threshold is not None:
-        raise HeadMapError("has classes, not gates: a threshold applies to DuoAttention tables only")
+        raise HeadMapError("has classes, not gates: a threshold applies to DuoAttention tables only, leave it out")
     if share is not None:
-        raise HeadMapError("has classes, not gates: a share of global heads applies to DuoAttention tables only")
+        raise HeadMapError(
+            "has classes, not gates: a share of global heads applies to DuoAttention tables only, leave it out"
+        )
     if "format" in document:
         if window is not None or sink is not None:
             raise HeadMapError(
@@ -40,5 +42,6 @@ def read_head_map(
     if CLASSES_KEY in document:
         return decode_redknot_json(document, source, window, sink)
     raise HeadMapError(
-        f"is not a head map: it has neither 'format': {FORMAT!r} (native) nor {CLASSES_KEY!r} (RedKnot JSON)"
+        f"is not a head map: it has neither 'format': {FORMAT!r} (native) nor {CLASSES_KEY!r} (RedKnot JSON); make one "
+        "with `redknot heads make`"
     )

@@ -11,10 +11,12 @@ _RANGE = re.compile(r"(?P<first>\d{1,6})(-(?P<last>\d{1,6}))?", re.ASCII)
 
 
 def parse_global_heads(text: str, num_layers: int, num_kv_heads: int) -> frozenset[tuple[int, int]]:
-    """The (layer, KV head) pairs that `text` names.
+    """The (layer, KV head) pairs that a text names.
 
-    `text` is a comma-separated list of LAYER:HEAD; each side is a number, a range with both ends (`0-2`), or
-    `*` for all. `0:1,3:*,5-7:0-2` is valid; what is named twice counts once.
+    text: a comma-separated list of LAYER:HEAD. Each side is a number from 0, a range with both ends (`0-2`), or `*` for
+        all, e.g. `0:1,3:*,5-7:0-2`. A head that is named twice counts once.
+    num_layers: layers of the model.
+    num_kv_heads: KV heads of each layer.
     Raises HeadMapError, which names the item.
     """
     chosen: set[tuple[int, int]] = set()
@@ -38,7 +40,7 @@ def _parse_range(text: str, count: int, what: str, where: str) -> range:
     first = int(match["first"])
     last = first if match["last"] is None else int(match["last"])
     if last < first:
-        raise HeadMapError(f"{where}: {what} range {text} runs backwards")
+        raise HeadMapError(f"{where}: {what} range {text} runs backwards; write {last}-{first}")
     if last >= count:
         raise HeadMapError(f"{where}: no {what} {last}, the model has {what}s 0 to {count - 1}")
     return range(first, last + 1)

@@ -47,10 +47,13 @@ class HeadClass(str, Enum):
 class HeadMap:
     """Classes of all KV heads of a model (or of one tensor-parallel rank of it, see `shard`).
 
-    is_global: [num_layers][num_kv_heads] bool.
-    window: W >= 1 tokens, the row itself included: the row at position p sees positions > p - W.
-    sink: S >= 0 first positions that a local head sees wherever the row is.
-    provenance: free JSON object, how the map was made; key "method" is required.
+    num_layers: layers of the model, at least 1.
+    num_kv_heads: KV heads of each layer, at least 1.
+    is_global: [num_layers][num_kv_heads] bool, true for heads that need the whole context.
+    window: W >= 1 tokens, the row itself included: a local head's row at position p sees positions > p - W.
+    sink: S >= 0 tokens: a local head's row sees the first S positions, too, wherever it is.
+    model: which model the map is for, as far as its maker knew.
+    provenance: JSON object that says how the map was made; the key "method" is required.
 
     Raises HeadMapError if any of this does not hold.
     """
@@ -92,7 +95,11 @@ class HeadMap:
         model: ModelInfo | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> HeadMap:
-        """A map in which exactly the given (layer, KV head) pairs are global."""
+        """A map in which the given heads are global and all others local.
+
+        global_heads: (layer, KV head) pairs, both from 0.
+        The other parameters are those of the class. Raises HeadMapError for a head that the model does not have.
+        """
         chosen = set(global_heads)
         for layer, head in chosen:
             if not (0 <= layer < num_layers and 0 <= head < num_kv_heads):
@@ -104,6 +111,7 @@ class HeadMap:
         return cls(num_layers, num_kv_heads, rows, window, sink, model or ModelInfo(), **known)
 
     def head_class(self, layer: int, head: int) -> HeadClass:
+        """Class of one head, both numbers from 0. Raises HeadMapError if there is no such head."""
         row = self._row(layer)
         if not 0 <= head < self.num_kv_heads:
             raise HeadMapError(f"no KV head {head}: the map has heads 0 to {self.num_kv_heads - 1}")
@@ -118,9 +126,11 @@ class HeadMap:
         return tuple(head for head, is_global in enumerate(self._row(layer)) if not is_global)
 
     def num_global(self, layer: int) -> int:
+        """How many KV heads of the layer are global."""
         return sum(self._row(layer))
 
     def num_local(self, layer: int) -> int:
+        """How many KV heads of the layer are local."""
         return self.num_kv_heads - self.num_global(layer)
 
     @cached_property
@@ -135,6 +145,7 @@ class HeadMap:
 
     @property
     def all_global(self) -> bool:
+        """Whether no head is local, so that the map changes nothing about the model's answers."""
         return all(map(all, self.is_global))
 
     @cached_property
@@ -148,18 +159,21 @@ class HeadMap:
         return hashlib.sha256(f"{FORMAT}/{VERSION}\n{text}".encode()).hexdigest()
 
     def compression(self, length: int) -> float:
-        """KV bytes that a finished prefix of `length` tokens keeps, over stock's.
+        """Share of stock SGLang's KV bytes that a cached prefix keeps, 0 to 1.
 
-        rho + (1 - rho) * min(1, (S + W) / length); all heads are of one size, so rho is a share of bytes.
+        length: tokens of the prefix, at least 1.
+        It is rho + (1 - rho) * min(1, (S + W) / length): all heads are of one size, so rho is a share of bytes.
         """
         require_int(length, "length", at_least=1)
         rho = self.global_share
         return rho + (1.0 - rho) * min(1.0, (self.sink + self.window) / length)
 
     def check_model(self, num_layers: int, num_kv_heads: int, model_type: str | None = None) -> None:
-        """Raise HeadMapError unless the map fits a model of this shape.
+        """Raise HeadMapError unless the map fits a model.
 
-        `model_type` is compared where both the map and the caller know it.
+        num_layers: layers of the model.
+        num_kv_heads: KV heads of each of its layers, on all ranks together.
+        model_type: `model_type` of its config.json, or None; compared only if the map names one, too.
         """
         remedy = "make a map for this model with `redknot heads make --model DIR`"
         for what, mine, theirs in (
@@ -173,10 +187,12 @@ class HeadMap:
                 )
 
     def shard(self, tp_rank: int, tp_size: int) -> HeadMap:
-        """The map of one tensor-parallel rank, over the KV heads that SGLang places there.
+        """The map of one tensor-parallel rank: the KV heads that SGLang places there.
 
-        With tp_size <= num_kv_heads a rank owns consecutive heads; with more ranks than heads each head is
-        replicated and rank r owns head r * num_kv_heads // tp_size. One must divide the other.
+        tp_rank: number of the rank, from 0.
+        tp_size: number of ranks. A rank owns consecutive heads; with more ranks than heads each head is on several ranks,
+            and rank r owns head r * num_kv_heads // tp_size.
+        Raises HeadMapError unless one of tp_size and num_kv_heads divides the other.
         """
         require_int(tp_size, "tp_size", at_least=1)
         require_int(tp_rank, "tp_rank", at_least=0)
@@ -237,9 +253,13 @@ def load_head_map(
 ) -> HeadMap:
     """Read a head map: native JSON, public RedKnot JSON or DuoAttention TSV, recognised by its content.
 
-    The options are for the imports: `threshold` (TSV; default 0.5: gates above it are global) or `share` (TSV; the
-    heads with the largest gates, at most that share, are global), `window` and `sink` (both imports; instead of what
-    the source says). Raises HeadMapError; its message names the path.
+    path: the file.
+    threshold: DuoAttention only: heads with a larger gate are global; None is 0.5.
+    window: tokens, instead of what a foreign file says; a native file has its own.
+    sink: tokens, as `window`.
+    share: DuoAttention only, instead of `threshold`: the heads with the largest gates, at most this share of all, 0 to 1,
+        are global.
+    Raises HeadMapError; its message names the path.
     """
     # The readers build HeadMaps and so import this module.
     from redknot_sglang.heads.formats import read_head_map
@@ -251,7 +271,7 @@ def load_head_map(
 
 
 def _plain_json(provenance: object) -> dict[str, Any]:
-    """A private copy made of JSON types only, so that what is saved is what is loaded."""
+    """A copy that no caller can change, of JSON types only, so that a map that is saved and loaded again is the same."""
     value = require_object(provenance, "provenance")
     require_str(value.get("method"), "provenance.method")
     try:

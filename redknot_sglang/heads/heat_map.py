@@ -33,6 +33,8 @@ Align = Literal["start", "middle", "end"]
 
 @dataclass(frozen=True)
 class Rect:
+    """A filled rectangle: its upper left corner and its size in pixels, and its colour as #rrggbb."""
+
     x: int
     y: int
     width: int
@@ -42,7 +44,12 @@ class Rect:
 
 @dataclass(frozen=True)
 class Text:
-    """One line of text; (x, y) is the point on the baseline that `align` says."""
+    """One line of text.
+
+    x, y: a point on the baseline in pixels: the text's start, middle or end, as `align` says.
+    content: the text.
+    size: height of the font in pixels.
+    """
 
     x: int
     y: int
@@ -63,7 +70,7 @@ class Drawing:
 
 
 def draw(head_map: HeadMap) -> Drawing:
-    """Lay the picture out; cells shrink for deep models."""
+    """The picture of a head map; cells are 6 to 18 pixels wide, smaller for models with many layers."""
     layers, heads = head_map.num_layers, head_map.num_kv_heads
     cell = max(6, min(18, 1100 // max(layers, heads)))
     gap = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a head map must know of a model, read from the model's config.json."""
+"""What a head map needs to know of a model, read from the model's config.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from redknot_sglang.heads.files import StrPath, parse_json_object, read_text
 class ModelInfo:
     """What a map knows of its model beyond layer and head counts; None where its maker did not know.
 
-    `model_type` and `architecture` are the strings of the model's config.json, sizes are in elements.
+    model_type: `model_type` of the model's config.json, e.g. `llama`.
+    architecture: first of its `architectures`, e.g. `LlamaForCausalLM`.
+    head_dim: elements of one head's K or V.
+    hidden_size: elements of a hidden state.
     """
 
     model_type: str | None = None
@@ -50,11 +53,11 @@ class ModelShape:
 
 
 def read_model_shape(path: StrPath) -> ModelShape:
-    """Shape of the model in a directory with a config.json (or of a config.json given itself).
+    """Shape of a model.
 
-    Models that nest their language model under `text_config` are read there, except for `model_type` and
-    `architectures`, which are taken from the top. Raises HeadMapError, with the file's path, if the file is
-    missing or says nothing usable.
+    path: the model's directory, or its config.json. Where that nests the language model under `text_config` the shape is
+        read there, but `model_type` and `architectures` from the top.
+    Raises HeadMapError, which names the file, if it is missing or has no shape that head maps can describe.
     """
     file = Path(path)
     if file.is_dir():
@@ -70,7 +73,8 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
     text = nested if isinstance(nested, Mapping) and "num_hidden_layers" in nested else config
     if text.get("kv_lora_rank") is not None:
         raise HeadMapError(
-            "the model keeps one latent for all heads (MLA, kv_lora_rank); head maps need MHA, GQA or MQA"
+            "the model keeps one latent for all heads (MLA, kv_lora_rank), but head maps need MHA, GQA or MQA: serve it "
+            "without --redknot"
         )
     num_layers = _count(text, "num_hidden_layers")
     # Absent or null means one KV head per query head.
@@ -90,9 +94,11 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
 
 def _count(config: Mapping[str, Any], key: str) -> int:
     if key not in config:
-        raise HeadMapError(f"no {key!r}: not the config.json of a transformer that head maps know")
+        raise HeadMapError(f"no {key!r}: not the config.json of a model that head maps can describe; name another file")
     if isinstance(config[key], list):
-        raise HeadMapError(f"{key} differs by layer; head maps need one number for all layers")
+        raise HeadMapError(
+            f"{key} differs by layer, but head maps need one number for all layers: serve it without --redknot"
+        )
     return require_int(config[key], key, at_least=1)
 
 

@@ -16,7 +16,11 @@ _IS_GLOBAL = {HeadClass.GLOBAL.letter: True, HeadClass.LOCAL.letter: False}
 
 
 def decode_native(document: Mapping[str, Any]) -> HeadMap:
-    """Head map of a parsed native document; HeadMapError names the first thing that is wrong in it."""
+    """Head map of a native file.
+
+    document: the file's JSON object.
+    Raises HeadMapError, which names the first thing that is wrong in it.
+    """
     if document.get("format") != FORMAT:
         raise HeadMapError(f"format must be {FORMAT!r}, got {shown(document.get('format'))}")
     # Before the keys: another version may well have other keys.

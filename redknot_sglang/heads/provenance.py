@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a map's provenance that is the same however it was made."""
+"""The record of how a head map was made, which every map carries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from redknot_sglang import __version__
 
 
 def provenance(method: str, **details: Any) -> dict[str, Any]:
-    """Provenance of a map made now by this release.
+    """Provenance of a map that is made by this release. It has no time and no path: making a map twice gives one file.
 
-    No time and no path enter: making the same map twice gives the same file.
+    method: how the map was made, e.g. `import` or `manual`.
+    details: what else is to be recorded, JSON types.
     """
     return {"method": method, "tool": f"redknot-sglang {__version__}", **details}

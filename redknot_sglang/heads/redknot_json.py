@@ -2,9 +2,9 @@
 """Import of the head map JSON that the public RedKnot repository publishes for its models.
 
 Its fields: `num_layers`, `num_kv_heads`, `kv_head_classification` [L][H], `kv_head_max_distance` [L][H]
-(tokens; -1 or 0: not given), optional `kv_head_sink_size` [L][H] and `dense_prefix_layers`. `model` and
-`model_type` are recorded, other keys are comments. A value that a file leaves out means here what it means to
-the format's own reader.
+(the window in tokens; -1 or 0: not given), optional `kv_head_sink_size` [L][H] (the sink in tokens; -1: not given) and
+`dense_prefix_layers` (so many first layers have global heads only). `model` and `model_type` are recorded, other keys are
+comments. A value that a file leaves out is taken as the format's own reader takes it: FORMAT_WINDOW, FORMAT_SINK.
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ _LOCAL_CLASSES = frozenset({"local", "local_full", "limited", "streaming", "sink
 def decode_redknot_json(
     document: Mapping[str, Any], source: Mapping[str, str], window: int | None, sink: int | None
 ) -> HeadMap:
-    """Head map of a parsed RedKnot document.
+    """Head map of a file in that format.
 
-    That format has a window and a sink per head, a head map has one of each: the largest over the local
-    heads, so that every head sees at least what was asked for it. `window` and `sink` replace them. What was
-    asked is recorded in the provenance, with the count of heads that took the format's own default.
+    The format has a window and a sink for each head, a head map has one of each for all local heads: the largest, so that
+    every head sees at least what the file gives it. The provenance records the range, and how many heads had no value.
+
+    document: the file's JSON object.
+    source: `source` and `source_sha256` of the file, for the provenance.
+    window: tokens, instead of what the file says; None for what it says.
+    sink: tokens, as `window`.
+    Raises HeadMapError, which names the first thing that is wrong in the file.
     """
     require_keys(document, "the RedKnot JSON", ("num_layers", "num_kv_heads", CLASSES_KEY), document)
     num_layers = require_int(document["num_layers"], "num_layers", at_least=1)
@@ -98,7 +103,7 @@ def _asked(
     default: int,
     record: dict[str, Any],
 ) -> list[int]:
-    """What `key` asks for the local heads, also noted in `record`.
+    """Values of `key` in tokens, one for each local head; their range is also noted in `record`.
 
     Entries below `none_below`, and all of them where the key is absent, mean `default`.
     """

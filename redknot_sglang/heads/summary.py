@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a head map amounts to: as data for a status page, as text for a terminal."""
+"""A head map in a few numbers: as data for a status page, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ GIB = 1 << 30
 
 
 def summary_dict(head_map: HeadMap, lengths: Iterable[int] = DEFAULT_LENGTHS) -> dict[str, Any]:
-    """JSON-ready summary. `kv_kept` maps a prefix length in tokens to the share of stock's bytes it keeps."""
+    """A head map in a few numbers, as JSON types.
+
+    lengths: tokens of prefixes; under `kv_kept` stands for each the share of stock's KV bytes that it keeps.
+    """
     return {
         "fingerprint": head_map.fingerprint,
         "num_layers": head_map.num_layers,
@@ -43,9 +46,10 @@ def one_line(head_map: HeadMap) -> str:
 
 
 def summary_text(head_map: HeadMap, lengths: Iterable[int] = DEFAULT_LENGTHS) -> str:
-    """Table of all layers, then what a finished prefix of each length keeps. Ends with a newline.
+    """A table of all layers, and one of what cached prefixes keep. Ends with a newline.
 
-    The capacity gain is that of KV memory alone: the prefixes that fit in the bytes stock needs for one.
+    lengths: tokens of these prefixes. The capacity gain is of KV memory alone: how many such prefixes fit into the bytes
+        that stock SGLang needs for one.
     """
     return "\n".join([*_header(head_map), "", *_layer_table(head_map), "", *_length_table(head_map, lengths), ""])
 

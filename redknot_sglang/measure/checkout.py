@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place where the package reaches for the repository's `eval/`: by path, when a command needs tasks or the demo.
+"""Loads what commands need of the repository's `eval/`, tasks and the demo, by its path.
 
-`eval/` imports the package, and the package never imports `eval`, which a wheel does not carry.
+`eval/` imports the package, but a wheel does not carry it, so the package never imports it by name.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from redknot_sglang.errors import CliError
 
 
 class Demo(Protocol):
-    """What `eval/demo/run.py` offers."""
+    """The part of `eval/demo/run.py` that `redknot demo` uses."""
 
     Settings: Any
 
     def run_demo(self, settings: Any, out: Path) -> str:
-        """Run it, write its files in `out` and return its table."""
+        """Run the demo, write its files in the folder `out`, and return its table as text."""
 
 
 def find_checkout() -> Path:
-    """Root of the repository this package is used from. Raises CliError if it was installed without one."""
+    """Root of the repository that this package runs from. Raises CliError if it was installed from a wheel."""
     root = Path(redknot_sglang.__file__).resolve().parent.parent
     if not (root / "eval" / "tasks" / "__init__.py").is_file():
         raise CliError(
@@ -37,14 +37,15 @@ def find_checkout() -> Path:
 
 
 def import_package(directory: Path) -> ModuleType:
-    """Import the package in `directory` under its full dotted name, so that its own imports work.
+    """Import a Python package from its folder, under its full dotted name, so that its own imports work.
 
-    The name starts at the outermost parent that is a package; that parent's directory goes on `sys.path`.
-    Raises CliError if there is no package, or another one of the same name comes first.
+    directory: the package's folder. Its name begins at the outermost parent that is a package, too; the folder of that one
+        goes on `sys.path`.
+    Raises CliError if there is no package, or another one of the same name is found first.
     """
     directory = directory.resolve()
     if not (directory / "__init__.py").is_file():
-        raise CliError(f"{directory} is no Python package: it has no __init__.py")
+        raise CliError(f"{directory} is no Python package: it has no __init__.py; name the folder that has it")
     root = directory
     while (root / "__init__.py").is_file():
         root = root.parent
@@ -54,7 +55,7 @@ def import_package(directory: Path) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        raise CliError(f"{directory} cannot be imported: {error}") from error
+        raise CliError(f"{directory} cannot be imported: {error}; install what it needs") from error
     found = Path(module.__file__ or "").resolve().parent
     if found != directory:
         raise CliError(f"importing {name} gave {found}, not {directory}; rename or uninstall the former")
@@ -62,6 +63,6 @@ def import_package(directory: Path) -> ModuleType:
 
 
 def load_demo() -> Demo:
-    """The demo of the checkout; imports SGLang's frontend language. Raises CliError if there is no checkout."""
+    """The demo of the repository. Imports SGLang's frontend language. Raises CliError if there is no repository."""
     package = import_package(find_checkout() / "eval" / "demo")
     return cast(Demo, importlib.import_module(package.__name__ + ".run"))

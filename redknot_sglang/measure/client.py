@@ -19,11 +19,15 @@ Prompt = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """One request as the client saw it. Times are `time.perf_counter()` seconds.
+    """An answer as the client saw it. Times are seconds of `time.perf_counter()`.
 
-    first_token: arrival of the first text, or of the end for an answer without text.
-    prompt_tokens, cached_tokens: the server's own count; None where it reported none.
-    error: what went wrong, None for a complete answer.
+    text: all of it.
+    sent: when the request was sent.
+    first_token: when the first text came, or the end if there was none.
+    finished: when the end came.
+    prompt_tokens: the server's count, or None if it reported none.
+    cached_tokens: how many of them came from the cache, by the server's count; None if it reported none.
+    error: what went wrong, or None for a complete answer.
     """
 
     text: str
@@ -46,7 +50,12 @@ OnAnswer = Callable[[Answer], object]
 
 @dataclass(frozen=True)
 class Request:
-    """A greedy request. `extra` goes into the body as it is (server-specific options)."""
+    """A request with greedy decoding.
+
+    prompt: text or messages.
+    max_tokens: tokens of the answer at most.
+    extra: further fields of the body, such as options that only one kind of server knows.
+    """
 
     prompt: Prompt
     max_tokens: int
@@ -62,7 +71,12 @@ class Client:
     """An OpenAI-compatible server. Use as an async context manager."""
 
     def __init__(self, url: str, *, model: str | None = None, api_key: str = "none", timeout: float = 600) -> None:
-        """url: with or without /v1; model: None for the first one listed; timeout: seconds a request."""
+        """url: address, with or without /v1.
+
+        model: name to ask for, or None for the first that the server lists.
+        api_key: sent with every request.
+        timeout: seconds to wait for an answer.
+        """
         self.url = api_url(url)
         self._model = model
         # A request that fails is reported, not sent again: a retry would spoil its time and the cache counts.
@@ -82,14 +96,19 @@ class Client:
             try:
                 listed = [m.id async for m in self._openai.models.list()]
             except OpenAIError as error:
-                raise CliError(f"no OpenAI-compatible server answers at {self.url}: {error}") from error
+                raise CliError(
+                    f"no OpenAI-compatible server answers at {self.url}: {error}; start one, or give another address"
+                ) from error
             if not listed:
                 raise CliError(f"{self.url}/models lists no model; name one with --model")
             self._model = listed[0]
         return self._model
 
     async def ask(self, request: Request) -> Answer:
-        """Send one request and stream its answer; what goes wrong is in `Answer.error`, never raised."""
+        """Send one request and stream its answer. Errors of the request are in `Answer.error` and not raised.
+
+        Raises CliError if the model's name has to be asked for first and the server does not answer.
+        """
         model = await self.model()
         sent = time.perf_counter()
         pieces: list[str] = []
@@ -143,7 +162,14 @@ async def ask_all(
     concurrency: int,
     on_answer: OnAnswer = lambda answer: None,
 ) -> list[Answer]:
-    """Answers in the order of `requests`, at most `concurrency` of them in flight at once."""
+    """Send many requests.
+
+    client: the server.
+    requests: what to send.
+    concurrency: requests in flight at most.
+    on_answer: called with each answer when it is complete.
+    Returns the answers in the order of the requests. Raises CliError if the server does not answer at all.
+    """
     await client.model()
     gate = asyncio.Semaphore(concurrency)
 
@@ -157,9 +183,9 @@ async def ask_all(
 
 
 def cached_share(answers: Iterable[Answer]) -> float | None:
-    """Cached prompt tokens over all prompt tokens; None if the server never reports cached tokens.
+    """Share of prompt tokens that came from the cache, 0 to 1; None if the server reports no such counts.
 
-    Servers leave the count out of an answer in which it is 0, so only all answers together tell.
+    Servers leave a count of 0 out of an answer, so only if all answers lack it is it not reported.
     """
     complete = [a for a in answers if a.prompt_tokens is not None]
     if all(a.cached_tokens is None for a in complete):

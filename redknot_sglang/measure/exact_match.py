@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact match and time to first token of a server on generated tasks."""
+"""Measures a server on generated tasks: share of answers that match exactly, and time to the first token."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ MODES = ("completions", "chat")
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of which server.
+    """What to ask, and of which server.
 
-    url: with or without /v1. length: tokens of a prompt. n: examples of each task, seeds from `seed` on. concurrency:
-    requests in flight. mode: one of `MODES`. max_tokens: limit of an answer. model: None for the first one listed.
-    timeout: seconds a request.
+    url: address, with or without /v1.
+    length: tokens of a prompt.
+    n: examples of each task.
+    seed: seed of the first of them; the others follow.
+    concurrency: requests in flight.
+    mode: one of MODES, the endpoint to ask.
+    max_tokens: tokens of an answer at most.
+    model: name to ask for, or None for the first that the server lists.
+    api_key: sent with every request.
+    timeout: seconds to wait for an answer.
     """
 
     url: str
@@ -39,7 +46,14 @@ class Options:
 
 
 async def measure_tasks(options: Options, tasks: TaskPackage, names: Sequence[str]) -> tuple[str, list[TaskResult]]:
-    """The model's name, and what was found on each task of `names`, one after the other. Raises CliError."""
+    """Ask the tasks one after the other.
+
+    options: what to ask, and of which server.
+    tasks: the task package.
+    names: tasks of it.
+    Returns the model's name and a result for each task. Raises CliError if the server does not answer, or a task cannot make
+    such an example.
+    """
     # The client is loaded when a server is asked, so that commands are parsed without it.
     from redknot_sglang.measure.client import Client
 
@@ -56,7 +70,7 @@ async def _measure_task(options: Options, tasks: TaskPackage, name: str, client:
     seeds = range(options.seed, options.seed + options.n)
     prompt_of = tasks.render if options.mode == "completions" else tasks.messages
     try:
-        # All before the first request: making one keeps the event loop from noting when text arrives.
+        # All are made before the first request: meanwhile the event loop stands still and would note texts too late.
         examples = [tasks.make_example(name, options.length, seed) for seed in seeds]
     except ValueError as error:
         raise CliError(f"task {name}: {error}") from error
@@ -91,7 +105,7 @@ def _result(name: str, answers: Sequence[Answer], wrong: list[dict[str, Any]]) -
 
 
 def _expected(example: Any) -> str | list[str] | None:
-    """What a result file shows: the answer, a list where several are right, None where the example names none."""
+    """The right answer as a result file shows it: a list if several are right, None if the example names none."""
     answers = right_answers(example)
     if answers is None:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a SGLang server as a child, wait until it answers, and leave no process behind."""
+"""Starts an SGLang server as a child process, waits until it answers, and ends it with all its children."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from redknot_sglang.errors import ServerError
 START_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
 
+LAUNCH_SERVER = ("-m", "sglang.launch_server")
 # What SGLang needs to serve on a CPU without AMX, with or without --redknot.
 CPU_FLAGS = (
     "--device=cpu",
@@ -43,22 +44,27 @@ CPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. url: without /v1. log: its standard output and error."""
+    """A server that answers.
+
+    url: its address, without /v1.
+    process: the child process.
+    log: file with its standard output and error.
+    """
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def log_text(self) -> str:
-        """All it has printed so far."""
+        """All that the server has printed so far."""
         return self.log.read_text(errors="replace")
 
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A free TCP port of this host that the kernel gives nobody else until the context ends.
+    """A free TCP port of this host, held inside the context by a socket that does not listen, so that nobody else gets it.
 
-    A server binds it as SGLang does, with SO_REUSEADDR: Linux allows that beside a socket that does not listen.
+    A server can use it all the same, since SGLang binds with SO_REUSEADDR.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,9 +72,18 @@ def reserved_port() -> Iterator[int]:
         yield int(holder.getsockname()[1])
 
 
-def start(args: Sequence[str], log: Path, port: int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start `launch_server` as the leader of its own session, with its output in `log`; see `launch`."""
-    command = [sys.executable, "-m", "sglang.launch_server", *args, "--host=127.0.0.1", f"--port={port}"]
+def start(
+    args: Sequence[str], log: Path, port: int, env: Mapping[str, str], program: Sequence[str] = LAUNCH_SERVER
+) -> subprocess.Popen[bytes]:
+    """Start `launch_server` as the leader of a session of its own, by which `stop` ends all its children.
+
+    args: all flags but host and port.
+    log: file for its output.
+    port: where it is to listen.
+    env: added to this process's environment.
+    program: what Python runs in place of `-m sglang.launch_server`.
+    """
+    command = [sys.executable, *program, *args, "--host=127.0.0.1", f"--port={port}"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -89,16 +104,20 @@ def launch(
     env: Mapping[str, str] | None = None,
     timeout: float = START_TIMEOUT,
     on_wait: Callable[[float], None] = lambda seconds: None,
+    program: Sequence[str] = LAUNCH_SERVER,
 ) -> Iterator[Server]:
     """Run `python -m sglang.launch_server ARGS` on a free port of this host until the context ends.
 
-    args: all flags but host and port. env: added to this process's environment. on_wait: called with the
-    seconds waited, about twice a second. The server and all it starts share a process group, which is killed
-    at the end.
-    Raises ServerError if it ends before it answers or takes longer than `timeout` seconds.
+    args: all flags but host and port.
+    log: file for its output.
+    env: added to this process's environment, or None.
+    timeout: seconds until it must answer.
+    on_wait: called about twice a second with the seconds waited so far.
+    program: what Python runs in place of `-m sglang.launch_server`.
+    Raises ServerError, with the last lines of the log, if it ends before it answers or takes longer.
     """
     with reserved_port() as port:
-        process = start(args, log, port, env or {})
+        process = start(args, log, port, env or {}, program)
         try:
             server = Server(f"http://127.0.0.1:{port}", process, log)
             _wait_until_healthy(server, timeout, on_wait)
@@ -122,7 +141,7 @@ def _wait_until_healthy(server: Server, timeout: float, on_wait: Callable[[float
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server started by `launch` with everything in its process group."""
+    """End a server that `start` started, and every process of its group."""
     # Only the parent is asked: SGLang takes the death of a child for a crash and spends seconds on it.
     process.terminate()
     try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the user's own prompts, one JSON object a line.
+"""Reads files of the user's own prompts, one JSON object a line.
 
 ```
 {"prompt": "...", "answer": "...", "documents": ["...", "..."]}
 {"prompt": "...", "answers": ["...", "..."]}
 ```
 
-`answer`, or `answers` where several are right, and `documents` are there where they are known.
+`answer`, or `answers` if several are right, and `documents` may be left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ KEYS = ("prompt", "answer", "answers", "documents")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line. where: file and line, for messages. answers: all that are right, none if nobody knows."""
+    """One line of a file.
+
+    where: file and line, for messages.
+    prompt: the text.
+    answers: all that are right; empty if none is known.
+    documents: parts of the prompt, in order.
+    """
 
     where: str
     prompt: str
@@ -35,9 +41,11 @@ class Prompt:
 
 
 def read_prompts(path: Path, *, other_keys: bool) -> tuple[list[Prompt], str]:
-    """The prompts of a file, at least one, and the SHA-256 of its bytes. Raises DataError, which names the line.
+    """Read a file.
 
-    other_keys: whether a line may have keys beside `KEYS`, which then mean nothing.
+    path: the file.
+    other_keys: whether lines may have keys beside KEYS, which are not read then.
+    Returns the prompts, at least one, and the SHA-256 of the file's bytes. Raises DataError, which names the line.
     """
     try:
         content = path.read_bytes()
@@ -49,7 +57,7 @@ def read_prompts(path: Path, *, other_keys: bool) -> tuple[list[Prompt], str]:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
     prompts = list(_prompts(path, text, other_keys))
     if not prompts:
-        raise DataError(f"{path} has no prompts in it")
+        raise DataError(f'{path} has no prompts in it; write one a line, such as {{"prompt": "..."}}')
     return prompts, hashlib.sha256(content).hexdigest()
 
 
@@ -64,7 +72,7 @@ def _prompt(line: str, where: str, other_keys: bool) -> Prompt:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {error}; write one JSON object a line") from error
     if not isinstance(entry, dict) or not _is_text(entry.get("prompt")):
         raise DataError(f'{where}: not an object with a prompt, such as {{"prompt": "..."}}')
     unknown = sorted(set(entry) - set(KEYS))

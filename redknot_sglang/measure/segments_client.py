@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/redknot/segments` of a running server, over HTTP and with the standard library only."""
+"""Calls `/redknot/segments` of a running server over HTTP, with the standard library only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from redknot_sglang.errors import CliError
 
 
 class SegmentsClient:
-    """url: the server's address, with or without /v1; timeout: seconds a call."""
+    """A server with --redknot.
+
+    url: its address, with or without /v1.
+    api_key: sent with every call, or None.
+    timeout: seconds to wait for an answer.
+    """
 
     def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -24,14 +29,19 @@ class SegmentsClient:
         self._timeout = timeout
 
     def preload(self, segments: Sequence[Any], fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """tokens and new of each segment, in order. fields: the rest of the body. Raises CliError."""
+        """Have segments computed.
+
+        segments: texts, or lists of token ids.
+        fields: the other fields of the body.
+        Returns `tokens` and `new` of each, in order. Raises CliError if the server does not answer or refuses.
+        """
         try:
             return self._call({"segments": segments, **fields})
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
 
     def listed(self) -> list[dict[str, Any]] | None:
-        """What the server lists, None if it tells administrators only. Raises CliError."""
+        """The segments that the server lists, or None if it needs an admin key for that. Raises CliError."""
         try:
             return self._call(None)
         except urllib.error.HTTPError as error:
@@ -48,9 +58,11 @@ class SegmentsClient:
         except urllib.error.HTTPError:
             raise
         except urllib.error.URLError as error:
-            raise CliError(f"no server answers at {self._url}: {error.reason}") from error
+            raise CliError(f"no server answers at {self._url}: {error.reason}; start one, or give --url") from error
         except (TimeoutError, HTTPException, OSError, ValueError) as error:
-            raise CliError(f"{self._url} did not answer as a server with --redknot does: {error}") from error
+            raise CliError(
+                f"{self._url} did not answer as a server with --redknot does: {error}; check --url and --timeout"
+            ) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> CliError:
         text = error.read().decode(errors="replace")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few statistics that the tables show."""
+"""Intervals, quantiles and overlaps, as tables show them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ Z_95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927), which stays inside [0, 1] and is honest near both ends.
+    """Interval of a proportion by Wilson's score method (1927), which stays inside [0, 1] and holds near both ends.
 
+    successes: number of successes.
+    trials: number of trials.
+    z: quantile of the normal distribution; the default gives 95 %.
     Raises ValueError unless 0 <= successes <= trials and trials > 0.
     """
     if not 0 <= successes <= trials or trials == 0:
@@ -30,9 +33,13 @@ def paired_difference_interval(
 ) -> tuple[float, float]:
     """Interval of the difference of two proportions measured on the same trials (Newcombe 1998, method 10).
 
-    first_only: trials in which the first succeeded and the second did not. The difference is first minus second, in
-    [-1, 1]. From Wilson's intervals of both and their correlation, so it has a width where nothing differed, too.
-    Raises ValueError for counts that are negative or all zero.
+    both: trials in which both succeeded.
+    first_only: trials in which the first succeeded and the second did not.
+    second_only: trials in which it was the other way round.
+    neither: trials in which none succeeded.
+    z: quantile of the normal distribution; the default gives 95 %.
+    Returns the ends for first minus second, in [-1, 1]. It is made of Wilson's intervals of both and their correlation, so
+    it has a width even if nothing differed. Raises ValueError for counts that are negative or all zero.
     """
     n = both + first_only + second_only + neither
     if min(both, first_only, second_only, neither) < 0 or n == 0:
@@ -55,7 +62,12 @@ def paired_difference_interval(
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The `share` quantile, linear between neighbours. Raises ValueError for no values or a bad share."""
+    """A quantile, interpolated linearly between neighbours.
+
+    values: in any order.
+    share: 0 to 1; 0.5 gives the median.
+    Raises ValueError if there are no values or the share is another.
+    """
     if not values or not 0 <= share <= 1:
         raise ValueError(f"no {share} quantile of {len(values)} values")
     ordered = sorted(values)
@@ -66,7 +78,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def peak_overlap(spans: Iterable[tuple[float, float]]) -> int:
-    """How many of the half-open spans [begin, end) are open at once, at most."""
+    """The largest number of spans [begin, end) that overlap at any moment."""
     edges = sorted(edge for begin, end in spans for edge in ((begin, 1), (end, -1)))
     # At equal times the closing edge sorts first, so touching spans do not count as overlapping.
     open_now = peak = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text tables, readable in any terminal and in a pasted message."""
+"""Tables as plain text, which any terminal shows and which survive being pasted into a message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns under a rule; the first column is left-aligned, the others right-aligned.
+    """A table as text: a header, a rule, and rows; the first column is aligned left, the others right.
 
-    Raises ValueError for a row that has not one cell per column.
+    header: headings of the columns.
+    rows: cells of each row.
+    Raises ValueError for a row with more or fewer cells than the header.
     """
     for row in rows:
         if len(row) != len(header):

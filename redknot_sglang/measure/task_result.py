@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `redknot eval` found out about one task."""
+"""The result of one task of `redknot eval`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ HEADER = ("task", "right", "exact match", "95 %", "TTFT median", "TTFT p99", "pr
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Figures of one task. Times are seconds; `cached` is a share of the prompt tokens, None if not reported.
+    """Figures of one task. A request that failed counts as a wrong answer, and its time does not count.
 
-    A request that failed counts as a wrong answer, and its time does not count.
+    task: its name.
+    n: examples.
+    correct: examples answered right.
+    errors: requests that failed.
+    first_error: the error of the first of them, or None.
+    ttft: seconds to the first token of each complete answer.
+    prompt_tokens: mean tokens of a prompt, or None if the server reported none.
+    cached: share of the prompt tokens that came from the cache, 0 to 1, or None if the server reported none.
+    wrong: seed, expected and given answer, and error of each example answered wrong.
     """
 
     task: str
@@ -29,7 +37,7 @@ class TaskResult:
     wrong: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """What the JSON file holds for the task."""
+        """The task's part of the JSON file."""
         return {
             "n": self.n,
             "correct": self.correct,

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans of positions: sorted, disjoint, half-open `(start, end)` pairs. Pure functions, none quadratic in the spans."""
+"""Spans of positions, as pure functions.
+
+A span is a pair (start, end) without its end; `Spans` are sorted and do not overlap. A prompt may have many
+segments, so nothing here takes time that grows with the square of their number.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ Spans = list[Span]
 
 
 def union(spans: Iterable[Span]) -> Spans:
-    """Sorted and merged; empty spans vanish, touching ones become one."""
+    """Any spans, sorted; those that overlap or touch are joined, and empty ones left out."""
     merged: Spans = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
@@ -26,12 +30,12 @@ def union(spans: Iterable[Span]) -> Spans:
 
 
 def clip(spans: Spans, start: int, end: int) -> Spans:
-    """The part of `spans` inside [start, end)."""
+    """What the spans have in common with [start, end)."""
     return [(max(a, start), min(b, end)) for a, b in spans if max(a, start) < min(b, end)]
 
 
 def gaps(spans: Spans, start: int, end: int) -> Spans:
-    """The part of [start, end) outside `spans`."""
+    """What is left of [start, end) outside the spans."""
     holes: Spans = []
     at = start
     for a, b in clip(spans, start, end):
@@ -44,20 +48,23 @@ def gaps(spans: Spans, start: int, end: int) -> Spans:
 
 
 def positions_of(spans: Sequence[Span]) -> Positions:
-    """All positions of `spans`, ascending: int64 [n]."""
+    """All positions in the spans, ascending: int64 [n]."""
     starts, ends = _columns(spans)
     lengths = ends - starts
     return np.arange(lengths.sum()) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
 
 
 def spans_of(positions: Positions) -> Spans:
-    """Ascending positions as spans, adjacent ones joined."""
+    """Positions as spans, adjacent ones joined.
+
+    positions: int64 [n], ascending.
+    """
     starts, ends = runs_of(positions)
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
 def runs_of(positions: Positions) -> tuple[Positions, Positions]:
-    """Starts and ends of `spans_of`: int64 [runs] each."""
+    """As `spans_of`, but as two arrays, the starts and the ends: int64 [runs] each."""
     if not len(positions):
         return positions, positions
     breaks = np.flatnonzero(np.diff(positions) != 1)
@@ -65,9 +72,11 @@ def runs_of(positions: Positions) -> tuple[Positions, Positions]:
 
 
 def inside(positions: Positions, spans: Sequence[Span]) -> Flags:
-    """Which positions, ascending, lie in one of `spans`: bool [n].
+    """Which positions lie in one of the spans: bool [n].
 
-    Takes time and memory for every position from the first to the last, so these should be most of them.
+    positions: int64 [n], ascending. Time and memory are those of all positions from the first to the last, so most of
+        those should be in it.
+    spans: disjoint.
     """
     if not len(positions):
         return np.zeros(0, dtype=np.bool_)
@@ -88,10 +97,13 @@ def _columns(spans: Sequence[Span]) -> tuple[Positions, Positions]:
 
 
 def kept_local(length: int, window: int, sink: int, branch: int) -> Spans:
-    """Positions of a sequence of `length` tokens whose local slots are worth keeping in the tree.
+    """Positions of a sequence whose local slots are worth keeping in the tree: sink, and tails where others may go on.
 
-    The sinks [0, sink), the tail before its end, and the tail before `branch`, a position where another sequence
-    left this path (0: none known).
+    length: tokens of the sequence; one window before its end is kept, since a next turn goes on there.
+    window: W in tokens.
+    sink: S in tokens.
+    branch: a position up to which an earlier request had the same tokens; one window before it is kept, because a third
+        request may have them, too. 0 if none is known.
     """
     ends = (length, min(branch, length))
     return union([(0, min(sink, length)), *((max(0, end - window), end) for end in ends)])

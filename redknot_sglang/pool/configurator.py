@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pool sizes for SGLang's KV cache configurator."""
+"""Tells SGLang, which asks once at start-up, how many slots each of the two KV pools gets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class HeadClassPoolConfigurator(MemoryPoolConfigurator):
-    """Turns bytes, or a number of tokens, into slots per head class."""
+    """Turns bytes, or a number of tokens, into slots of each head class. The arithmetic is in `sizing.py`."""
 
     def __init__(self, configurator: Any, config: RedKnotConfig) -> None:
+        """configurator: SGLang's own, for its model configuration, arguments and KV dtype. config: RedKnot's settings."""
         parallel = get_parallel()
         model_config = configurator.model_config
         server_args = configurator.server_args
@@ -45,12 +46,22 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
-        """Split the memory that SGLang found, or the user's budget. Ends the process if they do not suffice."""
+        """Slots of both pools by bytes: those of --redknot-kv-budget, else all that SGLang found.
+
+        available_bytes: what SGLang found for KV on this rank.
+        page_size: tokens of a page, always 1 with --redknot.
+        Ends the process, with one line that says what to change, if no request fits.
+        """
         with one_line(self._data_parallel):
             return self._of_bytes(available_bytes)
 
     def calculate_pool_sizes_from_max_tokens(self, max_total_num_tokens: int, page_size: int) -> MemoryPoolConfig:
-        """Size the local pool for a given number of global slots. Ends the process if they do not suffice."""
+        """Slots of both pools where --max-total-tokens gives those of the global one.
+
+        max_total_num_tokens: global slots.
+        page_size: tokens of a page, always 1 with --redknot.
+        Ends the process, with one line that says what to change, if no request fits.
+        """
         with one_line(self._data_parallel):
             lengths = self._context_length, self._chunk, self._segments
             return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))

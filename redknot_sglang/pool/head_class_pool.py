@@ -25,7 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class ClassBuffers:
-    """K and V of one head class: `k[layer]`, `v[layer]` of `[slots + 1, widths[layer], D]`."""
+    """K and V of one head class: `k[layer]` and `v[layer]`, each `[slots + 1, widths[layer], head_dim]`.
+
+    slots: usable slots; slot 0 comes on top.
+    widths: heads of this class in each layer.
+    head_dim: elements of one head's K or V.
+    dtype: of the elements.
+    device: where the buffers are.
+    """
 
     def __init__(self, slots: int, widths: list[int], head_dim: int, dtype: torch.dtype, device: str) -> None:
         self.size = slots
@@ -38,10 +45,16 @@ class ClassBuffers:
         return sum(k.nbytes for k in self.k), sum(v.nbytes for v in self.v)
 
     def register_layer_transfer_counter(self, counter: Any) -> None:
-        """The pool above waits for layer transfers; its buffers do not."""
+        """Does nothing. SGLang's two-pool class calls it where KV may come from a host cache, layer by layer, and have to be
+        waited for; --redknot refuses such caches at start-up.
+        """
 
     def copy_slots(self, target: Tensor, source: Tensor) -> None:
-        """Copy KV of `source` slots to `target` slots, both int64 [n], in every layer."""
+        """Copy KV between slots in every layer.
+
+        target: int64 [n], slots to write.
+        source: int64 [n], slots to read.
+        """
         for buffer in (*self.k, *self.v):
             buffer[target] = buffer[source]
 
@@ -49,10 +62,16 @@ class ClassBuffers:
 class HeadClassPool(SWAKVPool):
     """The pool of both head classes, in the place of SGLang's pool for models with sliding-window layers.
 
-    head_map: this rank's share of the head map. size_global, size_local: usable slots. probe_width: query heads that are
-    kept for probes, 0 if none are.
-    `full_kv_pool` holds the global class and `swa_kv_pool` the local class, the names by which SGLang's two-pool
-    allocator knows them.
+    size_global: usable global slots.
+    size_local: usable local slots.
+    head_map: this rank's share of the head map.
+    head_dim: elements of one head's K or V.
+    dtype: of K and V.
+    device: where the buffers are.
+    probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`), 0 for none.
+
+    `full_kv_pool` holds the global class and `swa_kv_pool` the local class: SGLang's two-pool allocator knows them by
+    these names.
     """
 
     def __init__(
@@ -100,7 +119,7 @@ class HeadClassPool(SWAKVPool):
 
     @property
     def post_capture_active(self) -> bool:
-        """Buffers are allocated at once, not after CUDA graph capture."""
+        """False, which tells SGLang that the buffers exist from the start, not only after CUDA graphs are captured."""
         return False
 
     @property
@@ -117,18 +136,22 @@ class HeadClassPool(SWAKVPool):
         return self.swa_kv_pool.k[layer], self.swa_kv_pool.v[layer]
 
     def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: the attention backend stores KV, together with what else it does head by head (`split_heads`)."""
-        raise TypeError("KV of this pool is stored per head class, by the attention backend")
+        """Raises TypeError: the attention backend stores KV, in the same launch that parts the heads (`split_heads`)."""
+        raise TypeError("KV of this pool is stored per head class, by the attention backend: call kernels.split_heads")
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
-        """Copy tokens between slots in both classes."""
+        """Copy KV of tokens to other slots in both classes.
+
+        tgt_loc: int64 [n], global slots to write.
+        src_loc: int64 [n], global slots to read.
+        """
         self.full_kv_pool.copy_slots(tgt_loc, src_loc)
         self.swa_kv_pool.copy_slots(
             self.translate_loc_from_full_to_swa(tgt_loc), self.translate_loc_from_full_to_swa(src_loc)
         )
 
     def get_key_buffer(self, layer_id: int) -> Tensor:
-        """There is no buffer of all heads; callers need one class at a time."""
+        """Raises TypeError: there is no buffer of all heads; callers need one class at a time."""
         raise TypeError("KV is kept per head class: use global_kv() and local_kv(), there is no buffer of all heads")
 
     get_value_buffer = get_key_buffer

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a probe compares with: of the first global heads, what rows asked for and what they got in isolation."""
+"""Buffers for the repair policy `blend`, which asks of each row of a reused document whether its new context changes it.
+
+It asks by a *probe*: the attention of one layer's global heads is computed again over the new context, and compared with
+what it gave when the document was computed alone. For that, queries and outputs of these heads are kept here.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,11 @@ WHY_NO_PROBES = (
 def probe_width(config: RedKnotConfig, heads: HeadMap, group: int, tp_size: int) -> int:
     """Query heads whose rows are kept for probes, 0 if the server keeps none.
 
-    heads: the whole map; group: query heads per KV head. A map whose heads are all global is there to equal stock SGLang,
-    so it pays for probes only where segments are expected.
+    config: the server's settings. A map whose heads are all global is there to equal stock SGLang, so memory goes to
+        probes only where the flags say that segments are expected.
+    heads: the whole model's map.
+    group: query heads for each KV head.
+    tp_size: tensor-parallel ranks; with more than one there are no probes.
     """
     if tp_size > 1 or len(heads.global_layers) < 2 or (heads.all_global and not config.expects_segments):
         return 0
@@ -27,9 +34,13 @@ def probe_width(config: RedKnotConfig, heads: HeadMap, group: int, tp_size: int)
 
 
 class ProbeBuffers:
-    """Rows of the probe layer, the first layer with global heads, by *local* slot: every row under `blend` has one.
+    """Rows of the probe layer, which is the first layer with global heads, by *local* slot.
 
-    asked, got: queries and attention output of the layer's global heads, [slots_l + 1, width, D], in the model's dtype.
+    Local, because under `blend` every row of a document has one. Made from `slots`, usable local slots; `width`, query
+    heads; and what the class buffers are made from. Attributes:
+
+    asked: [slots + 1, width, D], the queries of the layer's global heads, in the model's dtype.
+    got: [slots + 1, width, D], their attention output.
     """
 
     def __init__(self, slots: int, width: int, heads: HeadMap, head_dim: int, dtype: torch.dtype, device: str) -> None:
@@ -38,6 +49,11 @@ class ProbeBuffers:
         self.got = torch.zeros_like(self.asked)
 
     def store(self, slots: Tensor, asked: Tensor, got: Tensor) -> None:
-        """Keep rows; slots int64 [n], asked and got [n, width, D]."""
+        """Keep rows.
+
+        slots: int64 [n], local slots.
+        asked: [n, width, D], queries.
+        got: [n, width, D], attention output.
+        """
         self.asked[slots] = asked.to(self.asked.dtype)
         self.got[slots] = got.to(self.got.dtype)

@@ -26,9 +26,11 @@ _CHUNK_SHARE = 0.25
 
 @dataclass(frozen=True)
 class ClassBytes:
-    """Bytes of one slot of each class on one rank: K and V of that class's heads over all layers.
+    """Bytes of one slot of each class on one rank.
 
-    probe: what else a local slot takes, for probes.
+    global_slot: K and V of one token for all global heads, over all layers.
+    local_slot: the same for the local heads.
+    probe: what a local slot takes besides, for probes (`probe.py`).
     """
 
     global_slot: int
@@ -56,10 +58,11 @@ class PoolSlots:
 
 @dataclass(frozen=True)
 class Segments:
-    """Segments that the cache is to hold.
+    """Segments (documents to be reused) for which the cache is to have room.
 
-    length: tokens of one, None if few are expected. whole: they keep local slots of all tokens, not sink and window.
-    tokens: of all, beside running sequences; None if unknown.
+    length: tokens of one segment, or None if few are expected.
+    whole: whether a cached segment keeps local slots of all its tokens, as `blend` needs, and not of sink and window only.
+    tokens: tokens of all of them, beside running requests; None if unknown.
     """
 
     length: int | None = None
@@ -71,9 +74,12 @@ NO_SEGMENTS = Segments()
 
 
 def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
-    """Bytes per slot for this rank's head map, `head_dim` values of `itemsize` bytes for each of K and V.
+    """Bytes of a slot of each class.
 
-    probe_width: query heads that are kept for probes.
+    head_map: this rank's share of the head map.
+    head_dim: elements of one head's K, and of its V.
+    itemsize: bytes of an element.
+    probe_width: query heads whose rows are kept for probes.
     """
     per_head = 2 * head_dim * itemsize
     layers = range(head_map.num_layers)
@@ -85,22 +91,28 @@ def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: in
 
 
 def local_slots_per_sequence(head_map: HeadMap) -> int:
-    """Local slots that a running sequence holds at most: sink, the window at the prompt's end, the decode window."""
+    """Local slots that a running sequence holds at most: sink, the window at its prompt's end, and `decode_window`."""
     return head_map.sink + head_map.window + decode_window(head_map)
 
 
 def decode_window(head_map: HeadMap) -> int:
-    """Local slots that a decoding sequence adds to its prompt's at most: its window, and what the last pass left."""
+    """Local slots that decoding adds to those of the prompt at most: one window, and what left it since the last pass that
+    frees such slots, DECODE_FREE_INTERVAL steps ago.
+    """
     return head_map.window + DECODE_FREE_INTERVAL
 
 
 def least_slots(head_map: HeadMap) -> int:
-    """The fewest slots of each class with which a single request can run, a few tokens a chunk."""
+    """The fewest slots of each class with which one request can run at all, its prompt in chunks of a few tokens."""
     return 2 if head_map.all_global else local_slots_per_sequence(head_map) + 8
 
 
 def holding_a_request(head_map: HeadMap, slots: PoolSlots) -> PoolSlots:
-    """The same slots. Raises RedKnotError if no single request can run in them."""
+    """Returns `slots` as they are. Raises RedKnotError if not even one request can run in them.
+
+    head_map: of this rank.
+    slots: slots of each class.
+    """
     least = least_slots(head_map)
     if min(slots.global_slots, slots.local_slots) < least:
         raise RedKnotError(
@@ -111,9 +123,13 @@ def holding_a_request(head_map: HeadMap, slots: PoolSlots) -> PoolSlots:
 
 
 def widest(head_map: HeadMap, ranks: int, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
-    """Bytes per slot of the tensor-parallel rank with the most per global slot: every rank must have the same slots.
+    """Bytes of a slot on the tensor-parallel rank whose global slots take most.
 
-    head_map: of the whole model. ranks: how many share it. The others are those of `class_bytes`.
+    All ranks have as many slots, since they decide alike, so this rank's memory limits them.
+
+    head_map: of the whole model.
+    ranks: tensor-parallel ranks.
+    The other parameters are those of `class_bytes`.
     """
     costs = (class_bytes(head_map.shard(rank, ranks), head_dim, itemsize, probe_width) for rank in range(ranks))
     return max(costs, key=lambda cost: cost.global_slot)
@@ -127,10 +143,16 @@ def split_budget(
     chunk: int,
     segments: Segments = NO_SEGMENTS,
 ) -> PoolSlots:
-    """Slots per class for `budget` bytes. Raises RedKnotError if they do not hold the segments beside one request.
+    """Slots of each class for a number of bytes.
 
-    context_length: tokens of the expected sequence. chunk: tokens of a prefill chunk. Two chunks of one request can be
-    in flight, wholly live, so the local pool gets room for them beside the sequences; at most a quarter of the budget.
+    head_map: of this rank.
+    cost: bytes of a slot of each class.
+    budget: bytes for both classes.
+    context_length: tokens of the expected request, prompt and answer.
+    chunk: tokens of a prefill chunk. Two chunks of a request can be in flight, and all their tokens have local slots then,
+        so the local pool gets room for them beside the requests; at most a quarter of the budget.
+    segments: documents for which the cache is to have room.
+    Raises RedKnotError if they leave no room for a request.
     """
     if head_map.all_global:
         slots = budget // (cost.global_slot + cost.probe)
@@ -152,7 +174,11 @@ def split_budget(
 def local_for_global(
     head_map: HeadMap, global_slots: int, context_length: int, chunk: int, segments: Segments = NO_SEGMENTS
 ) -> PoolSlots:
-    """Slots per class when the number of global slots is given (`--max-total-tokens`). Raises as `split_budget`."""
+    """Slots of each class where the number of global ones is given, by `--max-total-tokens`.
+
+    global_slots: usable global slots.
+    The other parameters, and what is raised, are those of `split_budget`.
+    """
     if head_map.all_global:
         return PoolSlots(global_slots, global_slots)
     ratio = _local_ratio(head_map, context_length, segments)
@@ -166,7 +192,7 @@ def local_for_global(
 
 
 def segments_for(config: RedKnotConfig) -> Segments:
-    """What the flags say of segments. Some repair policies have them keep local slots of all tokens."""
+    """The segments that a server's flags say to expect. Some repair policies have them keep local slots of all their tokens."""
     whole = config.expects_segments and parse_repair(config.repair).keeps_whole
     return Segments(config.segment_length, whole, config.segment_tokens)
 
@@ -174,7 +200,11 @@ def segments_for(config: RedKnotConfig) -> Segments:
 def _with_segments(
     head_map: HeadMap, segments: Segments, ratio: float, beside: Callable[[PoolSlots], PoolSlots]
 ) -> PoolSlots:
-    """All slots, of the segments and of what is left `beside` them, at least those of one request."""
+    """Slots of the segments and of what is left beside them. Raises RedKnotError if that does not hold one request.
+
+    ratio: local slots for each global one that segments take if neither `whole` nor `length` says how many.
+    beside: from the slots of the segments, the slots that are left for requests.
+    """
 
     def held(tokens: int) -> PoolSlots:
         tail = head_map.sink + head_map.window
@@ -200,10 +230,10 @@ def _with_segments(
 
 
 def _local_ratio(head_map: HeadMap, context_length: int, segments: Segments) -> float:
-    """Local slots per global slot: of sequences of the expected length, or of cached segments if that is more.
+    """Local slots for each global slot: as requests of the expected length take, or as cached segments take if that is more.
 
-    How many tokens of segments there will be may be unknown. Those that keep all local slots then get half of the global
-    ones, the other half are requests' own.
+    If nothing says how many tokens of segments there will be, those that keep local slots of all tokens are taken to fill
+    half of the global pool, and requests the other half.
     """
     shares = [local_slots_per_sequence(head_map) / context_length]
     if segments.tokens is None and segments.whole:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the parts of a model class are found: the one place to add a model that transformers knows.
+"""Finds the parts of a transformers model. To profile another class of models, add it here.
 
-A class fits as it is if its attention modules call the attention function that transformers looks up for them, with
-rotated queries and keys, and if a layer is a function of hidden states, position tables and nothing else.
+A class fits if its attention modules call the attention function that transformers looks up for them, with rotated
+queries and keys, and if a layer is a function of hidden states and position tables only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from redknot_sglang.errors import ProfileError
 
 @dataclass(frozen=True)
 class Parts:
-    """Modules of a decoder: token ids -> embed -> layers, each given rotary's tables -> norm -> head -> logits.
+    """Modules of a decoder.
 
-    attentions: of each layer the module that calls the attention function; outputs: of each layer the projection of the
-    attention output [.., Q * D] to the hidden size.
+    embed: token ids to hidden states.
+    layers: in order.
+    rotary: makes the position tables that every layer gets.
+    norm: after the last layer.
+    head: hidden states to logits.
+    attentions: of each layer the module that calls the attention function.
+    outputs: of each layer the projection from attention output [.., Q * D] to the hidden size.
     """
 
     embed: nn.Module
@@ -66,5 +71,7 @@ def find_parts(model: Any) -> Parts:
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     own_window = name == "MistralForCausalLM" and model.config.sliding_window is not None
     if kinds != {"full_attention"} or own_window:
-        raise ProfileError("the model has sliding windows of its own, which SGLang --redknot does not serve")
+        raise ProfileError(
+            "the model has sliding windows of its own, which SGLang --redknot does not serve: take another model"
+        )
     return ADAPTERS[name](model)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention of a chunk of rows, with the whole context and with sink + window, and where its mass lies.
+"""Causal attention of a chunk of rows, over the whole context or over sink and window, and how its weights are spread.
 
-Everywhere q is [Q, n, D], the last n rows of a sequence, k and v are [H, T, D], all its rows so far, Q a multiple of
-H: KV head h serves the query heads h * Q / H and on. Row i stands at position T - n + i and sees positions up to its
-own. Nothing of size n x T is held where a fused kernel exists (any GPU). A KV head is a batch entry, which its query heads
-read through an expanded view; repeated are only the keys near a block of rows.
+In all functions q is [Q, n, D], the last n rows of a sequence, and k and v are [H, T, D], all its rows so far. Q is a
+multiple of H: KV head h serves the query heads from h * Q / H on. Row i stands at position T - n + i and sees positions up
+to its own; `scale` is the factor of the logits, `window` and `sink` are tokens.
+
+On a GPU no n x T matrix is held, since a fused kernel is used. Keys and values are not repeated for the query heads that
+share them, except those near a block of rows in `windowed`.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: int) -> Tensor:
     """Attention of local heads, [Q, n, D]: a row at p sees the positions in (p - window, p] and below `sink`.
 
-    Rows go in blocks, so that a block's keys are not many more than a row's.
+    Rows are computed in blocks, so that the keys of a block are not many more than those of one row.
     """
     n, begin = q.shape[1], k.shape[1] - q.shape[1]
     block = max(WINDOW_BLOCK, window)
@@ -60,10 +62,13 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: i
 def rows_attend(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, windows: Sequence[int], sink: int
 ) -> Tensor:
-    """Attention of local heads under each of the ascending `windows` and, last, of global heads, in float32.
+    """Attention under several windows and, last, over the whole context, in float32.
 
-    q: [Q, R, D] of the ascending positions `rows` [R], which k reaches. Returns [windows + 1, Q, R, D]. A wider window adds
-    keys to a narrower one, so each key is looked at once: partial softmaxes merge by their largest scores.
+    q: [Q, R, D], queries of some rows.
+    rows: [R], positions of these rows, ascending and less than T.
+    windows: ascending.
+    Returns [windows + 1, Q, R, D]. A wider window adds keys to a narrower one, so each key is looked at once; the partial
+    softmaxes are merged by their largest scores.
     """
     queries, v = grouped(q, len(k)), v.float()
     at = torch.arange(k.shape[1], device=q.device)
@@ -91,10 +96,13 @@ def rows_attend(
 
 
 def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequence[int], sink: int) -> Tensor:
-    """Share of each row's attention that goes neither to the sink nor to the window, float64 [windows, Q, R].
+    """Share of each row's attention weights that lies outside sink and window, float64 [windows, Q, R].
 
-    q: [Q, R, D] of the ascending positions `rows` [R], which k reaches. Softmax over keys in blocks, rescaled when a
-    larger score comes up (Milakov and Gimelshein, arXiv 1805.02867).
+    q: [Q, R, D], queries of some rows.
+    rows: [R], positions of these rows, ascending and less than T.
+    windows: for each of which the share is computed.
+    The softmax runs over keys in blocks and is rescaled when a larger score comes up (Milakov and Gimelshein, arXiv
+    1805.02867).
     """
     queries = grouped(q, len(k))
     shape = queries.shape[:3]

@@ -20,7 +20,15 @@ _FLOOR = 1e-6
 
 
 def draw_pareto(points: Sequence[Point], front: Sequence[int], chosen: int, dense_loss: float, target: Target) -> bytes:
-    """PNG. Right: share of stock's KV bytes at `target.at`; up: loss above dense, nats per token, logarithmic."""
+    """A PNG with a dot for each map: to the right its share of stock's KV bytes, upward its loss above dense attention in
+    nats per token, on a logarithmic scale.
+
+    points: all measured maps.
+    front: indices of those on the Pareto curve.
+    chosen: index of the map that is written.
+    dense_loss: nats per token with all heads global.
+    target: what the map keeps to.
+    """
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     pen = ImageDraw.Draw(image)
     rises = [max(_FLOOR, point.loss - dense_loss) for point in points]

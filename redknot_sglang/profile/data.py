@@ -19,8 +19,11 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and its answer; `first`, the answer's first token (1 where there is no answer).
+    """A prompt and its answer as token ids.
 
+    ids: the prompt's tokens, then the answer's.
+    first: index in `ids` from which tokens are to be predicted: the answer's first, or 1 if there is no answer.
+    has_answer: whether there is an answer.
     segments: token spans [start, end) of the documents, ascending and disjoint, all before `first`.
     """
 
@@ -32,7 +35,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """Examples and where they come from, in the words of `record.py`."""
+    """Examples, and where they come from.
+
+    source: `tasks`, `jsonl` or `random`.
+    name: of the tasks or of the file.
+    examples: at least one.
+    lengths: tokens that generated prompts were made for.
+    seeds: first and last seed of generated data; empty for a file.
+    """
 
     source: str
     name: str
@@ -42,12 +52,12 @@ class Data:
 
     @property
     def sha256(self) -> str:
-        """Hash of all that the figures depend on."""
+        """SHA-256, in hex, of token ids, answers' places and segments: of all that the measurements depend on."""
         shown = [[e.ids, e.first, e.segments] for e in self.examples]
         return hashlib.sha256(json.dumps(shown, separators=(",", ":")).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The `data` of a record."""
+        """The `data` of a profile, see `record.py`."""
         sizes = [len(e.ids) for e in self.examples]
         return {
             "source": self.source,
@@ -63,19 +73,22 @@ class Data:
 
 
 def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[str]) -> Example:
-    """An example of text. The answer is followed by the tokenizer's end-of-sequence token.
+    """Tokenize an example.
 
-    Documents stand in the prompt, verbatim and in their order; a segment is the tokens that lie wholly inside one.
-    Raises ProfileError if a document is not there or nothing can be predicted.
+    tokenizer: the model's, a fast one.
+    prompt: text.
+    answer: text, or None. Behind it comes the tokenizer's end-of-sequence token.
+    documents: parts of the prompt, verbatim and in order; a segment is the tokens that lie wholly inside one.
+    Raises ProfileError if a document is not in the prompt, or there is no token to predict.
     """
-    # Special tokens are written out in the text of a chat; a tokenizer that adds its own does so for bare prompts only.
+    # A chat's text has its special tokens written out; only to a text without any the tokenizer's own are added.
     bare = not any(token in prompt for token in tokenizer.all_special_tokens)
     found = tokenizer(prompt, add_special_tokens=bare, return_offsets_mapping=bool(documents))
     ids = list(found["input_ids"])
     segments = tuple(_spans(prompt, documents, found["offset_mapping"])) if documents else ()
     if answer is None:
         if len(ids) < 2:
-            raise ProfileError("a prompt without an answer needs at least two tokens")
+            raise ProfileError("a prompt without an answer needs at least two tokens: take longer ones, or add answers")
         return Example(tuple(ids), 1, False, segments)
     tail = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
     if tokenizer.eos_token_id is not None:
@@ -86,8 +99,10 @@ def encode(tokenizer: Any, prompt: str, answer: str | None, documents: Sequence[
 
 
 def read_jsonl(path: Path, tokenizer: Any) -> Data:
-    """Examples of a file of prompts (measure/prompt_file.py); where several answers are right, the first is the example's.
+    """Examples of a file of prompts.
 
+    path: the file, in the format of `measure/prompt_file.py`. Where several answers are right the first is used.
+    tokenizer: the model's.
     Raises DataError, which names the line.
     """
     examples = []
@@ -101,9 +116,15 @@ def read_jsonl(path: Path, tokenizer: Any) -> Data:
 
 
 def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: int, seed: int, tokenizer: Any) -> Data:
-    """`count` examples, the seeds from `seed` on, of each task at each length of a task package (measure/tasks.py).
+    """Generated examples. Tasks and lengths take turns, so that the first few are of all tasks.
 
-    They take turns, so that a run that uses the first few sees all tasks. Raises ProfileError.
+    tasks: a task package, see `measure/tasks.py`.
+    names: tasks of it.
+    lengths: tokens of prompts.
+    count: examples of each task and length.
+    seed: seed of the first of them; the others follow.
+    tokenizer: the model's.
+    Raises ProfileError if a task cannot make such an example.
     """
     examples = []
     for number in range(seed, seed + count):
@@ -125,7 +146,13 @@ def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: i
 
 
 def random_data(vocabulary: int, lengths: Sequence[int], count: int, seed: int) -> Data:
-    """Random token ids without answers: they show what a profile costs, and nothing about any head."""
+    """Random token ids without answers, which show the time and memory of a profile and nothing about any head.
+
+    vocabulary: number of token ids of the model.
+    lengths: tokens of prompts.
+    count: examples of each length.
+    seed: seed of the first of them.
+    """
     import numpy as np
 
     rows = [
@@ -144,7 +171,10 @@ def _spans(prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, i
     for number, document in enumerate(documents):
         begin = prompt.find(document, begin)
         if begin < 0:
-            raise ProfileError(f"document {number} does not stand in the prompt behind those before it")
+            raise ProfileError(
+                f"document {number} does not stand in the prompt behind those before it; give documents verbatim and in "
+                "the prompt's order"
+            )
         end = begin + len(document)
         inside = [i for i, (a, b) in enumerate(places) if begin <= a < b <= end]
         begin = end

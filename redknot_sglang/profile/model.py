@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transformers model whose attention is ours to replace, run layer by layer and within a layer chunk by chunk.
+"""Runs a transformers model layer by layer, each layer chunk by chunk of rows, with attention functions of our own.
 
 All rows of a prompt pass one layer before the next. So the KV of one layer is held, not of all: at 128K tokens and the
-shape of Qwen3-8B 0.5 GiB of K and V and 1 GiB of hidden states, where the layers' KV together would be 18 GiB. And what
-differs from layer l on need not repeat the layers below it.
+shape of Qwen3-8B that is 0.5 GiB of K and V and 1 GiB of hidden states, where the KV of all layers would be 18 GiB. And a
+run that differs from another one only from layer l on need not repeat the layers below.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ LOGIT_ROWS = 256
 
 @dataclass(frozen=True)
 class Rows:
-    """A chunk of rows in one layer: q [Q, n, D] at positions `begin` and on, k and v [H, begin + n, D], all rotated."""
+    """A chunk of rows in one layer, as an attention function gets it.
+
+    layer: number of the layer, from 0.
+    begin: position of the first row.
+    q: [Q, n, D], rotated queries of n rows, Q query heads.
+    k: [H, begin + n, D], rotated keys of all rows so far, H KV heads.
+    v: [H, begin + n, D], values.
+    scale: factor of the logits.
+    """
 
     layer: int
     begin: int
@@ -49,12 +57,12 @@ Attend = Callable[[Rows], Tensor]
 
 
 def dense(rows: Rows) -> Tensor:
-    """The attention of stock SGLang."""
+    """Attention over the whole context, as stock SGLang computes it."""
     return full(rows.q, rows.k, rows.v, rows.scale)
 
 
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any) -> Any:
-    """What transformers calls: [1, heads, n, D] in, [1, n, Q, D] out."""
+    """The attention function that transformers calls: tensors [1, heads, n, D] in, [1, n, Q, D] out."""
     return module.redknot_attend(query[0], key[0], value[0], scaling).transpose(0, 1)[None], None
 
 
@@ -62,10 +70,13 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 class ProfiledModel:
-    """One model on one device. Hidden states are [T, d] of one prompt, in the model's dtype."""
+    """A model on one device. Hidden states are those of one prompt, [T, d], in the model's dtype."""
 
     def __init__(self, model: Any, chunk: int) -> None:
-        """model: a transformers causal LM with `attn_implementation=ATTENTION`; chunk: rows of a pass through a layer."""
+        """model: a causal language model of transformers, loaded with `attn_implementation=ATTENTION`.
+
+        chunk: rows that pass a layer at a time.
+        """
         self.model = model.eval().requires_grad_(False)
         self.parts, self.chunk = find_parts(model), chunk
         config = model.config
@@ -75,7 +86,7 @@ class ProfiledModel:
         self.device, self.dtype = model.device, model.dtype
 
     def embed(self, ids: Sequence[int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Hidden states before layer 0, and the tables (cos, sin), each [T, D], of all positions."""
+        """Hidden states before layer 0, and cosines and sines of all positions, each [T, D]."""
         x = self.parts.embed(torch.tensor(ids, device=self.device))
         # All at once: a rotation that depends on the length must not depend on the chunks.
         cos, sin = self.parts.rotary(x[None], torch.arange(len(ids), device=self.device)[None])
@@ -84,13 +95,20 @@ class ProfiledModel:
     def run(
         self, x: Tensor, tables: tuple[Tensor, Tensor], attend: Attend, first: int = 0, last: int | None = None
     ) -> Tensor:
-        """Pass `x` in place through the layers `first` to `last` - 1 (default: all) and return it."""
+        """Pass hidden states through layers, in place, and return them.
+
+        x: [T, d].
+        tables: cosines and sines, each [T, D].
+        attend: the attention function.
+        first: first layer.
+        last: layer before which to stop; None for the end.
+        """
         for layer in range(first, self.layers if last is None else last):
             self.run_layer(layer, x, tables, attend)
         return x
 
     def run_layer(self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
-        """Pass `x` in place through one layer; its K and V, each [H, T, D]."""
+        """Pass hidden states through one layer, in place. Returns its K and V, each [H, T, D]. Parameters as in `run`."""
         k = x.new_empty(self.kv_heads, len(x), self.head_dim)
         v = torch.empty_like(k)
         for begin in range(0, len(x), self.chunk):
@@ -106,7 +124,13 @@ class ProfiledModel:
     def apply_layer(
         self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attend: Callable[..., Tensor]
     ) -> Tensor:
-        """One layer on rows [n, d], its attention `attend(q [Q, n, D], k, v [H, n, D], scale)`; differentiable."""
+        """One layer on rows, whose gradient can be taken.
+
+        x: [n, d].
+        tables: cosines and sines of the rows, each [n, D].
+        attend: called with q [Q, n, D], k and v [H, n, D] of these rows, and the logits' factor; returns [Q, n, D].
+        Returns [n, d].
+        """
         module: Any = self.parts.attentions[layer]
         module.redknot_attend = attend
         try:
@@ -118,22 +142,28 @@ class ProfiledModel:
         return out[0]
 
     def project(self, layer: int, attended: Tensor) -> Tensor:
-        """The layer's output [R, d], float32, of attention output [Q, R, D]."""
+        """A layer's output projection: attention output [Q, R, D] to [R, d] in float32."""
         flat = attended.transpose(0, 1).flatten(1).to(self.dtype)
         out: Tensor = self.parts.outputs[layer](flat).float()
         return out
 
     def squared_by_head(self, layer: int, attended: Tensor) -> Tensor:
-        """float64 [H]: what each KV head of `attended` float32 [Q, R, D] adds to the layer's output, squared, summed."""
+        """How much each KV head adds to a layer's output: the sum of squares over rows and elements, float64 [H].
+
+        attended: float32 [Q, R, D], attention output.
+        """
         weight: Any = self.parts.outputs[layer].weight
         heads = weight.float().unflatten(1, (self.kv_heads, -1)).transpose(0, 1)  # [H, d, Q / H * D]
         rows = attended.unflatten(0, (self.kv_heads, -1)).transpose(1, 2).flatten(2)  # [H, R, Q / H * D]
         return (rows @ heads.transpose(1, 2)).square().sum((1, 2), dtype=torch.float64)
 
     def loss(self, x: Tensor, ids: Sequence[int], first: int) -> tuple[float, bool]:
-        """Mean loss in nats of the tokens `ids[first:]` given those before, and whether each of them is the argmax.
+        """Mean loss in nats of the tokens from `first` on, and whether each of them is the most likely one.
 
-        x: hidden states [T, d] after the last layer; 1 <= first < T. Raises ProfileError for a loss that is no number.
+        x: [T, d], hidden states after the last layer.
+        ids: the prompt's T tokens.
+        first: 1 to T - 1.
+        Raises ProfileError if the loss is infinite or no number.
         """
         targets = torch.tensor(ids[first:], device=self.device)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -149,7 +179,7 @@ class ProfiledModel:
         return mean, bool(right)
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 [R, vocabulary] of rows [R, d] after the last layer."""
+        """Logits, float32 [R, vocabulary], of hidden states [R, d] after the last layer."""
         out: Tensor = self.parts.head(self.parts.norm(x)).float()
         return out
 
@@ -157,14 +187,18 @@ class ProfiledModel:
 def load_model(
     folder: Path, device: str, dtype: str, load_format: str, chunk: int
 ) -> tuple[ProfiledModel, ModelShape, str]:
-    """The model in a local folder, its shape, and the SHA-256 of its config.json.
+    """Load a model.
 
-    load_format: `auto` reads the weights; `dummy` draws them at random, for measuring time and memory at a shape.
-    dtype: a torch name, or `auto` for the config's. Raises ProfileError or HeadMapError.
+    folder: the model's, on this disk.
+    device: a torch device.
+    dtype: a torch dtype's name, or `auto` for that of config.json.
+    load_format: `auto` reads the weights; `dummy` draws them at random, for measuring time and memory.
+    chunk: rows that pass a layer at a time.
+    Returns the model, its shape, and the SHA-256 of config.json. Raises ProfileError or HeadMapError.
     """
     shape = read_model_shape(folder)
     if load_format not in LOAD_FORMATS:
-        raise ProfileError(f"unknown load format {load_format!r}; known: {', '.join(LOAD_FORMATS)}")
+        raise ProfileError(f"unknown load format {load_format!r}; use one of {', '.join(LOAD_FORMATS)}")
     file = folder / "config.json" if folder.is_dir() else folder
     raw = file.read_bytes()
     try:

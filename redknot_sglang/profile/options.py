@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user of `redknot profile` asks for. Imports no torch."""
+"""The options of `redknot profile`, as data. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,35 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one profile; `docs/calibrate.md` says what each is for.
+    """The options of one profile; docs/calibrate.md says what each is for.
 
-    model: the model's folder. data: `tasks`, `random`, or the path of a JSONL of prompts. out: the head map to write.
-    target_kv: share of stock's KV bytes, or max_loss: nats per token above dense; one of both is None. at: tokens at which
-    bytes count, None for the longest example. tasks: names separated by commas, None for all. task_dir: task package, None
-    for the checkout's. lengths: tokens of generated prompts, ascending; n: of each task and length, from `seed` on.
-    methods, reuse, points: as in `run.Plan`. sink, windows, curve, rows, gate_*: as in `study.Study`. device: cpu, cuda,
-    cuda:N or auto. dtype: a torch name, or auto for the model's. load_format: auto, or dummy for random weights. chunk: rows
-    of a pass through a layer, None for what suits the device. fresh: whether what an earlier run measured is forgotten.
+    model: the model's folder.
+    data: `tasks`, `random`, or the path of a JSONL file of prompts.
+    out: the head map to write.
+    target_kv: share of stock's KV bytes that the map may keep, or None.
+    max_loss: nats per token that the map may lose, or None; one of these two is given.
+    at: tokens of the prefix whose bytes count, or None for the longest example's.
+    tasks: names of tasks separated by commas, or None for all.
+    task_dir: folder of the task package, or None for the checkout's.
+    lengths: tokens of generated prompts, ascending.
+    n: examples of each task and length.
+    seed: seed of the first of them; the others follow.
+    methods: names of methods to measure.
+    reuse: one of `reuse.LEVELS`.
+    points: sizes of maps to measure for each method and window.
+    sink: tokens of the sink.
+    windows: windows, in tokens, that the map may have.
+    curve: windows, in tokens, for which mass and distortion are measured, too.
+    rows: rows of an example that mass and distortion look at.
+    gate_steps: steps of the optimiser of `gates`.
+    gate_l1: weight of the mean gate in its loss.
+    gate_rate: its learning rate.
+    gate_tokens: tokens of the longest example that it takes.
+    device: `cpu`, `cuda`, `cuda:N` or `auto`.
+    dtype: a torch dtype's name, or `auto` for the model's.
+    load_format: `auto`, or `dummy` for random weights.
+    chunk: rows that pass a layer at a time, or None for what suits the device.
+    fresh: whether to forget what an earlier run for the same map measured.
     """
 
     model: Path

@@ -73,17 +73,17 @@ Matrix = list[list[float]]
 
 
 def beside(head_map: Path, what: str, suffix: str) -> Path:
-    """Where a companion of a head map lies: `map.json` and `profile`, `json` give `map.profile.json`."""
+    """The path of a file that belongs to a head map: of `map.json` with `profile` and `json` it is `map.profile.json`."""
     return head_map.with_name(f"{head_map.stem}.{what}.{suffix}")
 
 
 def save_record(record: dict[str, Any], path: StrPath) -> None:
-    """Write a record. Raises ValueError for NaN and infinities, HeadMapError if the file cannot be written."""
+    """Write a profile. Raises ValueError for NaN and infinities, HeadMapError if the file cannot be written."""
     write_bytes(path, (json.dumps(check_record(record), indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_record(path: StrPath) -> dict[str, Any]:
-    """Read a record. Raises HeadMapError, which names the path, if there is none or it is not whole."""
+    """Read a profile. Raises HeadMapError, which names the path, if there is none or it is not complete."""
     try:
         return check_record(parse_json_object(read_text(path)))
     except HeadMapError as error:
@@ -91,7 +91,7 @@ def load_record(path: StrPath) -> dict[str, Any]:
 
 
 def check_record(record: dict[str, Any]) -> dict[str, Any]:
-    """`record`, if it has the keys of the module docstring and its indices point somewhere; else HeadMapError."""
+    """Returns `record` if it has the keys of the module's docstring, and its indices exist; else raises HeadMapError."""
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise HeadMapError(f"is not a {FORMAT} of version {VERSION}: make it again with `redknot profile`")
     require_keys(record, "the profile", KEYS)
@@ -100,5 +100,7 @@ def check_record(record: dict[str, Any]) -> dict[str, Any]:
     points = require_list(record["points"], "points")
     for index in (record["chosen"], *require_list(record["pareto"], "pareto")):
         if require_int(index, "an index into points", at_least=0) >= len(points):
-            raise HeadMapError(f"there is no point {index}, the profile has {len(points)}")
+            raise HeadMapError(
+                f"there is no point {index}, the profile has {len(points)}: make it again with `redknot profile`"
+            )
     return record

@@ -23,9 +23,10 @@ LEVELS = ("none", "output", "loss")
 
 
 def reuse_sensitivity(study: Study, level: str) -> dict[str, Matrix | None] | None:
-    """The `reuse` of a record, over the examples that have documents; None if there are none.
+    """The `reuse` of a profile (see `record.py`), over the examples that have documents; None if there are none.
 
-    level: `none`, `output` (two passes per example), or `loss` too (as much again as ablation at one window).
+    study: model, examples and sizes.
+    level: `none`; `output`, two passes over each example; or `loss`, which takes as much again as ablation at one window.
     """
     if level == "none" or not any(example.segments for example in study.data.examples):
         return None
@@ -42,7 +43,7 @@ def reuse_sensitivity(study: Study, level: str) -> dict[str, Matrix | None] | No
 
 
 def _measure(study: Study, example: Example, with_loss: bool) -> tuple[list[list[float]], list[float]]:
-    """Relative change of the output [layers][KV heads]; rise of the loss for each head in order."""
+    """Relative change of the layer's output, [layers][KV heads], and the rise of the loss for each head in order."""
     model, length = study.model, len(example.ids)
     x, tables = model.embed(example.ids)
     alone = x.clone()
@@ -72,7 +73,7 @@ def _measure(study: Study, example: Example, with_loss: bool) -> tuple[list[list
 
 
 Isolated = list[tuple[int, int, Tensor, Tensor]]
-"""Of each segment its span and its K and V [H, b - a, D] of one layer."""
+"""For each segment [a, b) its start and end, and its K and V in one layer, each [H, b - a, D]."""
 
 
 def _compare(study: Study, isolated: Isolated, positions: Tensor, change: Tensor, size: Tensor) -> Attend:

@@ -43,8 +43,15 @@ from redknot_sglang.profile.study import Evidence, Study
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is asked for beside its study. points: sizes of maps measured per method and window for the Pareto
-    curve; model: the `model` of a record; info: what the map records of the model."""
+    """The options of a run that are not in its study.
+
+    target: what the map must keep to.
+    methods: names of methods to measure.
+    reuse: one of `reuse.LEVELS`.
+    points: sizes of maps to measure for each method and window, for the Pareto curve.
+    model: the `model` of a profile, see `record.py`.
+    info: what the map records of the model.
+    """
 
     target: Target
     methods: tuple[str, ...]
@@ -55,9 +62,11 @@ class Plan:
 
 
 def allowed(study: Study, target: Target) -> dict[int, int]:
-    """For each candidate window the most global heads a budget allows; of a target in loss 0, the fewest there are.
+    """For each candidate window the number of global heads with which a search begins.
 
-    Windows that alone exceed the budget are left out. Raises ProfileError if all do.
+    Under a budget of bytes it is the largest number that the budget allows; windows that alone exceed it are left out.
+    Under a limit of loss it is 0, since any number may turn out to be enough.
+    Raises ProfileError if every window exceeds the budget.
     """
     if target.kv is None:
         return dict.fromkeys(study.windows, 0)
@@ -73,7 +82,13 @@ def allowed(study: Study, target: Target) -> dict[int, int]:
 
 
 def profile(study: Study, plan: Plan) -> tuple[HeadMap, dict[str, Any], bytes]:
-    """The head map, the record, and the Pareto curve as PNG. Raises ProfileError if no map keeps to the target."""
+    """Measure the methods, propose maps, measure these, and choose one.
+
+    study: model, examples and sizes.
+    plan: the other options.
+    Returns the head map, the profile (see `record.py`), and the Pareto curve as PNG. Raises ProfileError if no map keeps to
+    the target.
+    """
     allowed(study, plan.target)
     evidence, methods = {}, {}
     for name in plan.methods:
@@ -117,19 +132,26 @@ def profile(study: Study, plan: Plan) -> tuple[HeadMap, dict[str, Any], bytes]:
 
 
 def write(out: Path, head_map: HeadMap, record: dict[str, Any], picture: bytes) -> list[Path]:
-    """Write the map and its companions (`record.beside`) and return their paths. Raises HeadMapError."""
+    """Write the map and the files that belong to it (`record.beside`).
+
+    out: the map's path.
+    head_map: the map.
+    record: the profile.
+    picture: the Pareto curve as PNG.
+    Returns the paths. Raises HeadMapError if one cannot be written.
+    """
     curve = {key: record[key] for key in ("target", "dense", "points", "pareto", "chosen")}
     files = [out, beside(out, "profile", "json"), beside(out, "pareto", "json"), beside(out, "pareto", "png")]
     save_record(record, files[1])
     write_bytes(files[2], (json.dumps(curve, indent=1) + "\n").encode())
     write_bytes(files[3], picture)
-    # The map comes last: where it is, its companions are.
+    # The map comes last, so that a run that is killed here leaves no map without its evidence.
     head_map.save(out)
     return files
 
 
 def _proposals(study: Study, plan: Plan, name: str, found: Evidence, dense: float) -> Iterator[Point]:
-    """Measured maps of one method: those of the target, and a grid of sizes for the curve."""
+    """Measured maps of one method: for each window the one that meets the target, and some sizes for the curve."""
     for window, most in allowed(study, plan.target).items():
         known: dict[int, Point] = {}
         at = partial(_measured, known, study, plan, name, window, found.harm[window])
@@ -156,7 +178,7 @@ def _measured(
 
 
 def _measure(study: Study, plan: Plan, name: str, window: int, size: int, harm: Matrix | None) -> Point:
-    """The map whose `size` most harmed heads are global; harm is None where all are."""
+    """Measure the map in which the `size` heads with the most harm are global. harm: None if all heads are."""
     order = study.heads if harm is None else ranking(harm)
     shape = (study.model.layers, study.model.kv_heads)
     head_map = HeadMap.from_global_heads(*shape, order[:size], window, study.sink, plan.info)

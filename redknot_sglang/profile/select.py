@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From harm to a map: which heads stay global, how many a budget of KV bytes allows, which measured map is taken.
+"""From evidence to a map: which heads are global, how many a budget of KV bytes allows, which measured map is taken.
 
-A map has one window and one sink, because all local heads share one pool of slots (heads/head_map.py); windows of single
-heads would need a pool for each. So a candidate is (window, number of global heads), and the window is chosen among a
-few by what the map loses, not head by head.
+*Harm* is a method's number for a head that says how much it needs the whole context. A map has one window and one sink,
+because all local heads share one pool of slots (heads/head_map.py). So candidates are pairs of a window and a number of
+global heads, those with the most harm, and the window is chosen for the whole map by what the map loses.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from redknot_sglang.heads.head_map import HeadMap
 from redknot_sglang.profile.record import Matrix
 
 Head = tuple[int, int]
-# A share that a user writes out is met by a map of just that share, whatever float made of both.
+# A map of just the share that a user wrote, say 0.1, must count as within it although both are rounded.
 ROUNDING = 1e-9
-# Nats per token that no calibration set tells apart. Of maps that lose the same the one that keeps most is taken: it has
-# more room for what calibration did not show, and the bytes were granted.
+# Losses that differ by less, in nats per token, count as equal: calibration data do not tell them apart. Of maps with
+# equal losses the one that keeps most bytes is taken, since the budget allows them and they help where data showed nothing.
 TIE = 1e-3
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the map must keep to, at prefixes of `at` tokens: at most `kv` of stock's KV bytes, or at most `max_loss` more
-    loss (nats per token) than dense; the other one is None."""
+    """What the map must keep to: a share of bytes or a loss.
+
+    at: tokens of the prefix whose bytes count.
+    kv: share of stock's KV bytes that the map may keep, above 0 and at most 1, or None.
+    max_loss: nats per token that it may lose against dense attention, or None. One of both is given.
+    Raises ProfileError for other values.
+    """
 
     at: int
     kv: float | None = None
@@ -35,7 +40,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if (self.kv is None) == (self.max_loss is None):
-            raise ProfileError("give either --target-kv or --max-loss")
+            raise ProfileError("give either --target-kv or --max-loss, and not both")
         if self.at < 1:
             raise ProfileError(f"--at must be at least 1, got {self.at}")
         if self.kv is not None and not 0 < self.kv <= 1:
@@ -46,7 +51,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Point:
-    """A map that was measured. loss: nats per token; exact: share of examples answered exactly; kv: at `Target.at`."""
+    """A map that was measured.
+
+    method: the method that ranked its heads, `random:SEED` or `reverse:METHOD` for a control, `dense` if all are global.
+    window: in tokens.
+    sink: in tokens.
+    kv: share of stock's KV bytes at `Target.at` tokens.
+    loss: mean loss in nats per token.
+    exact: share of examples that were answered exactly, or None without answers.
+    head_map: the map.
+    """
 
     method: str
     window: int
@@ -58,6 +72,7 @@ class Point:
 
     @property
     def num_global(self) -> int:
+        """Global heads in all layers."""
         return sum(map(sum, self.head_map.is_global))
 
     @property
@@ -66,7 +81,7 @@ class Point:
         return ":" in self.method
 
     def to_dict(self) -> dict[str, Any]:
-        """As in `record.py`."""
+        """The point as a profile has it, see `record.py`."""
         return {
             "method": self.method,
             "window": self.window,
@@ -80,19 +95,32 @@ class Point:
 
 
 def ranking(harm: Matrix) -> list[Head]:
-    """Heads, most harm first; equal ones by layer and head."""
+    """All (layer, KV head) pairs, those with the most harm first, equal ones in ascending order.
+
+    harm: [layers][KV heads].
+    """
     heads = [(layer, head) for layer, row in enumerate(harm) for head in range(len(row))]
     return sorted(heads, key=lambda h: (-harm[h[0]][h[1]], h))
 
 
 def kv_share(num_global: int, num_heads: int, window: int, sink: int, length: int) -> float:
-    """KV bytes of a prefix of `length` tokens over stock's: rho + (1 - rho) * min(1, (S + W) / length)."""
+    """Share of stock's KV bytes that a map keeps, 0 to 1: rho + (1 - rho) * min(1, (S + W) / length).
+
+    num_global: global heads in all layers.
+    num_heads: KV heads in all layers.
+    window: W in tokens.
+    sink: S in tokens.
+    length: tokens of the prefix.
+    """
     heads = [(0, head) for head in range(num_global)]
     return HeadMap.from_global_heads(1, num_heads, heads, window, sink).compression(length)
 
 
 def most_global(target_kv: float, num_heads: int, window: int, sink: int, length: int) -> int | None:
-    """The largest number of global heads within the budget; None if even without any it is exceeded."""
+    """The largest number of global heads that a budget allows; None if it is exceeded without any.
+
+    target_kv: share of stock's KV bytes. The other parameters are those of `kv_share`.
+    """
     within = (
         k for k in range(num_heads, -1, -1) if kv_share(k, num_heads, window, sink, length) <= target_kv + ROUNDING
     )
@@ -102,8 +130,9 @@ def most_global(target_kv: float, num_heads: int, window: int, sink: int, length
 def fewest_global(fits: Callable[[int], bool], num_heads: int) -> int:
     """By bisection, a number of global heads that fits while one less does not, or 0 if none is needed.
 
-    `fits(num_heads)` is taken for granted. Loss need not fall with every head that turns global, so there may be a
-    smaller number that fits, too; what is returned was measured.
+    fits: whether a number of global heads is enough; it measures that map. All heads are taken to be enough.
+    num_heads: KV heads in all layers.
+    Loss need not fall with every head that turns global, so a smaller number may fit, too.
     """
     low, high = -1, num_heads
     while high - low > 1:
@@ -116,17 +145,24 @@ def fewest_global(fits: Callable[[int], bool], num_heads: int) -> int:
 
 
 def within_budget(found: Sequence[tuple[float, float]], kv: float) -> int | None:
-    """Index of the (KV share, loss) to take under a budget: of those within `TIE` of the least loss that with most bytes,
-    of these that with the least loss. None if nothing is within the budget."""
+    """Which map to take under a budget: of those whose loss is within TIE of the least, the one with the most bytes.
+
+    found: share of KV bytes and loss of each map.
+    kv: the budget, a share.
+    Returns an index into `found`, or None if no map is within the budget.
+    """
     fit = [(share, loss, i) for i, (share, loss) in enumerate(found) if share <= kv + ROUNDING]
     limit = min((loss for _, loss, _ in fit), default=0.0) + TIE
     return min(((-share, loss, i) for share, loss, i in fit if loss <= limit), default=(0, 0, None))[2]
 
 
 def choose(points: Sequence[Point], target: Target, dense_loss: float) -> tuple[int, str]:
-    """Index of the point to take, no control, and why. Under a budget `within_budget`; under a loss the fewest bytes.
+    """Which measured map to take: under a budget `within_budget`, under a limit of loss the one with the fewest bytes.
 
-    Raises ProfileError if no point keeps to the target.
+    points: all measured maps; controls are not taken.
+    target: what the map must keep to.
+    dense_loss: nats per token with all heads global.
+    Returns its index and a sentence that says why. Raises ProfileError if no map keeps to the target.
     """
     maps = [i for i, point in enumerate(points) if not point.is_control]
     pairs = [(points[i].kv, points[i].loss) for i in maps]
@@ -151,7 +187,7 @@ def choose(points: Sequence[Point], target: Target, dense_loss: float) -> tuple[
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
-    """Indices of the points, without controls, that no other beats in bytes and loss; ascending bytes, falling loss."""
+    """Indices of the maps that no other one beats in both bytes and loss, by ascending bytes; controls are left out."""
     front: list[int] = []
     order = sorted((p.kv, p.loss, i) for i, p in enumerate(points) if not p.is_control)
     for _, loss, index in order:
@@ -161,6 +197,6 @@ def pareto(points: Sequence[Point]) -> list[int]:
 
 
 def grid(num_heads: int, steps: int) -> list[int]:
-    """About `steps` numbers of global heads, from 0 up to one less than all, denser where few are global."""
+    """About `steps` numbers of global heads between 0 and `num_heads`, closer together where few are global."""
     shares: Iterable[float] = ((i / steps) ** 1.5 for i in range(steps))
     return sorted({round(share * num_heads) for share in shares})

@@ -28,7 +28,13 @@ from redknot_sglang.work_file import WorkFile
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a profile found. record: as in `record.py`; files: all that were written, the map and the record first."""
+    """What a profile found.
+
+    head_map: the map that was chosen.
+    record: the profile, see `record.py`.
+    target: what the map keeps to.
+    files: all that were written, the map first and the profile second.
+    """
 
     head_map: HeadMap
     record: dict[str, Any]
@@ -37,12 +43,15 @@ class Outcome:
 
 
 def profile_model(options: Options) -> Outcome:
-    """Profile and write; progress goes to stderr.
+    """Load the model, make the examples, measure, and write the map and what belongs to it. Progress goes to stderr.
 
-    Raises RedKnotError for what cannot be profiled or written, torch.OutOfMemoryError; what was measured is kept.
+    options: of the command.
+    Raises RedKnotError for what cannot be profiled or written, and torch.OutOfMemoryError. What was measured by then is kept
+    in the work file.
     """
     longest = max(options.lengths)
-    Target(options.at or longest, options.target_kv, options.max_loss)  # before the model is loaded
+    # Made once here, before the model is loaded, so that a wrong target is refused at once.
+    Target(options.at or longest, options.target_kv, options.max_loss)
     logging.disable_progress_bar()
     device = _device(options.device)
     chunk = options.chunk or (512 if device == "cpu" else 4096)
@@ -75,7 +84,7 @@ def _study(options: Options, model: ProfiledModel, data: Data, config: str) -> S
     path = options.out.with_name(options.out.name + ".work")
     if options.fresh:
         path.unlink(missing_ok=True)
-    # What a measurement depends on beside its own settings. The chunk only rounds differently, but it does that.
+    # What a measurement depends on beside its own settings. The chunk is among it because it changes rounding.
     versions = [__version__, torch.__version__, transformers.__version__]
     base = [*versions, config, _weights(options), str(model.dtype), str(model.device.type), model.chunk, data.sha256]
     return Study(
@@ -96,7 +105,10 @@ def _study(options: Options, model: ProfiledModel, data: Data, config: str) -> S
 
 
 def _weights(options: Options) -> list[list[object]]:
-    """What tells other weights in the same folder: hashing gigabytes at each start would cost more than it saves."""
+    """Names, sizes and times of the weight files, by which other weights in the same folder are noticed.
+
+    Hashing gigabytes at each start would take more time than the work file saves.
+    """
     if options.load_format == "dummy":
         return []
     files = sorted(options.model.glob("*.safetensors")) + sorted(options.model.glob("*.bin"))
@@ -107,14 +119,14 @@ def _data(options: Options, vocabulary: int) -> Data:
     if options.data == "random":
         return random_data(vocabulary, options.lengths, options.n, options.seed)
     if options.data != "tasks" and not Path(options.data).is_file():
-        raise ProfileError(f"--data: {options.data!r} is neither `tasks`, `random`, nor a file")
+        raise ProfileError(f"--data: {options.data!r} is neither `tasks` nor `random` nor a file; check the path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ProfileError(f"{options.model}: transformers cannot load the tokenizer: {error}") from error
     if not tokenizer.is_fast:
         raise ProfileError(
-            f"{options.model}: needs a fast tokenizer (tokenizer.json), which knows where its tokens stand"
+            f"{options.model}: needs a fast tokenizer, which knows where its tokens stand in the text: add its tokenizer.json"
         )
     if options.data == "tasks":
         tasks = load_tasks(options.task_dir)
@@ -124,13 +136,13 @@ def _data(options: Options, vocabulary: int) -> Data:
 
 
 def _device(wanted: str) -> str:
-    """The device to use. Raises ProfileError for a name that is none, and for a GPU that is not there."""
+    """The device for `--device`. Raises ProfileError for an unknown name, and for a GPU that is not there."""
     name, _, number = wanted.partition(":")
     if wanted not in ("auto", "cpu") and (name != "cuda" or (number and not number.isdecimal())):
         raise ProfileError(f"--device must be auto, cpu, cuda or cuda:N, got {wanted!r}")
     count = torch.cuda.device_count()
     if name == "cuda" and int(number or 0) >= count:
-        raise ProfileError(f"--device {wanted}: torch sees {count} CUDA devices here")
+        raise ProfileError(f"--device {wanted}: torch sees {count} CUDA devices here; use cpu, or a number below that")
     device = wanted if wanted != "auto" else "cuda" if count else "cpu"
     print(f"profiling on {device}", file=sys.stderr)
     return device

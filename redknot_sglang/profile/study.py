@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every method works with: a model, examples, the sizes that are asked about, and the loss under any map."""
+"""What every method works with: a model, examples and settings, and the loss of the model under any map."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a method found: for each window a matrix [layers][KV heads], higher where a head needs the whole context.
+    """What a method found.
 
-    unit, source, detail: as in `record.py`.
+    harm: by window in tokens, [layers][KV heads], higher where a head needs the whole context.
+    unit: what the numbers are, in words.
+    source: where the method comes from, in words.
+    detail: more of what it found, see `record.py`.
     """
 
     harm: dict[int, Matrix]
@@ -39,8 +42,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Study:
-    """windows: candidates for the map; curve: of methods that give whole curves, candidates included; rows: of an
-    example that mass and distortion look at; goal: how many heads are to be local at most; seed: of what is drawn."""
+    """Model, examples and settings of a run.
+
+    model: the model.
+    data: the examples.
+    work: the work file, which keeps finished measurements.
+    sink: tokens of the sink.
+    windows: windows, in tokens, that the map may have.
+    curve: windows, in tokens, for which mass and distortion are measured, those of `windows` among them.
+    rows: rows of an example that mass and distortion look at.
+    goal: heads that the map may have local at most; `greedy` orders no more.
+    seed: of all that is drawn at random.
+    gate_steps: steps of the optimiser of `gates`.
+    gate_l1: weight of the mean gate in its loss.
+    gate_rate: its learning rate.
+    gate_tokens: tokens of the longest example that it takes.
+    """
 
     model: ProfiledModel
     data: Data
@@ -66,20 +83,29 @@ class Study:
         return replace(self, goal=goal)
 
     def each(self, label: str, measure: Callable[[int, Example], T], what: object) -> list[T]:
-        """`measure` of every example (its number and itself), JSON, kept in the work file under `what`."""
+        """Measure every example, or take what the work file knows.
+
+        label: shown on stderr.
+        measure: called with number and example; returns JSON types.
+        what: names the measurement in the work file.
+        """
         found = []
         for number, example in self.progress(label, enumerate(self.data.examples), len(self.data.examples)):
             found.append(self.work.once([what, number], partial(measure, number, example)))
         return found
 
     def progress(self, label: str, items: Iterable[T], total: int) -> Iterator[T]:
-        """`items`, counted on stderr; in a log only what takes long, and seldom."""
+        """Yield `items` and count them on stderr; if that is no terminal, only every 30 s."""
         pause = 0.0 if sys.stderr.isatty() else 30.0
         options = {"leave": False, "delay": pause, "mininterval": max(0.1, pause)}
         yield from tqdm(items, desc=label, total=total, file=sys.stderr, **options)
 
     def loss(self, local: Iterable[Head], window: int) -> tuple[float, float | None]:
-        """Mean loss with the heads `local` windowed, and the share of examples answered exactly (None: no answers)."""
+        """Mean loss in nats per token under a map, and the share of examples answered exactly, None without answers.
+
+        local: the local heads.
+        window: in tokens.
+        """
         heads = sorted(local)
         attend = under_map(heads, window, self.sink)
 
@@ -94,9 +120,13 @@ class Study:
         return sum(loss for loss, _ in found) / len(found), sum(exact) / len(exact) if exact else None
 
     def rises(self, label: str, base: Iterable[Head], candidates: Iterable[Head], window: int) -> dict[Head, float]:
-        """Mean loss with `base` and one candidate windowed, for each candidate.
+        """Mean loss in nats per token for each candidate, when it is local beside the heads of `base`.
 
-        A candidate of layer l shares the layers below l with `base`, so on average half of a pass is saved.
+        label: shown on stderr.
+        base: heads that are local in any case.
+        candidates: heads to try, one at a time.
+        window: in tokens.
+        A candidate in layer l changes nothing below l, so on average half of a pass over the model is saved.
         """
         fixed, wanted = sorted(base), sorted(candidates)
 
@@ -121,7 +151,12 @@ class Study:
 
 
 def under_map(local: Iterable[Head], window: int, sink: int) -> Attend:
-    """Attention in which the heads `local` see sink + window and all others everything."""
+    """An attention function under a head map.
+
+    local: heads that see sink and window; all others see everything.
+    window: in tokens.
+    sink: in tokens.
+    """
     by_layer: dict[int, list[int]] = {}
     for layer, head in sorted(local):
         by_layer.setdefault(layer, []).append(head)
@@ -145,13 +180,17 @@ def under_map(local: Iterable[Head], window: int, sink: int) -> Attend:
 
 
 def sample_rows(length: int, count: int) -> Tensor:
-    """At most `count` positions of a prompt, evenly spaced, the last one among them, ascending int64."""
+    """Positions of a prompt, evenly spaced and ascending, the last one among them: int64.
+
+    length: tokens of the prompt.
+    count: positions at most.
+    """
     if count >= length:
         return torch.arange(length)
     return length - 1 - (torch.arange(count) * length // count).flip(0)
 
 
 def in_chunk(positions: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Those of the positions that lie in the chunk, and the chunk's queries [Q, R, D] there."""
+    """The positions that lie in a chunk, R of them, and the chunk's queries there, [Q, R, D]."""
     inside = positions[(positions >= rows.begin) & (positions < rows.begin + rows.q.shape[1])]
     return inside, rows.q[:, inside - rows.begin]

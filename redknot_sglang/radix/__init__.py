@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The radix tree with head classes: global slots for all tokens, local slots for sinks and window tails.
+"""The prefix cache: SGLang's radix tree, whose nodes have global slots for all tokens and local slots for some.
 
-Vocabulary: a *tail* is the run of live local slots that ends at a node boundary; a prefix can be reused up to a
-boundary that has one, because local heads of the next row look back one window and at the sinks, nowhere else.
+A path from the root spells a prompt; where a node ends is a *boundary*. A node is *live* if its tokens have local slots,
+and a *tombstone* if not. A *tail* is the run of live tokens that ends at a boundary. A prefix can be reused up to a
+boundary that has a tail of one window, because local heads of the next row see that window and the *sink* (the first
+tokens of the prompt), nothing else.
 """

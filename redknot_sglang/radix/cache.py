@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prefix cache over head classes: SGLang's unified radix cache with `LocalHeads` as its second component."""
+"""The prefix cache over head classes: SGLang's UnifiedRadixCache, in which `LocalHeads` decides about local slots."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from redknot_sglang.seams.sglang import (
     UnifiedRadixCache,
 )
 
-# A check of the whole tree may take this part of an idle scheduler's time.
+# Share of an idle scheduler's time that checks of the whole tree may take.
 _CHECKING = 0.05
 
 
 class HeadClassRadixCache(UnifiedRadixCache):
-    """Nodes carry global slots for all tokens and local slots for sinks and tails.
+    """The tree: nodes have global slots for all tokens, and local slots for sinks and tails.
 
+    params: SGLang's CacheInitParams.
     listeners: who is told what happens here; set by whoever builds the tree.
     """
 
@@ -56,14 +57,14 @@ class HeadClassRadixCache(UnifiedRadixCache):
 
     @property
     def sliding_window_size(self) -> int:
-        """Local slots that one sequence can hold, which is what the scheduler's budgets need to know."""
+        """Local slots that one running sequence can hold: the scheduler reads this where it budgets the local pool."""
         return self._budget_window
 
     def sanity_check(self) -> None:
-        """Check the whole tree, now and then.
+        """Check the whole tree, but not each time that SGLang asks, which is whenever it is idle.
 
-        SGLang asks for it whenever it is idle. It takes longer the more the tree holds (4 ms at a few hundred nodes), and a
-        request that arrives meanwhile waits for it. Raises AssertionError with what is wrong.
+        A check takes longer the more the tree holds (4 ms at a few hundred nodes), and a request that arrives meanwhile
+        waits for it. Raises AssertionError with what is wrong.
         """
         begin = monotonic()
         if begin >= self._next_check:
@@ -72,7 +73,11 @@ class HeadClassRadixCache(UnifiedRadixCache):
             self._next_check = end + (end - begin) / _CHECKING
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Longest reusable prefix; notes on the request where known tokens go on without a tail."""
+        """The longest prefix of a request that can be reused.
+
+        If more of its tokens are in the tree, but without the tail that reuse needs, the `branch` of its state gets how many: an
+        earlier request had the same tokens up to there, so a tail there is worth keeping.
+        """
         req = params.req
         state = None if req is None else state_of(req)
         meant = {} if state is None else {"plan": state.plan, "whole": state.whole}
@@ -88,16 +93,20 @@ class HeadClassRadixCache(UnifiedRadixCache):
         return result
 
     def insert(self, params: InsertParams) -> InsertResult:
-        """Insert a request's path; that of a segmented request goes under its plan's identity."""
+        """Insert a request's path. That of a segmented request has a namespace of its own, since its KV is approximate."""
         plan = self._scope.now.plan
         if plan is not None:
             params.key = _planned(plan, params.key)
         return super().insert(params)
 
     def lock_path(self, key: Any, extra_key: str | None, whole: bool) -> tuple[Tensor, Any, Any] | None:
-        """Lock a path if all of it is there: its global slots, int64 [tokens], its last node and the lock; else None.
+        """Lock a path, so that nothing of it is evicted, if all of it is in the tree.
 
-        whole: every position must be live in the local class, too, and is locked there.
+        key: its tokens.
+        extra_key: its namespace, or None.
+        whole: whether all its tokens must have local slots, too, and are locked there.
+        Returns its global slots, int64 [tokens], its last node, and what `dec_lock_ref` needs to release it; None if some of
+        it is missing.
         """
         with self._scope.within(whole=whole):
             match = self.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
@@ -107,13 +116,18 @@ class HeadClassRadixCache(UnifiedRadixCache):
             return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
 
     def free_path(self, key: RadixKey, held: Set[int]) -> int:
-        """Free what nobody else holds of a path, see `free_unheld`; returns its tokens."""
+        """Free what nothing else needs of a path; returns the number of tokens freed. Parameters as in `free_unheld`."""
         freed = free_unheld(self, key, held)
         self._slots_changed()
         return freed
 
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
-        """Put the computed part into the tree, keep the request's lock on it, drop its former chunk boundaries."""
+        """After a prefill chunk: put what is computed into the tree, lock it for the request, and let go of what only its
+        earlier chunks needed.
+
+        req: SGLang's Req.
+        chunked: whether more chunks of its prompt follow.
+        """
         state, window = state_of(req), self.local_heads.window
         # Rows of a chunk in flight look back one window from its first row, so the lock covers all of that.
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
@@ -125,7 +139,12 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
-        """Hand the request's KV to the tree and release its lock."""
+        """At a request's end: put prompt and answer into the tree, release its locks, and tell the listeners.
+
+        req: SGLang's Req.
+        is_insert: whether its KV is kept; false for an aborted request.
+        kv_len_to_handle: tokens of prompt and answer that have KV.
+        """
         with self._scope.within(plan=state_of(req).plan):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
@@ -152,12 +171,12 @@ class HeadClassRadixCache(UnifiedRadixCache):
 
 
 def _planned(plan: Plan, key: RadixKey) -> RadixKey:
-    """A plain key as one of the plan's namespace, with segment borders marked."""
+    """The key of a segmented request's path: in its plan's namespace, with marks where segments begin."""
     return RadixKey(plan.key(key.token_ids), (key.extra_key or "") + plan.identity, limit=key.limit)
 
 
 class HeadClassChunkCache(SWAChunkCache):
-    """No reuse between requests (`--disable-radix-cache`); sinks stay while the window moves."""
+    """The cache of `--disable-radix-cache`: nothing is reused, but a running request's sink stays while its window moves."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params)
@@ -167,13 +186,13 @@ class HeadClassChunkCache(SWAChunkCache):
         self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Nothing is ever reused."""
+        """Finds nothing; notes on the request how many first tokens keep their local slots."""
         if params.req is not None:
             params.req.swa_evict_floor = 0 if self._head_map.all_global else self._head_map.sink
         return super().match_prefix(params)
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
-        """Free the request's slots."""
+        """Free all slots of a finished request and tell the listeners."""
         super().cache_finished_req(req, is_insert, **kwargs)
         for listener in self.listeners:
             listener.request_ended(req)
@@ -185,7 +204,9 @@ class HeadClassChunkCache(SWAChunkCache):
 
 
 def _windows(cache: Any) -> tuple[int, int, int]:
-    """Tokens that a row sees, that a decoding sequence adds at most, and that a sequence holds at most."""
+    """Three numbers of local slots: those of one window, those that decoding adds at most, and those that a running
+    sequence holds at most.
+    """
     head_map = cache.token_to_kv_pool_allocator.get_kvcache().head_map
     if head_map.all_global:
         return (UNBOUNDED_WINDOW,) * 3

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local head class on the tree's nodes.
+"""Which tokens of the tree have local slots: a component of SGLang's radix tree, in the place of its "SWA" component.
 
-SGLang's tree calls its second component "SWA" and gives it one live stretch per path, the window before the end. Local
-heads need four things more, and this component adds them:
+That one serves sliding-window layers and keeps one live stretch for each path, the window before its end. Local heads
+need four things more:
 
 - *sinks*: the first S positions lie in nodes of their own, stay live, and every request locks them with its path
   (`local_locks.py`);
-- *several live stretches*: a path keeps the tails of all boundaries that traffic showed to matter;
-- *whole paths*: of segments whose rows may be repaired anywhere all positions stay live, since any row may be looked back
-  at, and such a path is reusable only as far as it is live from its beginning;
+- *several live stretches*: a path keeps a tail at each boundary from which a request has gone on;
+- *whole paths*: of segments under `blend` all positions stay live, since any of their rows may be computed again and then
+  looks back from there; such a path is reusable only as far as it is live from its beginning;
 - *in-flight chunks*: a chunk that is still being computed is wholly live and wholly locked, since rows in its middle
   look back into it. What it no longer needs is dropped when the next chunk is cached.
 
@@ -40,12 +40,18 @@ _MARKS = (SINK, TRANSIENT)
 
 
 class LocalHeads(LocalLocks):
-    """Sinks and window tails on UnifiedRadixCache's nodes."""
+    """The local class's component of the tree: what is inserted live, what can be reused, what is dropped again."""
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
 
     def prepare_for_caching_req(self, req: Any, insert_params: Any, token_ids_len: int, is_finished: bool) -> None:
-        """Decide which positions stay live, free the local slots of the others, and tell the insert."""
+        """Decide which tokens of a request keep their local slots in the tree, and free the local slots of the others.
+
+        req: SGLang's Req.
+        insert_params: parameters of the insert that follows; gets `live_spans` and `transient`.
+        token_ids_len: tokens to insert.
+        is_finished: whether the request has ended.
+        """
         state = state_of(req)
         owned_from = req.cache_protected_len
         freed_to = req.kv.swa_evicted_seqlen
@@ -65,14 +71,23 @@ class LocalHeads(LocalLocks):
         insert_params.transient = insert_params.chunked and not is_finished and not state.whole
 
     def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
-        """Nothing: `prepare_for_caching_req` has freed what can go, and knows about sinks."""
+        """Does nothing: SGLang would free all before the window here, the sinks too; `prepare_for_caching_req` has freed
+        what can go.
+        """
 
     # ---- insert ---------------------------------------------------------------------------------------------------
 
     def commit_insert_component_data(
         self, node: Any, is_new_leaf: bool, params: Any, result: Any, cache_actions: list[Any]
     ) -> None:
-        """Split the new leaf into live nodes and tombstones and give the live ones their local slots."""
+        """Called for a new node: split it into live nodes and tombstones, and give the live ones their local slots.
+
+        node: the node.
+        is_new_leaf: whether it is new.
+        params: the insert's, with `live_spans` and `transient` of `prepare_for_caching_req`.
+        result: the insert's so far; `prefix_len` is the position of the node's first token.
+        cache_actions: what SGLang does afterwards, in order; extended here.
+        """
         if not is_new_leaf:
             return
         start, end = result.prefix_len, result.prefix_len + len(node.key)
@@ -89,7 +104,16 @@ class LocalHeads(LocalLocks):
         params: Any,
         cache_actions: list[Any],
     ) -> int:
-        """Revive a tombstone with the local slots of a request that computed the same tokens again."""
+        """Called for a node that was there: if it is a tombstone, make it live with the request's local slots.
+
+        node: the node.
+        prefix_len: tokens of the node.
+        total_prefix_len: position of its first token.
+        value_slice: int64 [prefix_len], the request's global slots of these tokens.
+        params: the insert's; `prev_prefix_len` tokens of the request's are the tree's own already.
+        cache_actions: what SGLang does afterwards, in order; extended here.
+        Returns how many of these slots SGLang is to free as duplicates: all, or none if they were taken over.
+        """
         start, end = total_prefix_len, total_prefix_len + prefix_len
         if params.prev_prefix_len >= end or node.component_data[self.component_type].value is not None:
             return prefix_len
@@ -110,7 +134,7 @@ class LocalHeads(LocalLocks):
     def recover_after_unevict(
         self, node: Any, prefix_len: int, total_prefix_len: int, params: Any, cache_actions: list[Any]
     ) -> None:
-        """The node's global slots came from the request, so its live spans decide as for a new leaf."""
+        """Called for a node whose global slots were evicted and came back with the request: as for a new node."""
         start, end = total_prefix_len, total_prefix_len + prefix_len
         live = clip(params.live_spans, start, end)
         pieces = self._cut(node, start, end, self._edges(live, start, end), cache_actions)
@@ -151,7 +175,7 @@ class LocalHeads(LocalLocks):
             marks[TRANSIENT] = True
 
     def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
-        """Both halves keep the marks."""
+        """Called when a node is split: both halves keep its marks."""
         super().redistribute_on_node_split(new_parent, child)
         marks = child.component_data[self.component_type].metadata
         new_parent.component_data[self.component_type].metadata.update(
@@ -161,9 +185,9 @@ class LocalHeads(LocalLocks):
     # ---- match ----------------------------------------------------------------------------------------------------
 
     def create_match_validator(self, match_device_only: bool = False) -> Callable[[Any], bool]:
-        """A boundary is reusable if all sinks are live and so are the W - 1 positions before it.
+        """A function that is called for each node from the root down and says whether a prefix can be reused up to its end.
 
-        The next row, at the boundary's position, is itself the W-th position of its window.
+        It can if all sinks are live and so are the W - 1 positions before: the next row is itself the W-th of its window.
         """
         component_type, needed = self.component_type, ALL if self.scope.now.whole else self.window - 1
         run: float = float("inf")
@@ -182,7 +206,7 @@ class LocalHeads(LocalLocks):
         return validator
 
     def refresh_lru(self, phase: LRURefreshPhase, node: Any, root_node: Any) -> None:
-        """Touch the tail and, after it, the sinks, without which nothing below them can be reused."""
+        """Mark a path as just used: its tail, and then its sinks, so that sinks are evicted after all that needs them."""
         super().refresh_lru(phase, node, root_node)
         if phase is LRURefreshPhase.WALKDOWN:
             return
@@ -193,10 +217,12 @@ class LocalHeads(LocalLocks):
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 
     def drop_transient(self, node: Any, branch: int, end: int = 0) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
-        """Tombstone unlocked chunk boundaries on the path to `node`; returns device and host frees for the cache.
+        """Make tombstones of `transient` nodes that nobody has locked, once their chunk is no longer in flight.
 
-        branch: position whose tail is kept (0: none). end: where a finished path ends, whose tail may reach back into its
-        last chunks and is kept for good (0: it goes on).
+        node: where the request's path ends.
+        branch: a position before which one window is kept, see `spans.kept_local`; 0 for none.
+        end: tokens of the path if the request has finished: the window before that is kept for good. 0 if it goes on.
+        Returns the slots that the cache is to free, on the device and on the host.
         """
         device_frees: dict[Any, list[Any]] = defaultdict(list)
         host_frees: dict[Any, list[Any]] = defaultdict(list)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on the local head class: the live run before a request's boundary, up to one window back, and the path's sinks.
+"""Locks on local slots: what a running request will still read must not be evicted.
 
-SGLang's component locks one window and releases it as decoding moves on. Sinks are read until the request ends, so they
-have a lock of their own; chunks in flight and relocated segments are locked farther back than a window.
+A request locks the path of its prompt at the node where it ends. In the global class SGLang then locks the whole path. In
+the local class only two things are locked: the live tokens up to one window before that node, and the sinks. SGLang
+releases the window's lock as decoding moves on; the sinks are read until the request ends, so they have a lock of their
+own. Two kinds of path are locked farther back than a window: chunks that are still being computed, and segments under
+`blend`, of which any row may be read.
 """
 
 from __future__ import annotations
@@ -20,18 +23,23 @@ from redknot_sglang.seams.sglang import (
     next_component_uuid,
 )
 
-# Node marks, kept in the component's metadata.
+# Marks of nodes, kept in the component's metadata.
 SINK = "sink"  # the node lies in the first S positions
-TRANSIENT = "transient"  # a chunk boundary nobody but the computing request has used
+TRANSIENT = "transient"  # part of a chunk that no other request has locked, so it goes when the next chunk is cached
 
 
 def unmap(mapping: Tensor, slots: Tensor) -> None:
-    """Let global slots, int64 [n], have no local ones. `mapping[slots] = 0` would copy the 0 to the device and wait for it."""
+    """Note that global slots have no local slot any more.
+
+    mapping: int64, local slot of each global slot, changed in place.
+    slots: int64 [n], global slots.
+    """
+    # `mapping[slots] = 0` would do the same, but copy the 0 to the device and wait for it.
     mapping.index_fill_(0, slots, 0)
 
 
 class LocalLocks(SWAComponent):
-    """Locks of tails and sinks on UnifiedRadixCache's nodes, and what they protect from eviction."""
+    """The part of the local class's tree component that locks and unlocks nodes, and frees local slots."""
 
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
@@ -41,9 +49,14 @@ class LocalLocks(SWAComponent):
         self.scope = Scope()
 
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
-        """Lock the live run that ends at `node`, up to one window back, and the sinks of the path.
+        """Lock the live tokens before the end of `node`, up to one window back, and the sinks of its path.
 
-        The uppermost node of the run carries a uuid: it marks where release stops, and node splits hand it upward.
+        The uppermost node that is locked carries a uuid, which goes into `result`: it marks where release stops. If that
+        node is split, the upper half takes the uuid over.
+
+        node: where the request's path ends.
+        result: gets `swa_uuid_for_lock`, which release needs.
+        lock_host: for SGLang's host cache, which --redknot refuses.
         """
         assert not lock_host, "local heads have no host tier"
         covered, uppermost, current = 0, None, node
@@ -64,12 +77,12 @@ class LocalLocks(SWAComponent):
         return result
 
     def release_component_lock(self, node: Any, params: Any, lock_host: bool = False) -> None:
-        """Undo `acquire_component_lock`."""
+        """Release what `acquire_component_lock` locked at `node`; `params` carries the uuid."""
         self._release_tail(node, params.swa_uuid_for_lock if params else None)
         self.release_sinks(node)
 
     def release_window_lock(self, node: Any, swa_uuid_for_lock: int | None, device_frees: Any, host_frees: Any) -> None:
-        """Release the tail only: decoding has moved past it. The sinks are still read."""
+        """Release the window's lock only: decoding has moved past it. The sinks are still read."""
         self._release_tail(node, swa_uuid_for_lock)
 
     def release_sinks(self, node: Any) -> None:
@@ -122,10 +135,10 @@ class LocalLocks(SWAComponent):
         self.tree_core.component_protected_size_[self.component_type] += tokens
 
     def free_local(self, slots: Tensor) -> None:
-        """Free the local slots of global slots that all have one: int64 or int32 [n].
+        """Free the local slots that belong to global slots.
 
-        SGLang's `free_swa` looks which of them have one. Then the host must know how many, waits for everything the
-        device has queued, and the device has nothing to do while the next batch is made.
+        slots: int64 or int32 [n], global slots, each of which has a local one. SGLang's `free_swa` would look which have;
+            the host then waits for all that the device has queued, and the device idles while the next batch is made.
         """
         slots = slots.long()
         allocator = self.cache.token_to_kv_pool_allocator
@@ -137,7 +150,11 @@ class LocalLocks(SWAComponent):
         unmap(mapping, slots)
 
     def apply_component_action(self, action: Any) -> None:
-        """A live node has local slots all through; a tombstone revived under a lock is protected from the start."""
+        """Do what the tree has decided: free slots, or give a node its local ones.
+
+        Slots are freed by `free_local`, since every token of a live node has one. A tombstone that becomes live while it is
+        locked counts as protected from eviction at once.
+        """
         if isinstance(action, FreeComponentDeviceSlot):
             for slots in action.indices:
                 self.free_local(slots)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths of the tree seen from outside a request: how much of one could be reused, and freeing what only it holds."""
+"""Questions about a path of the tree without a request: how much of it could be reused, and freeing it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from redknot_sglang.seams.sglang import BASE_COMPONENT_TYPE, RadixKey
 
 
 def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:
-    """Nodes whose tokens begin the path `key`, each with how many of its tokens do; only the last may have fewer.
+    """The nodes along a path as far as it is in the tree, each with how many of its tokens the path has.
 
-    Neither splits nodes nor makes them recently used, as matching does.
+    Only the last may have more tokens than that. Unlike SGLang's matching this splits no nodes, and does not count as use.
+
+    tree: the HeadClassRadixCache.
+    key: the path's tokens and namespace.
     """
     node, found = tree.tree_core.root_node, []
     while len(key) and (child := node.children.get(key.child_key(1))) is not None:
@@ -27,14 +30,19 @@ def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:
 
 @dataclass(frozen=True)
 class _Beginning:
-    """The first tokens of a node, which a match would make a node of its own."""
+    """Stands for the first tokens of a node, of which a match would make a node of its own."""
 
     component_data: Any
     key: range
 
 
 def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
-    """Length of the longest prefix of `key` that a match would return. whole: as a whole path."""
+    """Tokens of the longest prefix of a path that a match would return.
+
+    tree: the HeadClassRadixCache.
+    key: the path's tokens and namespace.
+    whole: whether all tokens of the prefix must have local slots, as segments under `blend` need.
+    """
     with tree.local_heads.scope.within(whole=whole):
         valid = tree.local_heads.create_match_validator(match_device_only=True)
     reusable = at = 0
@@ -48,9 +56,13 @@ def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
 
 
 def free_unheld(tree: Any, key: RadixKey, held: Set[int]) -> int:
-    """Free the path `key` from its end up to the first node that something else needs; returns the tokens freed.
+    """Free a path from its end upward, as far as nothing else needs it; returns the number of tokens freed.
 
-    Needed are nodes that a request has locked, that other paths go on from, and those whose ids are in `held`.
+    Needed by others are nodes that a request has locked, and nodes from which another path branches off.
+
+    tree: the HeadClassRadixCache.
+    key: the path's tokens and namespace.
+    held: ids of nodes to keep in any case.
     """
     freed = 0
     for node, matched in reversed(nodes_along(tree, key)):

@@ -16,14 +16,17 @@ DENSE_COLOR = 5
 
 
 def sides(certificate: Mapping[str, Any]) -> dict[str, int]:
-    """What has bars, and its colour: dense attention, then every policy."""
+    """Names of the bars, dense attention and every policy, each with the number of its colour."""
     colors = [color for color in range(SERIES) if color != DENSE_COLOR]
     names = {name: colors[i % len(colors)] for i, name in enumerate(certificate["policies"])}
     return {"dense": DENSE_COLOR, **names}
 
 
 def accuracy_figures(certificate: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A heading and a picture for each length, and for the user's data where answers are known."""
+    """A heading and a picture (SVG) for each length, and for the user's data if it has answers.
+
+    certificate: the document.
+    """
     policies = certificate["policies"]
     lengths = list(dict.fromkeys(cell["length"] for entry in policies.values() for cell in entry["cells"]))
     figures = []

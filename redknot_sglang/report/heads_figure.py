@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures with a cell or a curve per KV head: classes, evidence, and evidence over the window."""
+"""Pictures with a cell or a curve for each KV head: its class, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matrix = Sequence[Sequence[float]]
 
 
 def class_figure(head_map: HeadMap) -> str:
-    """The class of every KV head."""
+    """The class of every KV head: layers across, heads down. Returns an SVG element."""
     canvas, cell = _grid("Head classes", head_map.num_layers, head_map.num_kv_heads)
     local = f"local, window {head_map.window}, sink {head_map.sink}"
     for layer, row in enumerate(head_map.is_global):
@@ -29,7 +29,12 @@ def class_figure(head_map: HeadMap) -> str:
 
 
 def evidence_figure(what: str, harm: Matrix) -> str:
-    """A number for each head, e.g. how much it needs the whole context: the stronger the colour, the larger."""
+    """A number for each KV head, e.g. how much it needs the whole context: the stronger the colour, the larger.
+
+    what: what the number is.
+    harm: [layers][KV heads].
+    Returns an SVG element.
+    """
     canvas, cell = _grid(what, len(harm), len(harm[0]))
     low, high = min(map(min, harm)), max(map(max, harm))
     for layer, row in enumerate(harm):
@@ -42,9 +47,12 @@ def evidence_figure(what: str, harm: Matrix) -> str:
 
 
 def curves_figure(method: str, harm: Mapping[str, Matrix], head_map: HeadMap | None) -> str:
-    """Evidence over the window, a panel per layer and a curve per KV head.
+    """How a number for each KV head falls with the window: a panel for each layer, a curve for each head.
 
-    head_map: whose classes colour the curves, where it is known and fits.
+    method: what the number is.
+    harm: by window in tokens (as text), [layers][KV heads].
+    head_map: its classes colour the curves; None if there is no map of this model.
+    Returns an SVG element.
     """
     windows = sorted(harm, key=int)
     layers, heads = len(harm[windows[0]]), len(harm[windows[0]][0])
@@ -81,7 +89,7 @@ def curves_figure(method: str, harm: Mapping[str, Matrix], head_map: HeadMap | N
 
 
 def fits(head_map: HeadMap | None, model: Mapping[str, Any]) -> bool:
-    """Whether the map is of a model with the layers and heads that a profile describes."""
+    """Whether there is a head map, and it has as many layers and heads as the `model` of a profile."""
     shape = (model["num_layers"], model["num_kv_heads"])
     return head_map is not None and (head_map.num_layers, head_map.num_kv_heads) == shape
 

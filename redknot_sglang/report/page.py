@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: files are read, sections put together, the page written."""
+"""Makes the report: reads the files, puts the sections together, writes the page."""
 
 from __future__ import annotations
 
@@ -24,9 +24,16 @@ PROFILE_FORMAT, PROFILE_VERSION = "redknot-profile", 1
 def write_report(
     out: Path, *, profile: Path | None = None, head_map: Path | None = None, certificate: Path | None = None
 ) -> None:
-    """Write the page of these files to `out`; what is None has a section that says so. Raises ReportError."""
+    """Write one HTML page about a head map.
+
+    out: the file to write.
+    profile: what `redknot profile` measured, or None.
+    head_map: the map, or None.
+    certificate: what `redknot certify` measured, or None. Where a file is None, its section says that it is missing.
+    Raises ReportError if all are None, or one cannot be read.
+    """
     if profile is None and head_map is None and certificate is None:
-        raise ReportError("there is nothing to report: give a profile, a head map or a certificate")
+        raise ReportError("there is nothing to report: give --head-map, --profile or --certificate")
     page = render(
         None if profile is None else _read_profile(profile),
         None if head_map is None else _read(load_head_map, head_map),
@@ -39,7 +46,7 @@ def write_report(
 
 
 def render(profile: Mapping[str, Any] | None, head_map: HeadMap | None, certificate: Mapping[str, Any] | None) -> str:
-    """The page. Raises ReportError for a profile or certificate that lacks something."""
+    """The page as HTML, from the contents of the three files. Raises ReportError if one of them is not complete."""
     try:
         body = [
             section("Classes and windows", sections.classes(head_map)),

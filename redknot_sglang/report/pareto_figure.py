@@ -14,13 +14,16 @@ LEFT, RIGHT, TOP, BOTTOM = 84, 24, 20, 54
 
 
 def series(profile: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """Methods and controls of the measured maps, each with its colour and whether it is a control, in a fixed order."""
+    """Names of the methods and controls that have measured maps, each with its colour and whether it is a control."""
     names = sorted({_name(point) for point in profile["points"]}, key=lambda name: (_is_control(name), name))
     return {name: (index % SERIES, _is_control(name)) for index, name in enumerate(names)}
 
 
 def pareto_figure(profile: Mapping[str, Any]) -> str:
-    """Measured maps: loss above dense attention (nats per token) over the share of stock's KV bytes."""
+    """A point for each measured map: its loss above dense attention in nats per token, over its share of stock's KV bytes.
+
+    profile: the document. Returns an SVG element.
+    """
     points, dense = profile["points"], float(profile["dense"]["loss"])
     rises = [point["loss"] - dense for point in points]
     low, high = min(0.0, *rises), max(*rises, 1e-9)
@@ -51,7 +54,7 @@ def pareto_figure(profile: Mapping[str, Any]) -> str:
 
 
 def _name(point: Mapping[str, Any]) -> str:
-    """Of a control the kind only: its seeds and methods share a colour."""
+    """Name of the series that a point belongs to. Controls of one kind are one series, whatever their seed or method."""
     kind, colon, _ = str(point["method"]).partition(":")
     return f"{kind} (control)" if colon else kind
 

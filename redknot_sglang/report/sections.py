@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of the page, each of which says what it lacks."""
+"""The sections of the page, as HTML. A section whose file was not given says so."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _LENGTHS = (4096, 32768, 131072)
 
 
 def classes(head_map: HeadMap | None) -> str:
+    """The class of every head, window and sink, and the KV bytes that cached prefixes keep."""
     if head_map is None:
         return lacking("No head map was given (--head-map).")
     heads = sum(map(sum, head_map.is_global))
@@ -34,6 +35,7 @@ def classes(head_map: HeadMap | None) -> str:
 
 
 def evidence(profile: Record | None, head_map: HeadMap | None) -> str:
+    """What each method measured for each head, and how much each head suffers from isolated documents."""
     if profile is None:
         return lacking("No profile was given (--profile): a map drawn by hand or imported has no evidence.")
     parts = []
@@ -70,6 +72,7 @@ def _nearest(harm: Mapping[str, Any], head_map: HeadMap | None) -> str:
 
 
 def pareto(profile: Record | None) -> str:
+    """All maps that were measured, loss over KV bytes, and which one was chosen."""
     if profile is None:
         return lacking("No profile was given (--profile), so there is nothing to compare this map with.")
     keys = "".join(
@@ -97,6 +100,7 @@ def pareto(profile: Record | None) -> str:
 
 
 def accuracy(certificate: Record | None, head_map: HeadMap | None) -> str:
+    """What the certificate measured through the server, policy by policy."""
     if certificate is None:
         return lacking("No certificate was given (--certificate); make one with redknot certify.")
     parts = []
@@ -134,6 +138,7 @@ def _loss_row(task: str, cell: Mapping[str, Any]) -> list[str]:
 
 
 def origin(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
+    """Where map, profile and certificate come from: data, settings, versions, digests."""
     facts: dict[str, Any] = {}
     if head_map is not None:
         facts |= {"head map": head_map.fingerprint, "made by": head_map.provenance.get("method")}

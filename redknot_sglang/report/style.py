@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-# Of methods and controls, in the order of the legend; told apart without colour vision (after Okabe and Ito 2008).
+# Number of colours for methods, controls and policies. They can be told apart without colour vision (after Okabe and Ito,
+# 2008).
 SERIES = 8
 
 STYLE = """

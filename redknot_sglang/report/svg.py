@@ -9,44 +9,52 @@ from html import escape
 
 from redknot_sglang.heads.summary import printable
 
-# Width of a digit or letter of the page's 12 px type, on average; generous, so that what is laid out by it never touches.
+# Pixels that a digit or letter of the page's 12 px type takes, rather too many, so that labels never touch.
 LETTER = 7.0
 TYPE = 12
 
 
 class Canvas:
-    """A picture in pixels, origin at the top left. Classes are those of the page's style sheet."""
+    """A picture that is drawn part by part. Units are pixels, the origin is at the top left.
+
+    title: read out to those who cannot see the picture.
+    width: in pixels.
+    height: in pixels.
+    In all methods `css` is a class of the page's style sheet, and `tip` is shown where the pointer rests.
+    """
 
     def __init__(self, title: str, width: float, height: float) -> None:
         self.title, self.width, self.height = title, width, height
         self._parts: list[str] = []
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
-        """A straight line."""
+        """A straight line from (x1, y1) to (x2, y2)."""
         self._parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>')
 
     def rect(
         self, x: float, y: float, width: float, height: float, css: str, tip: str = "", opacity: float = 1
     ) -> None:
-        """A filled rectangle; tip: shown where the pointer rests."""
+        """A filled rectangle whose upper left corner is (x, y); opacity is 0 to 1."""
         shape = f'x="{x:.1f}" y="{y:.1f}" width="{max(0, width):.1f}" height="{max(0, height):.1f}"'
         faint = "" if opacity == 1 else f' fill-opacity="{opacity:.3f}"'
         self._parts.append(f'<rect {shape} class="{css}"{faint}>{_tip(tip)}</rect>')
 
     def path(self, points: Iterable[tuple[float, float]], css: str, tip: str = "") -> None:
-        """A line through points."""
+        """A line through points (x, y)."""
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self._parts.append(f'<polyline points="{joined}" class="{css}">{_tip(tip)}</polyline>')
 
     def mark(self, x: float, y: float, css: str, tip: str = "", radius: float = 4.5, square: bool = False) -> None:
-        """A disc, or a square of the same width."""
+        """A disc around (x, y), or with `square` a square of the same width."""
         if square:
             self.rect(x - radius, y - radius, 2 * radius, 2 * radius, css, tip)
             return
         self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{css}">{_tip(tip)}</circle>')
 
     def text(self, x: float, y: float, words: str, anchor: str = "start", css: str = "", turned: bool = False) -> None:
-        """A line of text at (x, y) on its baseline; turned: upwards."""
+        """A line of text. (x, y) is on its baseline, at the text's start, middle or end as `anchor` says; `turned` text runs
+        upward.
+        """
         turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
         kind = f' class="{css}"' if css else ""
         place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
@@ -60,7 +68,12 @@ class Canvas:
 
 
 class Scale:
-    """Numbers of [low, high] onto pixels [start, end], evenly or by their logarithm."""
+    """Maps numbers to pixels.
+
+    low: number at pixel `start`.
+    high: number at pixel `end`.
+    log: whether distances are those of logarithms.
+    """
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
         self._log = log
@@ -75,7 +88,7 @@ class Scale:
 
 
 def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers inside [low, high], at most `most` + 1 of them."""
+    """Round numbers from `low` to `high` for an axis, at most `most` + 1 of them."""
     if high <= low:
         return [low]
     rough = (high - low) / most
@@ -86,7 +99,12 @@ def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def thinned(values: Sequence[int], place: Scale, gap: float) -> list[int]:
-    """Of ascending values those whose labels stay `gap` pixels apart, the first one included."""
+    """Values whose labels on an axis do not touch: the first, and then each that is far enough from the one before.
+
+    values: ascending.
+    place: from values to pixels.
+    gap: pixels between two labels.
+    """
     kept: list[int] = []
     for value in values:
         if not kept or place(value) - place(kept[-1]) >= gap:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from redknot_sglang.errors import SeamError
-from redknot_sglang.seams.surface import differences, surface
+from redknot_sglang.seams.surface import differences, fields, missing_fields, surface
 from redknot_sglang.versions import check_version, sglang_version
 
 # The entry point group that SGLang's plugin loader looks into.
@@ -74,7 +74,7 @@ def missing() -> list[Seam]:
 
 def differing() -> list[str]:
     """What the installed SGLang does not have as we know it, in words; imports the modules of SGLang's that we use."""
-    return list(differences(surface()))
+    return [*differences(surface()), *missing_fields(fields())]
 
 
 def verify() -> None:

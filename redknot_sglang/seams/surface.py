@@ -1,29 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The surface: all that we use of SGLang by name, held against what is installed.
 
-The table of a version is `SURFACE` in its folder: modules below `sglang.srt`, in each the names that we use (with dots for
-what belongs to a class), and for what is called or hooked the names of its parameters. A parameter with `=` has a default.
+The tables of a version are in its folder. `SURFACE`: modules below `sglang.srt`, in each the names that we use (with dots
+for what belongs to a class), and for what is called or hooked the names of its parameters. A parameter with `=` has a
+default. `FIELDS`: the same modules, in each classes with the fields that we read or write on their objects.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from redknot_sglang.versions import version_folder
 
 # By module, then by name. None: not called by us, so that it need only be there.
 Surface = Mapping[str, Mapping[str, str | None]]
+# By module, then by class: names, with blanks between them.
+Fields = Mapping[str, Mapping[str, str]]
 _KINDS: Mapping[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 def surface() -> Surface:
     """The table for the installed SGLang."""
     table: Surface = import_module(f"redknot_sglang.seams.{version_folder()}.surface").SURFACE
+    return table
+
+
+def fields() -> Fields:
+    """The other table for the installed SGLang."""
+    table: Fields = import_module(f"redknot_sglang.seams.{version_folder()}.fields").FIELDS
     return table
 
 
@@ -60,9 +72,11 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 def _fields(struct: Any, fields: tuple[str, ...]) -> list[str]:
     """Those of a msgspec structure, whose signature cannot be asked for where its annotations are for type checkers only."""
+    from msgspec import NODEFAULT
+
+    # Those of the last fields; required ones that are given by name only stand among them.
     defaults = struct.__struct_defaults__
-    required = len(fields) - len(defaults)
-    has = [False] * required + [type(default).__name__ != "NoDefault" for default in defaults]
+    has = [False] * (len(fields) - len(defaults)) + [default is not NODEFAULT for default in defaults]
     return [name + "=" * given for name, given in zip(fields, has, strict=True)]
 
 
@@ -91,3 +105,42 @@ def differences(table: Surface) -> Iterator[str]:
                 continue
             if expected is not None and not fits(taken := parameters(found), expected):
                 yield f"{module}.{name} takes ({', '.join(taken)}), not {expected}"
+
+
+def missing_fields(table: Fields) -> Iterator[str]:
+    """As `differences`, of classes whose objects do not have a field.
+
+    Only of modules that this process has imported: SGLang imports some, such as the model runner, in its schedulers alone.
+    """
+    for module, classes in table.items():
+        if f"sglang.srt.{module}" not in sys.modules:
+            continue
+        for name, expected in classes.items():
+            try:
+                found = pkgutil.resolve_name(f"sglang.srt.{module}:{name}")
+            except AttributeError:
+                yield f"{module}.{name} is missing"
+                continue
+            yield from (
+                f"{module}.{name} has no field {field}" for field in expected.split() if not has_field(found, field)
+            )
+
+
+def has_field(whole: type, name: str) -> bool:
+    """Whether objects of a class have a field: one that the class declares, or one that a function of it sets."""
+    if hasattr(whole, name) or any(name in vars(base).get("__annotations__", ()) for base in whole.__mro__):
+        return True
+    # Reading a function's steps takes long, so only those are read that know the name at all.
+    return any(name in code.co_names and name in _set_by(code) for code in _functions(whole))
+
+
+@cache
+def _functions(whole: type) -> tuple[CodeType, ...]:
+    found = (function for base in whole.__mro__ for function in vars(base).values() if callable(function))
+    codes = (getattr(inspect.unwrap(function), "__code__", None) for function in found)
+    return tuple(code for code in codes if code is not None)
+
+
+@cache
+def _set_by(code: CodeType) -> frozenset[str]:
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR")

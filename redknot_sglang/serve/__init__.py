@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server shows of RedKnot: HTTP routes, status and metrics."""
+"""The HTTP side of a server: checks of requests, routes under `/redknot`, status and metrics."""

@@ -10,9 +10,10 @@ from redknot_sglang.serve.status import tree_sizes
 
 
 class CertificationMetric:
-    """`redknot:certified{policy,certificate}`: 1 if the policy is certified that a request gets which names none, else 0.
+    """The gauge `redknot:certified{policy,certificate}`: 1 if that policy is certified, else 0.
 
-    certificate: the digest, empty where none fits.
+    policy: the label of the policy under which requests are answered that choose none.
+    certificate: the label of the certificate's digest, empty where no certificate fits.
     """
 
     def __init__(self, config: RedKnotConfig) -> None:
@@ -29,7 +30,7 @@ class CertificationMetric:
         self.update(config)
 
     def update(self, config: RedKnotConfig) -> None:
-        """Show the state of `config`; a certificate that was shown before and is lost goes to 0."""
+        """Show what `config` says now. The gauge of a certificate that no longer counts goes to 0."""
         found = config.certification
         if self._shown is not None:
             self._shown.set(0)
@@ -38,7 +39,13 @@ class CertificationMetric:
 
 
 class ClassMetrics:
-    """`redknot:slots{head_class}`, `redknot:slots_used{head_class}`, `redknot:tree_tokens{head_class,state}`."""
+    """Gauges of the two pools and of the prefix cache, by head class.
+
+    `redknot:slots` and `redknot:slots_used` have the label `head_class`, `redknot:tree_tokens` also `state`: `evictable`
+    or `protected`.
+
+    allocator: SGLang's allocator of both pools.
+    """
 
     def __init__(self, allocator: Any) -> None:
         # Imported here for the reason above.
@@ -55,7 +62,10 @@ class ClassMetrics:
         slots.labels("local").set(allocator.size_swa)
 
     def update(self, tree: Any) -> None:
-        """Set the gauges to the state after a request's KV changed hands."""
+        """Set the gauges; called whenever the tree has taken or freed KV.
+
+        tree: the prefix cache.
+        """
         allocator = self._allocator
         self._used.labels("global").set(allocator.size_full - allocator.full_available_size())
         self._used.labels("local").set(allocator.size_swa - allocator.swa_available_size())
@@ -65,11 +75,12 @@ class ClassMetrics:
 
 
 class SegmentMetrics:
-    """`redknot:segment_rows_total{kind}` and `redknot:segment_flops_total{kind}`: prefill of segmented requests.
+    """Counters of what the prefill of segmented requests took: `redknot:segment_rows_total` and
+    `redknot:segment_flops_total`, both with the label `kind`.
 
-    Rows are prompt tokens, `reused`, `relocated`, `repaired` and `computed` (repaired ones included) by requests, and
-    `isolated`, computed for all who want a segment. Operations are those of requests (`computed`, probes included) and of
-    isolated prefills on this rank, and what `dense` prefill without a cache would take.
+    Rows are prompt tokens. Of requests' prompts they are `reused`, `relocated`, `repaired` or `computed` (repaired ones
+    included); `isolated` are those of segments that were computed by themselves. Operations on this rank are `computed` by
+    requests (probes included), `isolated`, and `dense`: what the same prompts would take without any cache.
     """
 
     def __init__(self) -> None:
@@ -80,7 +91,10 @@ class SegmentMetrics:
         self._flops = Counter("redknot:segment_flops", "Prefill operations of segmented requests", labelnames=["kind"])
 
     def count_request(self, report: dict[str, Any]) -> None:
-        """Add a finished request's `meta_info.redknot`, if it was segmented."""
+        """Add a finished request, if it was segmented.
+
+        report: its `meta_info.redknot`.
+        """
         if report["mode"] != "segmented":
             return
         for kind in ("reused", "relocated", "repaired", "computed"):
@@ -89,6 +103,10 @@ class SegmentMetrics:
         self._flops.labels("dense").inc(report["dense_flops"])
 
     def count_isolated(self, rows: int, flops: int) -> None:
-        """Add an isolated prefill."""
+        """Add the prefill of a segment by itself.
+
+        rows: tokens that were computed.
+        flops: operations that this rank did for them.
+        """
         self._rows.labels("isolated").inc(rows)
         self._flops.labels("isolated").inc(flops)

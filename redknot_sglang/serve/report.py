@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished request tells its caller, `meta_info.redknot`, and what it adds to the metrics."""
+"""The report about a finished request that its caller gets, `meta_info.redknot`, and what the request adds to the metrics.
+
+docs/serving.md explains the keys of the report.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from redknot_sglang.serve.report_key import KEY
 class Reports:
     """Listens to a tree: requests that end get their report, and metrics follow.
 
-    tree: a prefix cache over a HeadClassPool. arithmetic: of this rank, None if it cannot serve segmented requests. classes, segments: the metrics to keep up, None without.
+    tree: a prefix cache over a HeadClassPool.
+    arithmetic: of this rank, None if it cannot serve segmented requests.
+    classes, segments: the metrics to keep up, None without.
     """
 
     def __init__(
@@ -52,19 +57,29 @@ class Reports:
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
-    """Bytes of KV that a sequence of `length` tokens needs: all tokens' global slots, local slots of sink + window."""
+    """Bytes of KV that a sequence needs on one rank: global slots of all tokens, local slots of sink and window.
+
+    length: tokens, prompt and answer.
+    window: W in tokens.
+    sink: S in tokens.
+    cost: bytes of a slot of each class.
+    """
     return length * cost.global_slot + min(length, sink + window) * cost.local
 
 
 def report_request(
     req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None
 ) -> dict[str, Any] | None:
-    """Attach the report to a finished request and return it; a retracted one goes on later and gets none.
+    """Attach the report to a finished request and return it; None for a retracted one, which goes on later.
 
-    arithmetic: of this rank; needed for segmented requests.
+    req: SGLang's Req.
+    window: W in tokens.
+    sink: S in tokens.
+    cost: bytes of a slot of each class.
+    arithmetic: counts the operations of this rank's prefill; needed for segmented requests only.
 
-    SGLang streams lists of custom values, one per output token, cut where a stop string cut the output; so every entry is
-    the report, and `hooks/v0_5_17/tokenizer.py` turns the list into the object that callers see.
+    SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.
+    So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers see.
     """
     if req.finished_reason is None or not req.output_ids:
         return None
@@ -95,9 +110,13 @@ def report_request(
 
 
 def count_stretch(req: Any, stretch: Stretch) -> None:
-    """Add one chunk of a segmented request to its report.
+    """Add one chunk of a segmented request to what its report will say.
 
-    Segments that were computed for this request's sake were not in the cache, though SGLang now finds them there.
+    SGLang counts relocated tokens as cached. Those of segments that were computed because of this request were not, and
+    are taken off.
+
+    req: SGLang's Req.
+    stretch: positions of the chunk that were relocated and computed.
     """
     if req.retracted_stain:
         return

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name under which an answer's `meta_info` carries RedKnot's report; apart, so that reading it imports no torch."""
+"""The key of RedKnot's report in an answer's `meta_info`. In a file of its own, so that clients need not import torch."""
 
 KEY = "redknot"

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client's request asks of RedKnot, worked out before it reaches the scheduler; a bad one is an HTTP 400."""
+"""Reads what a client's request asks of RedKnot, before it reaches the scheduler. Errors become HTTP 400.
+
+A request names its *segments*, documents to be reused, by separators in the prompt, by token offsets or by character
+offsets; all three end as token offsets in its `custom_params`. docs/serving.md describes them for clients.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,14 @@ from redknot_sglang.plan.options import CHARS, MODE, REPAIR, SEGMENTS, check_off
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
-    """The token that stands for the separator, which never reaches the model.
+    """Teach the tokenizer the separator, and return the token that stands for it. It never reaches the model.
 
-    From now on the tokenizer cuts every text at the separator before it looks at anything else, also where the separator is
-    a word of its vocabulary, which would otherwise be one token with spaces around it and another without.
-    Raises RedKnotError for a separator that the tokenizer puts into every prompt by itself, such as the beginning's token.
+    From now on the tokenizer cuts every text at the separator before it does anything else. That holds also if the
+    separator is a word of its vocabulary; such a word could else be different tokens with and without spaces around it.
+
+    tokenizer: a Hugging Face tokenizer, which is changed.
+    separator: the text of `--redknot-separator`.
+    Raises RedKnotError for a token that the tokenizer puts into every prompt by itself, such as the one that begins it.
     """
     is_word = separator in tokenizer.get_vocab()
     tokenizer.add_tokens([AddedToken(separator, special=not is_word, normalized=False)], special_tokens=not is_word)
@@ -34,9 +41,9 @@ def separator_id(tokenizer: Any, separator: str) -> int:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Tokens that stand for no text, such as those around chat messages.
+    """Ids of a tokenizer's tokens that stand for no text, such as those around chat messages.
 
-    The token for unknown characters stands for text, unless the tokenizer uses it for the beginning or the end, too.
+    The token for unknown characters stands for text and is not among them, unless it also begins or ends prompts.
     """
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     if tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
@@ -45,10 +52,16 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: list[int]) -> None:
-    """Fill in `custom_params` of a generate request and take separators out of `input_ids`, both in place.
+    """Complete the `custom_params` of a request with mode, segments and policy, and take separators out of its tokens.
 
-    Those that the request does not give are the server's `--preferred-sampling-params`, as in stock SGLang. Parameters that
-    are not ours stay as they are; `plan.request.take_options` takes ours out again before others see them. Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
+    A request without `custom_params` has those of the server's `--preferred-sampling-params`, as in stock SGLang. Keys that
+    are not ours stay as they are. `plan.request.take_options` later takes ours out, before logit processors see them.
+
+    manager: SGLang's tokenizer manager.
+    config: the server's settings.
+    obj: SGLang's GenerateReqInput; its sampling parameters are changed.
+    input_ids: tokens of the prompt, changed in place.
+    Raises RedKnotError, a ValueError, which SGLang answers with HTTP 400.
     """
     params = custom_params_of(obj, manager.preferred_sampling_params)
     chars = (params or {}).get(CHARS)
@@ -61,7 +74,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
         if offsets is not None and SEGMENTS in (params or {}):
             raise RedKnotError(f"the prompt has separators and {SEGMENTS}: use one of them")
         if not tokens and input_ids:
-            raise RedKnotError("the prompt holds separators only: there is nothing to answer")
+            raise RedKnotError("the prompt holds separators only: there is nothing to answer, add a text")
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
@@ -76,20 +89,27 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
 
 
 def custom_params_of(obj: Any, preferred: Mapping[str, Any] | None) -> Any:
-    """A request's `custom_params` as SGLang will take them: its own, else those that the server prefers."""
+    """The `custom_params` that SGLang will use for a request: its own, else those of the server's flag.
+
+    obj: SGLang's GenerateReqInput.
+    preferred: the value of `--preferred-sampling-params`, or None.
+    """
     return {**(preferred or {}), **(obj.sampling_params or {})}.get("custom_params")
 
 
 def check_namespace(extra_key: Any) -> None:
-    """A client's namespace must not be one of those that hold segments computed in isolation. Raises RedKnotError."""
+    """Raises RedKnotError if a client's `extra_key`, its namespace in the prefix cache, is one that we use for segments."""
     if isinstance(extra_key, str) and WHOLE in extra_key:
-        raise RedKnotError(f"extra_key must not contain {WHOLE!r}")
+        raise RedKnotError(f"extra_key must not contain {WHOLE!r}, which marks cached segments: choose another one")
 
 
 def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> None:
-    """What can be checked of any request: its namespace, and that nothing is asked of a prompt without tokens.
+    """Checks that need no tokens: the namespace, the type of `custom_params`, and that a prompt of embeddings, which has no
+    tokens, asks for no segments.
 
-    preferred: the server's `--preferred-sampling-params`. Raises RedKnotError.
+    obj: SGLang's GenerateReqInput.
+    preferred: the value of `--preferred-sampling-params`, or None.
+    Raises RedKnotError.
     """
     check_namespace(getattr(obj, "extra_key", None))
     given = custom_params_of(obj, preferred) or {}
@@ -101,10 +121,12 @@ def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> No
 
 
 def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bool) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt and token offsets of its segments: those of the text with separators at the offsets.
+    """Tokens of a prompt whose segments are named by characters, and the token offsets of these segments.
 
-    So a part has the same tokens however it is named, and whatever stands beside it. Tokenized by itself it would begin
-    like a whole prompt, with the mark of a word's beginning where a tokenizer puts one in front of every text.
+    The text is tokenized with separators at the offsets, so that a document has the same tokens however it is named and
+    whatever stands beside it. Were it tokenized by itself, some tokenizers would put the mark of a word's beginning first.
+
+    both: whether the request has token offsets, too, which is an error.
     """
     if both:
         raise RedKnotError(f"give {SEGMENTS} or {CHARS}, not both")
@@ -115,7 +137,7 @@ def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bo
     pairs = check_offsets(CHARS, chars, len(text), "characters")
     borders = [0, *(at for pair in pairs for at in pair), len(text)]
     parts = [text[a:b] for a, b in pairwise(borders)]
-    # A part "a#" before the separator "##" would be cut after "a".
+    # With the separator "##", a part "a#" and a separator behind it are "a###", which would be cut after "a".
     ambiguous = next((part for part in parts[:-1] if (part + separator).index(separator) < len(part)), None)
     marked = manager.tokenizer.encode(separator.join(parts))
     cuts = [at for at, token in enumerate(marked) if token == manager.redknot_separator]

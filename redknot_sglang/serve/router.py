@@ -21,7 +21,9 @@ router = APIRouter(prefix="/redknot")
 
 @router.get("/status")
 async def status() -> dict[str, Any]:
-    """Versions, head map, and per class slots, used slots and bytes per slot; one entry per data-parallel rank."""
+    """The server's state, see `serve/status.py`; with data parallelism that of the first rank, and all under
+    `data_parallel`.
+    """
     states = await _manager().get_internal_state()
     ranks = [state["redknot"] for state in states]
     return ranks[0] if len(ranks) == 1 else {**ranks[0], "data_parallel": ranks}
@@ -29,7 +31,7 @@ async def status() -> dict[str, Any]:
 
 @router.post("/segments")
 async def preload_segments(request: Request) -> JSONResponse:
-    """Have segments computed and in the prefix cache: tokens and new of each."""
+    """Compute segments ahead of time; the answer has `tokens` and `new` of each."""
 
     async def answer() -> Any:
         manager = _manager()
@@ -38,18 +40,18 @@ async def preload_segments(request: Request) -> JSONResponse:
     return await _or_400(answer())
 
 
-# These two show and touch what all tenants preloaded: the admin key, where the server has one.
+# The next two show and delete what all clients have preloaded, so they need the admin key where the server has one.
 @router.get("/segments")
 @auth_level(AuthLevel.ADMIN_OPTIONAL)
 async def list_segments() -> JSONResponse:
-    """Segments that were preloaded, and how much of each is in the prefix cache."""
+    """The segments that were preloaded, and how many tokens of each are still in the prefix cache."""
     return await _or_400(segments.listed(_manager()))
 
 
 @router.delete("/segments")
 @auth_level(AuthLevel.ADMIN_OPTIONAL)
 async def forget_segments(request: Request) -> JSONResponse:
-    """Forget segments named by `ids` in the body or `id` in the query, or all: freed_tokens of each."""
+    """Delete the segments that `ids` in the body or `id` in the query name, or all; the answer has `freed_tokens` of each."""
 
     async def answer() -> Any:
         return await segments.forget(_manager(), await _identities(request))
@@ -60,8 +62,10 @@ async def forget_segments(request: Request) -> JSONResponse:
 def add_routes(app: FastAPI) -> None:
     """Add all routes to SGLang's application.
 
-    One by one: SGLang looks for the auth level of an endpoint among the application's own routes, and not in routers that
-    it includes.
+    They are added one by one, since SGLang looks for the auth level of an endpoint among the application's own routes and
+    not in routers that it includes.
+
+    app: SGLang's FastAPI application.
     """
     for route in router.routes:
         assert isinstance(route, APIRoute)
@@ -86,7 +90,7 @@ async def _json(request: Request) -> Any:
     try:
         return await request.json()
     except ValueError as error:
-        raise RedKnotError(f"the body is not JSON: {error}") from error
+        raise RedKnotError(f"the body is not JSON: {error}; send a JSON object") from error
 
 
 async def _or_400(answer: Awaitable[Any]) -> JSONResponse:

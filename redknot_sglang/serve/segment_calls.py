@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that the HTTP side and the scheduler's side of `/redknot/segments` share; apart, so that both import little."""
+"""Names that the HTTP side and the scheduler's side of `/redknot/segments` share, so that neither imports the other."""
 
 # Methods of the message that carries a call to the schedulers.
 PREFIX = "redknot/"
 WANT, LIST, FORGET = "redknot/segments/want", "redknot/segments/list", "redknot/segments/forget"
 
-# In `custom_params` of the requests that compute segments ahead of time; the value of the second is whether local heads keep
-# all rows. Clients cannot set them.
+# Keys in `custom_params` of requests that compute segments ahead of time, which clients cannot set: the first marks such a
+# request, the second says whether the segment keeps local slots of all its tokens, as `blend` needs.
 PRELOAD_OPTION, WHOLE_OPTION = "redknot_preloads", "redknot_whole"
-# Attribute of such requests: their options are resolved already.
+# An attribute that such requests have, which says that their options need no more checks.
 RESOLVED = "redknot_resolved"

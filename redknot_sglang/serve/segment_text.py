@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments and leads as clients write them, made into the tokens that they are in a request."""
+"""Tokenizes segments that come one by one just as they are tokenized between separators of a prompt.
+
+Only then does a request find what was computed ahead of time. A *lead* is the text before a prompt's first segment.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from redknot_sglang.errors import RedKnotError
 
 
 class SegmentText:
-    """Tokens of what stands between separators in a prompt.
+    """Makes tokens of leads and segments.
 
-    manager: SGLang's tokenizer manager, on which `hooks/v0_5_17/tokenizer.py` noted separator and special tokens.
+    manager: SGLang's tokenizer manager, on which `hooks/v0_5_17/tokenizer.py` has noted the separator's and the special tokens.
+    config: the server's settings.
     """
 
     def __init__(self, manager: Any, config: RedKnotConfig) -> None:
@@ -24,21 +28,30 @@ class SegmentText:
         self._vocabulary: int = manager.model_config.vocab_size
 
     def lead(self, value: Any) -> list[int]:
-        """Tokens of a prompt's beginning, those included that the tokenizer puts in front. Raises RedKnotError."""
+        """Tokens of a lead, with those that the tokenizer puts in front of every prompt.
+
+        value: text, or token ids, which are checked and returned.
+        Raises RedKnotError.
+        """
         if not isinstance(value, str):
             return self._ids("lead", value)
         return self._parts("lead", value + self._text, 1)[0]
 
     def segment(self, name: str, value: Any) -> list[int]:
-        """Tokens of a segment. name: what errors call it. Raises RedKnotError."""
+        """Tokens of a segment.
+
+        name: how errors call it.
+        value: text, or token ids, which are checked and returned.
+        Raises RedKnotError.
+        """
         if not isinstance(value, str):
             return self._ids(name, value)
         tokens = self._parts(name, self._text + value + self._text, 2)[1]
         special = next((token for token in tokens if token in self._special), None)
         if special is not None:
             raise RedKnotError(
-                f"{name} has the special token {self._tokenizer.convert_ids_to_tokens(special)} in it, and what has one is "
-                "no segment where separators name them: take it out, or give token ids for requests with offsets"
+                f"{name} has the special token {self._tokenizer.convert_ids_to_tokens(special)} in it, and a text with one is "
+                "not taken for a segment between separators: take it out, or give token ids for requests with offsets"
             )
         return tokens
 
@@ -63,7 +76,7 @@ class SegmentText:
             raise RedKnotError(f"{name} must be text or a list of token ids")
         wrong = next((token for token in value if not 0 <= token < self._vocabulary), None)
         if wrong is not None:
-            raise RedKnotError(f"{name} has the token id {wrong}; the model's go from 0 to {self._vocabulary - 1}")
+            raise RedKnotError(f"{name} has the token id {wrong}; give ids of this model, 0 to {self._vocabulary - 1}")
         if self._separator is not None and self._separator in value:
             raise RedKnotError(f"{name} has the separator's token {self._separator} in it: leave it out")
         return list(value)

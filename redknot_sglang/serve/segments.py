@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments computed ahead of time: `/redknot/segments`, on the side of SGLang's tokenizer manager.
+"""Segments computed ahead of time: the calls of `/redknot/segments`, in the process that has the tokenizer.
 
-What is missing in the tree is computed by ordinary requests for one token, whose prompt is the segment, so that the
-scheduler batches, chunks and admits them like all others. A later request finds what they leave behind.
+A segment that is not in the prefix cache is computed by an ordinary request for one token, whose prompt is the segment: so
+the scheduler batches, cuts and admits it like any other. Its KV stays in the cache, where later requests find it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from redknot_sglang.serve.segment_calls import FORGET, LIST, PRELOAD_OPTION, RES
 from redknot_sglang.serve.segment_text import SegmentText
 
 FIELDS = ("segments", "lead", "extra_key", "repair")
-# Enough for a prefill batch. More would only stand in the queue in front of requests that somebody waits for.
+# Segments in flight: enough to fill a prefill batch. More would only stand in the queue in front of clients' requests.
 AT_ONCE = 64
 
 
 async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -> list[dict[str, Any]]:
-    """Have all segments of a POST's JSON body in the tree of every data-parallel rank: tokens and new of each, in order.
+    """Compute the segments of a POST on every data-parallel rank that has not got them.
 
-    client: the HTTP request; what is under way for one that hung up is aborted. Raises RedKnotError for a bad body, and
-    what SGLang raises for requests that it cannot take.
+    manager: SGLang's tokenizer manager.
+    config: the server's settings.
+    body: the JSON body, checked here.
+    client: the HTTP request; if its client hangs up, what is under way is aborted.
+    Returns `tokens` and `new` of each segment, in order. Raises RedKnotError for a bad body, and whatever SGLang raises for
+    a request that it cannot take.
     """
     fields = _checked(body, config)
     text = SegmentText(manager, config)
@@ -56,13 +60,13 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
     answer = []
     for part in parts:
         answer.append({"tokens": len(part), "new": part in new})
-        # Of equal segments the first is the new one.
+        # Of equal segments in one call only the first counts as new.
         new.discard(part)
     return answer
 
 
 async def listed(manager: Any) -> list[dict[str, Any]]:
-    """What was preloaded, the oldest first; resident_tokens are those of the data-parallel rank that has the fewest."""
+    """The preloaded segments, the oldest first. `resident_tokens` is that of the data-parallel rank with the fewest."""
     ranks = [{entry["id"]: entry for entry in rank["segments"]} for rank in await _ask(manager, LIST, {})]
     return [
         {
@@ -74,7 +78,12 @@ async def listed(manager: Any) -> list[dict[str, Any]]:
 
 
 async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Forget segments, None for all: id and freed_tokens of each, those of all data-parallel ranks together."""
+    """Delete preloaded segments from list and cache.
+
+    manager: SGLang's tokenizer manager.
+    identities: ids as the list shows them, or None for all.
+    Returns `id` and `freed_tokens` of each, the tokens of all data-parallel ranks together.
+    """
     freed: Counter[str] = Counter()
     for rank in await _ask(manager, FORGET, {"ids": identities}):
         freed.update({entry["id"]: entry["freed_tokens"] for entry in rank["segments"]})
@@ -82,7 +91,7 @@ async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[st
 
 
 def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
-    """All fields of a POST's body, None for those left out. Raises RedKnotError for what cannot be meant."""
+    """All fields of a POST's body, None for those left out. Raises RedKnotError if one is unknown or of a wrong type."""
     if not isinstance(body, Mapping):
         raise RedKnotError('the body must be a JSON object such as {"segments": ["text of a document"]}')
     unknown = sorted(name for name in body if name not in FIELDS)
@@ -109,7 +118,7 @@ def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
 
 
 def _servable(manager: Any, config: RedKnotConfig, repair: str | None) -> str:
-    """The repair policy by its name. Raises what a request with segments under this policy would get."""
+    """The full name of a repair policy, or of the server's if it is None. Raises the error that a request under it gets."""
     params = {MODE: "segmented", SEGMENTS: [0, 1], **({} if repair is None else {REPAIR: repair})}
     # No token has the number -1, so none of these is a separator.
     prompt = [-1, -1]
@@ -128,7 +137,7 @@ def _request(tokens: list[int], params: dict[str, Any] | None, extra_key: str | 
 async def _compute(
     manager: Any, prompts: Sequence[tuple[int | None, list[int]]], extra_key: str | None, whole: bool, client: Any
 ) -> None:
-    """Compute prompts, each on its data-parallel rank. Raises the first error; what had not begun is then left out."""
+    """Compute prompts, each on its data-parallel rank. After an error no more are begun, and the first error is raised."""
     gate, stopped = asyncio.Semaphore(AT_ONCE), False
 
     async def one(rank: int | None, tokens: list[int]) -> None:
@@ -148,7 +157,7 @@ async def _compute(
                 stopped = True
                 raise
 
-    # All are waited for, so that none goes on unheard.
+    # All are waited for, so that no request goes on whose error nobody would see.
     results = await asyncio.gather(*(one(*prompt) for prompt in prompts), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -156,10 +165,12 @@ async def _compute(
 
 
 async def _ask(manager: Any, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Answers of all data-parallel ranks. Raises RedKnotError with the text of the first that refuses."""
+    """Send a message to the schedulers. Returns the answers of all data-parallel ranks; raises the error of the first that
+    refuses.
+    """
     from redknot_sglang.seams.sglang import DumperControlReqInput
 
-    # An answer nobody waits for would be taken for that to the next question.
+    # Shielded, since SGLang would take an answer that comes after a cancelled wait for the answer to the next message.
     outputs = await asyncio.shield(manager.dumper_control(DumperControlReqInput(method=method, body=body)))
     for output in outputs:
         if not output.success:

@@ -12,7 +12,13 @@ from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
-    """JSON object: versions, head map summary, certificate, slots per class, tree size per class in tokens."""
+    """A rank's state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, and
+    tokens in the prefix cache.
+
+    config: the server's settings.
+    tree: the prefix cache.
+    allocator: SGLang's allocator of both pools.
+    """
     pool = allocator.get_kvcache()
     return {
         "versions": {"redknot": __version__, "sglang": sglang_version()},
@@ -45,7 +51,7 @@ def head_map_summary(head_map: HeadMap) -> dict[str, Any]:
 
 
 def tree_sizes(tree: Any) -> dict[str, dict[str, int]]:
-    """Tokens in the tree per class: evictable, and protected by running requests."""
+    """Tokens in the prefix cache by head class: `evictable`, and `protected` by the locks of running requests."""
     if tree.is_chunk_cache():
         return {name: {"evictable": 0, "protected": 0} for name in ("global", "local")}
     return {

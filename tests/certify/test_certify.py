@@ -262,7 +262,7 @@ def test_bad_data_is_said(line: str, message: str, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--repair=magic"], "--repair: repair policy 'magic' is not known"),
-        (["--lengths=1K"], "--lengths '1K' is not a list of tokens"),
+        (["--lengths=1K"], "--lengths '1K' is not a list of lengths in tokens"),
         (["-n=0"], "-n must be at least 1"),
         (["--concurrency=0"], "--concurrency must be at least 1"),
         (["--tasks=nonsense"], "unknown task 'nonsense'"),

@@ -116,5 +116,7 @@ def test_disagreement_without_answers_fails() -> None:
     dense, policy = replies([1, 2, 3, 4], [5, 6]), replies([1, 2, 9, 4], [5, 6])
     assert judge(questions, dense, dense, LIMITS)["verdict"] == "pass"
     found = judge(questions, dense, policy, LIMITS)
-    assert found["reasons"] == ["data: 75.0 % of the dense answers' tokens come, 90 % must"]
+    assert found["reasons"] == [
+        "data: 75.0 % of the dense answers' tokens come before the first difference, at least 90 % must"
+    ]
     assert judge(questions, dense, policy, replace(LIMITS, min_agreement=75))["verdict"] == "pass"

@@ -152,7 +152,7 @@ def test_any_of_a_tasks_answers_is_right_and_all_are_shown(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks=lookup,nonsense"], "unknown task 'nonsense'; there are lookup"),
+        (["--tasks=lookup,nonsense"], "unknown task 'nonsense'; use some of lookup"),
         (["--tasks="], "unknown task ''"),
         (["--n=0"], "--n must be at least 1, got 0"),
         (["--max-tokens=0"], "--max-tokens must be at least 1"),

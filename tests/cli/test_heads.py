@@ -141,7 +141,7 @@ def test_show(public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_show_errors(public: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "no\x1b[2Jmap.json"
     assert redknot("show", missing) == 2
-    assert error_line(capsys) == f"redknot heads show: error: {tmp_path}/no?[2Jmap.json: no such file"
+    assert error_line(capsys) == f"redknot heads show: error: {tmp_path}/no?[2Jmap.json: no such file; check the path"
     assert redknot("show", public, "--length", 0) == 2
     assert error_line(capsys) == "redknot heads show: error: length must be at least 1, got int 0"
 

@@ -97,7 +97,7 @@ def test_names_are_those_of_the_package() -> None:
         (["--data", "tasks", "--target-kv", 2], "--target-kv must be above 0 and at most 1, got 2.0"),
         (
             ["--data", "tasks", "--target-kv", 0.5, "--methods", "mass,magic"],
-            "--methods: unknown 'magic'; there are mass",
+            "--methods: unknown 'magic'; use some of mass",
         ),
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "64,x"], "--windows must be numbers separated by commas"),
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "0"], "--windows must be at least 1, got 0"),
@@ -105,7 +105,7 @@ def test_names_are_those_of_the_package() -> None:
         (["--data", "tasks", "--target-kv", 0.5, "--sink", -1], "--sink and --seed must be at least 0"),
         (
             ["--data", "absent.jsonl", "--target-kv", 0.5],
-            "--data: 'absent.jsonl' is neither `tasks`, `random`, nor a file",
+            "--data: 'absent.jsonl' is neither `tasks` nor `random` nor a file; check the path",
         ),
         (["--data", "tasks", "--target-kv", 0.5, "--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N"),
         (["--data", "tasks", "--tasks", "chess", "--target-kv", 0.5], "unknown task 'chess'"),

@@ -45,7 +45,8 @@ def test_split_keys(processors: int | None, dtype: torch.dtype) -> None:
     batch = scatter(case, rows)
     path = TritonExtend(spec, processors)
     path.plan_extend(batch)
-    assert path.work["global", 2].parts > 0 or processors in (1, 50)
+    if processors not in (1, 50):
+        assert path.work["global", 2].parts > 0
     out = case.run(path, "global")
     assert_near(out, case.expected(batch, "global")[0], tolerance)
     path.plan_extend(batch)

@@ -68,7 +68,10 @@ def test_names_may_be_missing(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ([], "the top level must be an object, got list []"),
-        (without("num_hidden_layers"), "no 'num_hidden_layers': not the config.json of a transformer"),
+        (
+            without("num_hidden_layers"),
+            "no 'num_hidden_layers': not the config.json of a model that head maps can describe",
+        ),
         (without("num_attention_heads", "num_key_value_heads"), "no 'num_attention_heads'"),
         ({**GQA, "num_hidden_layers": "36"}, "num_hidden_layers must be an integer, got str '36'"),
         ({**GQA, "num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got int 0"),
@@ -87,4 +90,4 @@ def test_wrong_configs(config: object, message: str, tmp_path: Path) -> None:
 def test_no_config(tmp_path: Path) -> None:
     with pytest.raises(HeadMapError) as caught:
         read_model_shape(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'config.json'}: no such file"
+    assert str(caught.value) == f"{tmp_path / 'config.json'}: no such file; check the path"

@@ -165,7 +165,7 @@ def test_files_that_are_no_head_map(content: bytes, message: str, tmp_path: Path
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert failure(tmp_path / "missing.json") == "no such file"
+    assert failure(tmp_path / "missing.json") == "no such file; check the path"
     assert failure(tmp_path) == "is a directory, give the file itself"
     (tmp_path / "file").touch()
     assert failure(tmp_path / "file" / "map.json") == "cannot be read: Not a directory"

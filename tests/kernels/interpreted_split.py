@@ -14,6 +14,7 @@ from redknot_sglang.kernels.device_work import Tiling
 from redknot_sglang.kernels.extend_triton import TritonExtend
 from tests.kernels.cases import Case, make_case, make_spec, scatter
 
+FULL = pytest.mark.full
 # Small, so that a few hundred keys are many steps.
 TILING = Tiling(packed=32, keys=16, warps=4, stages=2)
 # The interpreter multiplies the bits of bfloat16 as integers; on a GPU tests/gpu/test_scattered.py has it.
@@ -31,7 +32,7 @@ def check(case: Case, batch: ExtendBatch, processors: int, tiling: Tiling | None
     return path.work["global", spec.global_widths[0]].parts
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("group", [1, pytest.param(2, marks=FULL), 3, 4, pytest.param(8, marks=FULL)])
 def test_requests_of_uneven_rows(group: int) -> None:
     """A request with rows at either end of its keys, one with a single row, one with few keys, adjacent rows."""
     spec = make_spec(group=group, head_dim=24, n_global=2, n_local=1, window=20)
@@ -41,7 +42,9 @@ def test_requests_of_uneven_rows(group: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 128), (4, 64), (8, 128), (2, 64)])
+@pytest.mark.parametrize(
+    ("group", "head_dim"), [(1, 128), (4, 64), pytest.param(8, 128, marks=FULL), pytest.param(2, 64, marks=FULL)]
+)
 def test_shapes_of_models(group: int, head_dim: int, dtype: torch.dtype) -> None:
     """With the tiling that serves."""
     spec = make_spec(group=group, head_dim=head_dim, n_global=1, n_local=1, window=64, dtype=dtype)
@@ -106,7 +109,7 @@ def test_a_scale_that_turns_logits_around_is_told() -> None:
         path.run("global", case.q["global"], case.k["global"], case.v["global"], -1.0)
 
 
-@pytest.mark.parametrize(("n_global", "sink"), [(1, 3), (2, 0)])
+@pytest.mark.parametrize(("n_global", "sink"), [(1, 3), pytest.param(2, 0, marks=FULL)])
 def test_one_prefill_graph_serves_batches_of_all_kinds(n_global: int, sink: int) -> None:
     """Adjacent and scattered rows, split and whole tiles, in the same buffers; rows behind the batch come out as zeros."""
     spec = make_spec(group=2, head_dim=16, n_global=n_global, window=20, sink=sink)

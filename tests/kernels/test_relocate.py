@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redknot_sglang.kernels.relocate import Rotation, relocate
+from redknot_sglang.kernels.relocate import Rotation
 from tests.kernels.relocation_cases import SHAPES, check, make_case, plain_table
 
 
@@ -18,8 +18,8 @@ def test_moves_and_turns(head_dim: int, rotary_dim: int, is_neox: bool, dtype: t
 
 
 def test_nothing_to_move() -> None:
-    case = make_case(rows=0)
-    relocate(case.layers, case.source, case.target, *case.rotation.turn(case.origin, case.position), True)
+    # All rows are "others", which must stay.
+    check(make_case(rows=0))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 4095)), min_size=1, max_size=8))

@@ -23,15 +23,15 @@ import pytest
         "interpreted_heads.py",
     ],
 )
-def test_through_the_interpreter(name: str) -> None:
+def test_through_the_interpreter(name: str, full: bool) -> None:
     cases = Path(__file__).with_name(name)
-    root = cases.parents[2]
+    root, size = cases.parents[2], ["--full"] if full else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *size, str(cases)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -66,6 +66,14 @@ def test_nothing_is_left_running(fake_sglang: Path, tmp_path: Path, code: str, m
     assert wait_until_gone(child)
 
 
+def test_another_program_gets_the_same_flags(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys; print(sys.argv[1:], flush=True)" + HEALTHY)
+    with launch(["--x"], tmp_path / "log", program=[str(program)]) as server:
+        port = server.url.rpartition(":")[2]
+        assert server.log_text().startswith(f"['--x', '--host=127.0.0.1', '--port={port}']")
+
+
 def test_nothing_is_left_running_after_an_error_of_the_user(fake_sglang: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),

@@ -138,7 +138,8 @@ def test_sampled_rows_are_spread_evenly(length: int, count: int) -> None:
     rows = sample_rows(length, count)
     steps = rows.diff()
     assert len(rows) == min(length, count) and int(rows[-1]) == length - 1 and int(rows[0]) >= 0
-    assert not len(steps) or (int(steps.min()) > 0 and int(steps.max()) - int(steps.min()) <= 1)
+    if len(steps):
+        assert int(steps.min()) > 0 and int(steps.max()) - int(steps.min()) <= 1
     assert int(rows[0]) <= length // len(rows)
 
 

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import msgspec
@@ -16,7 +17,17 @@ from redknot_sglang import seams
 from redknot_sglang.errors import SeamError
 from redknot_sglang.hooks.v0_5_17 import refusals
 from redknot_sglang.seams import sglang
-from redknot_sglang.seams.surface import Surface, differences, fits, parameters, surface
+from redknot_sglang.seams.surface import (
+    Fields,
+    Surface,
+    differences,
+    fields,
+    fits,
+    has_field,
+    missing_fields,
+    parameters,
+    surface,
+)
 from tests.seams import usage
 
 ROOT = usage.PACKAGE.parent
@@ -50,8 +61,15 @@ def test_the_table_says_what_is_taken_by_all_that_is_called_or_hooked() -> None:
             assert keywords <= names_of(takes), f"{module}.{name} is called with {keywords}, its row says {takes}"
 
 
+def test_the_table_of_fields_is_what_is_read_and_written_on_objects() -> None:
+    found = {(module, name): set(row.split()) for module, classes in fields().items() for name, row in classes.items()}
+    assert found == usage.fields_used()
+
+
 def test_the_installed_sglang_has_it() -> None:
-    assert list(differences(surface())) == []
+    for module in fields():
+        import_module(f"sglang.srt.{module}")
+    assert seams.differing() == []
 
 
 def test_only_the_names_of_a_version_import_sglang() -> None:
@@ -108,10 +126,64 @@ def test_what_is_different_is_said(table: Surface, message: str) -> None:
     assert re.search(message, found)
 
 
+@pytest.mark.parametrize(
+    ("table", "messages"),
+    [
+        ({"managers.schedule_batch": {"ReqKvInfo": "kv_allocated_len"}}, []),
+        (
+            {"managers.schedule_batch": {"Req": "kv wheels output_ids axles finished"}},
+            ["managers.schedule_batch.Req has no field wheels", "managers.schedule_batch.Req has no field axles"],
+        ),
+        (
+            {"managers.schedule_batch": {"Wheel": "kv"}},
+            ["managers.schedule_batch.Wheel is missing"],
+        ),
+    ],
+)
+def test_fields_that_objects_do_not_have_are_said(table: Fields, messages: list[str]) -> None:
+    import_module("sglang.srt.managers.schedule_batch")
+    assert list(missing_fields(table)) == messages
+
+
+def test_fields_are_not_looked_at_in_a_process_that_does_without_the_module() -> None:
+    assert list(missing_fields({"managers.wheels": {"Wheel": "axles"}})) == []
+
+
+class _Base:
+    declared: int
+
+    def __init__(self) -> None:
+        self.set_below = 1
+
+
+class _Object(_Base):
+    given = 2
+
+    def later(self, other: Any) -> None:
+        self.set_later = other.read_only
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("declared", True),
+        ("set_below", True),
+        ("given", True),
+        ("set_later", True),
+        ("later", True),
+        ("read_only", False),
+    ],
+)
+def test_fields_are_those_that_a_class_declares_or_its_functions_set(name: str, there: bool) -> None:
+    assert has_field(_Object, name) is there
+
+
 def test_a_start_ends_in_one_line_with_all_that_is_different(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seams, "surface", lambda: {"environ": {"wheels": None, "axles": None}})
+    import_module("sglang.srt.managers.schedule_batch")
+    monkeypatch.setattr(seams, "surface", lambda: {"environ": {"wheels": None}})
+    monkeypatch.setattr(seams, "fields", lambda: {"managers.schedule_batch": {"Req": "axles"}})
     with pytest.raises(
-        SeamError, match=r"^SGLang 0\.5\.17 is not as .*: environ.wheels is missing; environ.axles is "
+        SeamError, match=r"^SGLang 0\.5\.17 is not as .*: environ.wheels is missing; managers.+ no field axles. "
     ) as found:
         seams.verify()
     assert "\n" not in str(found.value)
@@ -149,6 +221,8 @@ def test_parameters_of_structures_are_known_without_their_annotations() -> None:
         "Kind", [("first", int), ("second", "Wheel", 2), ("third", list, msgspec.field(default_factory=list))]
     )
     assert parameters(kind) == ["first", "second=", "third="]
+    named = msgspec.defstruct("Named", [("first", int, 1), ("second", int)], kw_only=True)
+    assert parameters(named) == ["first=", "second"]
     with pytest.raises(NameError):
         inspect.signature(kind)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import redknot_sglang
 from redknot_sglang.hooks import all_seams
+from redknot_sglang.seams.surface import has_field
 from redknot_sglang.versions import version_folder
 
 PACKAGE = Path(redknot_sglang.__file__).resolve().parent
@@ -33,28 +34,66 @@ _DERIVING = (
     "pool.head_class_pool",
     "attention",
 )
-# Names under which the package holds SGLang's objects, wherever it holds them.
+# Those that get objects of SGLang's, and the names under which they hold them, wherever they do.
+_HOLDING = ("hooks/", "radix/", "reuse/", "pool/", "serve/", "seams/", "attention.py", "batches.py", "start_memory.py")
+# What it calls its tree is a gauge.
+_NOT_HOLDING = "serve/metrics.py"
 _OBJECTS = {
-    "req": "managers.schedule_batch:Req",
-    "batch": "managers.schedule_batch:ScheduleBatch",
-    "scheduler": "managers.scheduler:Scheduler",
-    "time_stats": "observability.req_time_stats:SchedulerReqTimeStats",
-    "params": "sampling.sampling_params:SamplingParams",
-    "adder": "managers.schedule_policy:PrefillAdder",
-    "manager": "managers.tokenizer_manager:TokenizerManager",
-    "allocator": "mem_cache.allocator.swa:SWATokenToKVPoolAllocator",
-    "tree": "mem_cache.unified_radix_cache:UnifiedRadixCache",
-    "tree_cache": "mem_cache.unified_radix_cache:UnifiedRadixCache",
-    "tree_core": "mem_cache.unified_cache.unified_tree_core:UnifiedTreeCore",
-    "key": "mem_cache.radix_cache:RadixKey",
-    "lock": "mem_cache.base_prefix_cache:IncLockRefResult",
-    "runner": "model_executor.runner.prefill_cuda_graph_runner:PrefillCudaGraphRunner",
-    "backend": "model_executor.runner_backend.breakable_cuda_graph_backend:BreakableCudaGraphBackend",
-    "forward_mode": "model_executor.forward_batch_info:ForwardMode",
-    "server_args": "server_args:ServerArgs",
-    "model_config": "configs.model_config:ModelConfig",
+    "adder": ("managers.schedule_policy:PrefillAdder",),
+    "allocator": ("mem_cache.allocator.swa:SWATokenToKVPoolAllocator",),
+    "backend": ("model_executor.runner_backend.breakable_cuda_graph_backend:BreakableCudaGraphBackend",),
+    "batch": ("managers.schedule_batch:ScheduleBatch",),
+    "checker": ("managers.scheduler_components.invariant_checker:SchedulerInvariantChecker",),
+    "child": ("mem_cache.unified_cache.unified_tree_core:UnifiedTreeNode",),
+    "configurator": ("mem_cache.kv_cache_configurator:KVCacheConfigurator",),
+    "context": ("mem_cache.registry:TreeCacheBuildContext",),
+    "data": ("mem_cache.unified_cache.components.tree_component:ComponentData",),
+    "forward_batch": ("model_executor.forward_batch_info:ForwardBatch",),
+    "forward_mode": ("model_executor.forward_batch_info:ForwardMode",),
+    "ipc_channels": ("managers.scheduler_components.ipc_channels:SchedulerIpcChannels",),
+    "key": ("mem_cache.radix_cache:RadixKey",),
+    "kv": ("managers.schedule_batch:ReqKvInfo",),
+    "layer": ("layers.radix_attention:RadixAttention",),
+    "lock": ("mem_cache.base_prefix_cache:IncLockRefResult",),
+    "manager": ("managers.tokenizer_manager:TokenizerManager",),
+    "match": ("mem_cache.base_prefix_cache:MatchResult",),
+    "model_config": ("configs.model_config:ModelConfig",),
+    "model_runner": ("model_executor.model_runner:ModelRunner",),
+    "node": ("mem_cache.unified_cache.unified_tree_core:UnifiedTreeNode",),
+    "obj": ("managers.io_struct:GenerateReqInput",),
+    "parallel": ("runtime_context:ParallelContext",),
+    "params": (
+        "mem_cache.cache_init_params:CacheInitParams",
+        "mem_cache.base_prefix_cache:InsertParams",
+        "mem_cache.base_prefix_cache:MatchPrefixParams",
+        "sampling.sampling_params:SamplingParams",
+    ),
+    "prefill": ("managers.schedule_batch:Req",),
+    "ps": ("distributed.parallel_state_wrapper:ParallelState",),
+    "req": ("managers.schedule_batch:Req",),
+    "req_to_token_pool": ("mem_cache.memory_pool:ReqToTokenPool",),
+    "result": (
+        "mem_cache.base_prefix_cache:MatchResult",
+        "managers.io_struct:GetInternalStateReqOutput",
+        "model_executor.forward_batch_info:ForwardBatch",
+        "configs.model_config:ModelConfig",
+    ),
+    "runner": (
+        "model_executor.model_runner:ModelRunner",
+        "model_executor.runner.prefill_cuda_graph_runner:PrefillCudaGraphRunner",
+    ),
+    "running_batch": ("managers.schedule_batch:ScheduleBatch",),
+    "sampling_params": ("sampling.sampling_params:SamplingParams",),
+    "scheduler": ("managers.scheduler:Scheduler",),
+    "server_args": ("server_args:ServerArgs",),
+    "streamer": ("managers.scheduler_components.output_streamer:SchedulerOutputStreamer",),
+    "time_stats": ("observability.req_time_stats:SchedulerReqTimeStats",),
+    "tree": ("mem_cache.unified_radix_cache:UnifiedRadixCache",),
+    "tree_cache": ("mem_cache.unified_radix_cache:UnifiedRadixCache",),
+    "tree_core": ("mem_cache.unified_cache.unified_tree_core:UnifiedTreeCore",),
+    "updater": ("managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",),
+    "wrapper": ("managers.scheduler_components.flush_wrapper:SchedulerFlushWrapper",),
 }
-
 # Calling these looks a member up.
 _ENUMS = ("HookType",)
 
@@ -135,18 +174,23 @@ def split(target: str) -> tuple[str, str]:
 
 def _of_classes() -> Iterator[Use]:
     """What our classes take over from those that they derive from: what they override, call and read."""
+    for (module, base), names in _taken_over().items():
+        for name in names:
+            if hasattr(base, name) and getattr(base, name) is not getattr(object, name, None):
+                yield (module, f"{base.__name__}.{name}"), set() if _is_function(base, name) else None
+
+
+def _taken_over() -> dict[tuple[str, type], set[str]]:
+    """By module and class of SGLang's that ours derive from: names that our classes define or look up on themselves."""
     modules = {name: module for _, module, name in sglang_imports()}
+    found: dict[tuple[str, type], set[str]] = {}
     for room in _DERIVING:
         for derived in vars(import_module(f"redknot_sglang.{room}")).values():
-            if not isinstance(derived, type) or derived.__module__ != f"redknot_sglang.{room}":
-                continue
-            base = next((cls for cls in derived.__mro__ if cls.__module__.startswith("sglang.")), None)
-            if base is None:
-                continue
-            for name in _own(derived):
-                if hasattr(base, name) and getattr(base, name) is not getattr(object, name, None):
-                    use = modules[base.__name__], f"{base.__name__}.{name}"
-                    yield use, set() if _is_function(base, name) else None
+            if isinstance(derived, type) and derived.__module__ == f"redknot_sglang.{room}":
+                base = next((cls for cls in derived.__mro__ if cls.__module__.startswith("sglang.")), None)
+                if base is not None:
+                    found.setdefault((modules[base.__name__], base), set()).update(_own(derived))
+    return found
 
 
 def _own(derived: type) -> Iterator[str]:
@@ -163,14 +207,33 @@ def _own(derived: type) -> Iterator[str]:
 
 
 def _of_objects() -> Iterator[Use]:
-    """Methods that are called on SGLang's objects under the names that they have here."""
-    for tree in _trees().values():
+    """Methods that are called on SGLang's objects."""
+    for module, whole, name in _on_objects():
+        if hasattr(whole, name) and _is_function(whole, name):
+            yield (module, f"{whole.__name__}.{name}"), set()
+
+
+def _on_objects() -> Iterator[tuple[str, type, str]]:
+    """Names that are looked up or set on objects: module, class, name. A name may hold objects of several classes."""
+    for path, tree in _trees().items():
+        file = path.relative_to(PACKAGE).as_posix()
+        if not file.startswith(_HOLDING) or file == _NOT_HOLDING:
+            continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and (place := _OBJECTS.get(_held(node.value))):
-                module, name = place.split(":")
-                whole = pkgutil.resolve_name(f"sglang.srt.{place}")
-                if hasattr(whole, node.attr) and _is_function(whole, node.attr):
-                    yield (module, f"{name}.{node.attr}"), set()
+            if isinstance(node, ast.Attribute) and not node.attr.startswith(("__", "redknot_")):
+                for place in _OBJECTS.get(_held(node.value), ()):
+                    yield place.split(":")[0], pkgutil.resolve_name(f"sglang.srt.{place}"), node.attr
+
+
+def fields_used() -> dict[tuple[str, str], set[str]]:
+    """By module and class: fields of its objects that are read or written."""
+    own = ((module, whole, name) for (module, whole), names in _taken_over().items() for name in names)
+    found: dict[tuple[str, str], set[str]] = {}
+    for module, whole, name in (*_on_objects(), *own):
+        function = hasattr(whole, name) and _is_function(whole, name)
+        if has_field(whole, name) and not function and not name.startswith("__"):
+            found.setdefault((module, whole.__name__), set()).add(name)
+    return found
 
 
 def _held(node: ast.expr) -> str:

@@ -58,7 +58,7 @@ def test_what_can_be_no_segment_is_refused(manager: Any) -> None:
         ("a<|end|>", "it has the special token <|end|>"),
         ([1, True], "it must be text or a list of token ids"),
         ({"a": 1}, "it must be text or a list of token ids"),
-        ([2048], "token id 2048; the model's go from 0 to 2047"),
+        ([2048], "token id 2048; give ids of this model, 0 to 2047"),
         ([manager.redknot_separator], "it has"),
     ):
         with pytest.raises(RedKnotError, match=names.replace("|", r"\|")):

@@ -58,27 +58,35 @@ def _conversation(rng: random.Random, roots: Sequence[list[int]]) -> Conversatio
 
 def _turn(rng: random.Random) -> Turn:
     length = rng.choice((1, 5, 20, 60, 100))
+    # Whoever leaves does so early: an answer that is over cannot be left.
+    leaves = length > 1 and rng.random() < 0.2
     return Turn(
         added=noise(rng, rng.choice((1, 3, 17, 60, 200, 400))),
         length=length,
-        hang_up=rng.randrange(1, length + 1) if rng.random() < 0.15 else None,
+        hang_up=rng.randrange(1, length // 2 + 1) if leaves else None,
         keep=rng.random() if rng.random() < 0.3 else 1.0,
     )
 
 
 def play_all(server: Server, conversations: Sequence[Conversation], at_once: int) -> list[Answer]:
-    """All answers of all conversations, `at_once` clients at a time."""
+    """All answers of all conversations, `at_once` clients at a time.
+
+    Raises AssertionError if no client left in the middle of an answer: some are meant to.
+    """
+    left: list[bool] = []
     with ThreadPoolExecutor(at_once) as pool:
-        played = pool.map(lambda conversation: _play(server, conversation), conversations)
-        return [answer for answers in played for answer in answers]
+        played = list(pool.map(lambda conversation: _play(server, conversation, left), conversations))
+    assert any(left), "no client hung up"
+    return [answer for answers in played for answer in answers]
 
 
-def _play(server: Server, conversation: Conversation) -> list[Answer]:
+def _play(server: Server, conversation: Conversation, left: list[bool]) -> list[Answer]:
+    """The answers that were waited for; `left` gets whether an answer went on when its client hung up."""
     answers, said = [], list(conversation.start)
     for turn in conversation.turns:
         said = said + turn.added
         if turn.hang_up is not None:
-            _hang_up(server, said, turn.length, turn.hang_up)
+            left.append(_hang_up(server, said, turn.length, turn.hang_up))
             continue
         answers.append(ask(server, said, turn.length))
         said = said + answers[-1].tokens
@@ -86,19 +94,25 @@ def _play(server: Server, conversation: Conversation) -> list[Answer]:
     return answers
 
 
-def _hang_up(server: Server, prompt: list[int], length: int, tokens: int) -> None:
-    """Start a stream and drop the connection once it has brought `tokens` tokens."""
+def _hang_up(server: Server, prompt: list[int], length: int, tokens: int) -> bool:
+    """Start a stream and drop the connection once it has brought `tokens` tokens; whether the answer went on."""
     sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
     body: dict[str, Any] = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
     with requests.post(server.url + "/generate", json=body, stream=True, timeout=REQUEST_TIMEOUT) as stream:
         stream.raise_for_status()
         for line in stream.iter_lines():
-            if line.startswith(b"data: {") and _received(line) >= tokens:
-                return
+            if line.startswith(b"data: {"):
+                meta = json.loads(line.removeprefix(b"data: "))["meta_info"]
+                if meta["completion_tokens"] >= tokens:
+                    return meta["finish_reason"] is None
+    raise AssertionError(f"a stream ended before its token {tokens}")
 
 
-def _received(line: bytes) -> int:
-    return int(json.loads(line.removeprefix(b"data: "))["meta_info"]["completion_tokens"])
+def settle(server: Server) -> None:
+    """Wait until the server is idle: the tree holds every used slot. Raises AssertionError with the last status."""
+    _wait_for(
+        server, lambda used, tree: used == tree["evictable"] and tree["protected"] == 0, "the tree holds all slots"
+    )
 
 
 def check_no_leak(server: Server) -> None:
@@ -106,9 +120,7 @@ def check_no_leak(server: Server) -> None:
 
     Raises AssertionError with the last status if that does not come true.
     """
-    _wait_for(
-        server, lambda used, tree: used == tree["evictable"] and tree["protected"] == 0, "the tree holds all slots"
-    )
+    settle(server)
     server.flush()
     _wait_for(server, lambda used, tree: used == 0 and tree["evictable"] == 0, "no slot is used after a flush")
 

@@ -19,6 +19,7 @@ from redknot_sglang.measure import launch as launching
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "eval" / "model"
+FORKING = ROOT / "tests" / "serving" / "forking.py"
 HEAD_MAP = MODEL / "head_map.json"
 ALL_GLOBAL = MODEL / "all_global.json"
 
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # The scheduler counts every slot after every step and stops the server if one is lost.
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    # Seconds after which a server looks whether a client that waits is still there; without it, four.
+    "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
 }
 FLAGS = (
     *(launching.CPU_FLAGS if ON_CPU else ("--mem-fraction-static=0.3",)),
@@ -94,15 +97,20 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
 
 
 @contextmanager
-def launch(args: Sequence[str] = (), env: Mapping[str, str] | None = None, certified: bool = False) -> Iterator[Server]:
+def launch(
+    args: Sequence[str] = (), env: Mapping[str, str] | None = None, certified: bool = False, forked: bool = ON_CPU
+) -> Iterator[Server]:
     """A server with `flags(args, certified)`, up and healthy; it and all its processes end with the context.
 
+    forked: whether its processes are forked, which is quicker (forking.py), or started as SGLang does.
     Raises redknot_sglang.errors.ServerError with its last log lines if it does not come up.
     """
     # SGLang would look for the rendezvous port of its ranks long before they bind it.
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as rendezvous:
         log, args = Path(folder) / "server.log", [f"--nccl-port={rendezvous}", *args]
-        with launching.launch(flags(args, certified), log, env={**ENVIRONMENT, **(env or {})}) as running:
+        program = (str(FORKING),) if forked else launching.LAUNCH_SERVER
+        env = {**ENVIRONMENT, **(env or {})}
+        with launching.launch(flags(args, certified), log, env=env, program=program) as running:
             yield Server(running.url, running)
 
 

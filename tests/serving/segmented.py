@@ -10,9 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.serving.answers import Answer, read_answer
-from tests.serving.harness import Server
+from tests.serving.harness import HEAD_MAP, Server
 from tests.serving.prompts import noise, text
 
+# Flags of a server of the shipped map that has room for 300 tokens of segments beside each request.
+SEGMENTS = ("--redknot", f"--redknot-head-map={HEAD_MAP}", "--redknot-segment-length=300")
+# A pool of a few requests, and prefill that shares batches with decoding.
+SMALL_POOL = 6000
+SMALL = (
+    *SEGMENTS,
+    "--chunked-prefill-size=128",
+    f"--max-total-tokens={SMALL_POOL}",
+    "--enable-mixed-chunk",
+    "--enable-metrics",
+)
+POLICIES = ("none", "boundary:16", "blend:0.05", "blend:0.15")
 LENGTHS = (16, 30, 64, 130, 300, 700, 1500)
 
 
@@ -58,6 +70,12 @@ def make_request(
             prompt = prompt + noise(rng, rng.choice((1, 5, 30)))
     tail = [] if rng.random() < 0.1 and prompt else noise(rng, rng.choice((1, 8, 60, 150)))
     return SegmentedRequest(prompt + tail, offsets, policy)
+
+
+def make_requests(rng: random.Random, count: int, most: int, longest: int, limit: int) -> list[SegmentedRequest]:
+    """`count` requests over documents of up to `longest` tokens, all policies in turn."""
+    documents = make_documents(rng, 8, longest)
+    return [make_request(rng, documents, POLICIES[i % len(POLICIES)], most, limit) for i in range(count)]
 
 
 def ask_segmented(server: Server, request: SegmentedRequest, length: int) -> tuple[Answer, dict[str, Any]]:

@@ -126,7 +126,8 @@ def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.Cap
     path.write_text(text)
     message = _start_up_error(["--redknot", f"--redknot-head-map={path}"], capsys)
     _assert_one_line(message, names)
-    assert str(path) in message or "in the model" in message
+    # Where map and model do not fit together, either may be the wrong one.
+    assert (str(path) in message) == ("in the model" not in message)
 
 
 @pytest.mark.parametrize("case", BAD_FLAGS)
@@ -151,14 +152,15 @@ def test_unknown_attention_path_is_refused_by_the_parser(capsys: pytest.CaptureF
 
 
 @pytest.mark.serving
-def test_real_servers_stop_with_one_line(tmp_path: Path) -> None:
+def test_real_servers_stop_with_one_line(tmp_path: Path, full: bool) -> None:
     cases = {
         "no such file": ["--redknot", f"--redknot-head-map={tmp_path / 'none.json'}"],
         "--redknot-kv-budget": ["--redknot", MAP_ARGUMENT, "--redknot-kv-budget=1000"],
-        "--pp-size 2": ["--redknot", MAP_ARGUMENT, "--pp-size=2"],
-        "without --redknot": ["--redknot-context-length=100"],
         "there is no certificate": ["--redknot", f"--redknot-head-map={save_map(make_map(40, 4), tmp_path)}"],
     }
+    if full:
+        cases["--pp-size 2"] = ["--redknot", MAP_ARGUMENT, "--pp-size=2"]
+        cases["without --redknot"] = ["--redknot-context-length=100"]
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(harness.refused, cases.values()))
     for names, (code, output) in zip(cases, ended, strict=True):

@@ -35,6 +35,6 @@ def test_profile_certify_serve(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     certificate = read_certificate(certificate_path(path))
 
-    with harness.launch(["--redknot", f"--redknot-head-map={path}"], certified=True) as server:
+    with harness.launch(["--redknot", f"--redknot-head-map={path}"], certified=True, forked=False) as server:
         said = server.generate(list(range(400, 520)), 2)["meta_info"]["redknot"]
         assert (said["certified"], said["certificate"]) == (True, certificate.digest)

@@ -18,9 +18,9 @@ from tests.serving.maps import make_map, oracle_of, save_map
 
 pytestmark = pytest.mark.serving
 
-CONVERSATIONS, ALL_CONVERSATIONS = 24, 200
+CONVERSATIONS, ALL_CONVERSATIONS = 12, 200
 AT_ONCE = 12
-SAMPLE, FULL_SAMPLE = 16, 200
+SAMPLE, FULL_SAMPLE = 6, 200
 HEAD_MAP = make_map(window=16, sink=4)
 # A pool of a few conversations: the tree is evicted all the time.
 SMALL = ("--max-total-tokens=3500", "--redknot-context-length=800", "--chunked-prefill-size=64")

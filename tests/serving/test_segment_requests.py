@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,20 +16,15 @@ from redknot_sglang.config import DEFAULT_SEPARATOR
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise, text, tokenizer
-from tests.serving.segmented import SegmentedRequest, ask_segmented, make_documents, make_request
+from tests.serving.segmented import SMALL, SegmentedRequest, ask_segmented, make_documents, make_request
+from tests.serving.shared import SharedServers
 
 pytestmark = pytest.mark.serving
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[harness.Server]:
-    args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--redknot-segment-length=300"]
-    args += ["--redknot-repair=boundary:16"]
-    with harness.launch(
-        [*args, "--chunked-prefill-size=128", "--max-total-tokens=6000", "--enable-mixed-chunk"]
-    ) as running:
-        yield running
-        check_no_leak(running)
+@pytest.fixture
+def server(servers: SharedServers) -> harness.Server:
+    return servers.get(*SMALL)
 
 
 def _parts(seed: str) -> list[str]:
@@ -80,7 +75,7 @@ def test_openai_chat_needs_nothing_but_text(server: harness.Server) -> None:
             model="default", messages=[{"role": "user", "content": content}], max_tokens=4, temperature=0, **body
         )
 
-    mode = {"custom_params": {"redknot_mode": "segmented"}}
+    mode = {"custom_params": {"redknot_mode": "segmented", "redknot_repair": "boundary:16"}}
     cold = ask(first, second, extra_body=mode)
     swapped = ask(second, first, extra_body=mode)
     assert cold.usage.prompt_tokens == swapped.usage.prompt_tokens
@@ -193,7 +188,10 @@ def test_several_answers_to_one_request(server: harness.Server) -> None:
 
 @pytest.mark.parametrize("policy", ["boundary:16", "blend:0.1"])
 def test_hanging_up_at_any_time_loses_nothing(server: harness.Server, policy: str) -> None:
-    """Half of the clients leave while segments are computed, queued or relocated; the others want the same segments."""
+    """Half of the clients leave while segments are computed, queued or relocated; the others want the same segments.
+
+    Those who leave have asked for answers that would go on for much longer, and the server aborts all of them.
+    """
     rng = random.Random("hang up")
     documents = make_documents(rng, 4, 700)
     requests_ = [make_request(rng, documents, policy, 4, 1500) for _ in range(16)]
@@ -202,17 +200,23 @@ def test_hanging_up_at_any_time_loses_nothing(server: harness.Server, policy: st
         number, request = numbered
         if number % 2:
             return ask_segmented(server, request, 4)[0].tokens
-        sampling = {"max_new_tokens": 4, "custom_params": request.params}
+        sampling = {"max_new_tokens": 500, "ignore_eos": True, "custom_params": request.params}
         body: Any = {"input_ids": request.prompt, "sampling_params": sampling}
-        try:
+        with pytest.raises(requests.exceptions.ReadTimeout):
             requests.post(server.url + "/generate", json=body, timeout=(5, 0.05 + 0.1 * number))
-        except requests.exceptions.ReadTimeout:
-            pass
         return None
 
+    before = _aborted(server)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(visit, enumerate(requests_)))
     check_no_leak(server)
+    assert _aborted(server) - before == len(requests_) // 2
     for answer, request in zip(answers, requests_, strict=True):
         if answer is not None:
             assert ask_segmented(server, request, 4)[0].tokens == answer
+
+
+def _aborted(server: harness.Server) -> float:
+    """Requests that the server has aborted while they were waiting or running."""
+    text = requests.get(server.url + "/metrics", timeout=60).text
+    return sum(map(float, re.findall(r"^sglang:num_aborted_requests_total\{.*\} (\S+)$", text, re.MULTILINE)))

@@ -7,7 +7,7 @@ What runs, and what it is given in place of a hub model:
   has no sinks: with sinks that request would reuse them, S tokens.
 - `cache_hit_kit`: conversations written here, in the format of the data set that it would download.
 - `radix_cache_server_kit`: its token ids go up to 31999, so two narrow layers are served with that vocabulary and dummy weights; the kit
-  looks at the status only. The strict memory check is on.
+  looks at the status only. The strict memory check is on. Its tree has 400 nodes with `--full`, else fewer.
 
 What cannot run, and why:
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from tests.serving.prompts import text, tokenizer
 pytestmark = pytest.mark.serving
 
 KIT_VOCABULARY = 32000
+NODES = 80
 
 
 def _write_word_tokenizer(folder: Path) -> Path:
@@ -76,13 +78,15 @@ def test_cache_hit_kit(redknot_server: Server, tmp_path: Path) -> None:
     assert figures["overall"]["cache_hit_rate"] > 0.5
 
 
-def test_radix_cache_server_kit(tmp_path: Path) -> None:
-    from sglang.test.kits.radix_cache_server_kit import run_radix_attention_test
+def test_radix_cache_server_kit(tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.test.kits import radix_cache_server_kit as kit
 
     shape = json.dumps({"vocab_size": KIT_VOCABULARY, "num_hidden_layers": 2, "hidden_size": 64})
     head_map = save_map(HeadMap.from_global_heads(2, NUM_KV_HEADS, [(1, 1), (1, 3)], 128, 4), tmp_path)
     args = ["--load-format=dummy", f"--json-model-override-args={shape}", "--max-running-requests=48"]
+    if not full:
+        monkeypatch.setattr(kit, "gen_radix_tree", partial(kit.gen_radix_tree, num_nodes=NODES))
     random.seed(4)
     with harness.launch(["--redknot", f"--redknot-head-map={head_map}", *args]) as server:
-        run_radix_attention_test(server.url)
+        kit.run_radix_attention_test(server.url)
         check_no_leak(server)

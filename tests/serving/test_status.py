@@ -52,7 +52,7 @@ def config_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config.write_text(
         f"redknot: true\nredknot-head-map: {harness.HEAD_MAP}\nenable-metrics: true\nredknot-uncertified: true\n"
     )
-    with harness.launch(["--config", str(config)]) as server:
+    with harness.launch(["--config", str(config)], forked=False) as server:
         yield server
 
 

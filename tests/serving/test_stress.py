@@ -11,7 +11,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,13 @@ from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise
 from tests.serving.segmented import make_documents, make_request
+from tests.serving.shared import SharedServers
 
 pytestmark = pytest.mark.serving
 
-REQUESTS, FULL = 300, 3000
+REQUESTS, FULL = 140, 3000
 # Of these many different requests all are made: cold answers are asked for one by one.
-DIFFERENT = 40
+DIFFERENT, FULL_DIFFERENT = 24, 40
 CLIENTS = 12
 # What SGLang answers to a request that was aborted between two chunks of its prompt; to others an ordinary answer.
 ABORTED = 499
@@ -57,11 +57,11 @@ class Answer:
     logprobs: list[float]
 
 
-def _cases(seed: int) -> list[Case]:
+def _cases(seed: int, count: int) -> list[Case]:
     rng = random.Random(seed)
     documents = make_documents(rng, 8, longest=300)
     cases = []
-    for _ in range(DIFFERENT):
+    for _ in range(count):
         policy = rng.choice(POLICIES)
         made = make_request(rng, documents, policy or "none", most=5, limit=LIMIT - 200)
         sampling: dict[str, Any] = {
@@ -133,9 +133,13 @@ class Disturbance:
         self._thread.join()
 
     def _run(self) -> None:
+        kinds: list[str] = []
         while not self._stopped.wait(self._rng.uniform(0.2, 1.2)):
+            if not kinds:
+                # In any order, and none is left out for long.
+                kinds = self._rng.sample(("flush", "flush", "update", "preload", "preload"), 5)
             try:
-                self._one(self._rng.choice(("flush", "flush", "update", "preload", "preload")))
+                self._one(kinds.pop())
             except Exception as error:  # The test thread raises it.
                 self.failure = error
                 return
@@ -156,21 +160,21 @@ class Disturbance:
 
 
 @pytest.fixture(scope="module")
-def cold() -> Iterator[tuple[list[Case], list[list[Answer]]]]:
+def cold(servers: SharedServers, full: bool) -> tuple[list[Case], list[list[Answer]]]:
     """All cases and their answers, each from an empty cache with nobody else there."""
-    cases, answers = _cases(1), []
-    with harness.launch(ROOMY) as server:
-        for case in cases:
-            answer = _ask(server, case)
-            assert answer is not None
-            answers.append(answer)
-            server.flush()
-    yield cases, answers
+    cases, answers = _cases(1, FULL_DIFFERENT if full else DIFFERENT), []
+    server = servers.get(*ROOMY)
+    for case in cases:
+        answer = _ask(server, case)
+        assert answer is not None
+        answers.append(answer)
+        server.flush()
+    return cases, answers
 
 
 @pytest.mark.parametrize("flags", [TIGHT, ROOMY], ids=["pool of 1.2 requests", "room"])
 def test_answers_are_the_cold_ones_whatever_happens(
-    flags: list[str], cold: tuple[list[Case], list[list[Answer]]], full: bool
+    flags: list[str], servers: SharedServers, cold: tuple[list[Case], list[list[Answer]]], full: bool
 ) -> None:
     cases, expected = cold
     count = (FULL if full else REQUESTS) // 2
@@ -179,35 +183,33 @@ def test_answers_are_the_cold_ones_whatever_happens(
     leaves = [rng.random() < 0.15 for _ in order]
     delays = [rng.uniform(0.0, 1.5) for _ in order]
     streams = [rng.random() < 0.3 for _ in order]
-    with harness.launch(flags) as server:
+    server = servers.get(*flags)
 
-        def play(at: int) -> list[Answer] | None:
-            rid = f"stress-{at}-of-{count}"
-            if not leaves[at]:
-                return _ask(server, cases[order[at]], rid, streams[at])
-            timer = threading.Timer(delays[at], server.post, ("/abort_request", {"rid": rid}))
-            timer.start()
-            try:
-                return _ask(server, cases[order[at]], rid, streams[at])
-            finally:
-                timer.join()
+    def play(at: int) -> list[Answer] | None:
+        rid = f"stress-{at}-of-{count}"
+        if not leaves[at]:
+            return _ask(server, cases[order[at]], rid, streams[at])
+        timer = threading.Timer(delays[at], server.post, ("/abort_request", {"rid": rid}))
+        timer.start()
+        try:
+            return _ask(server, cases[order[at]], rid, streams[at])
+        finally:
+            timer.join()
 
-        begin = time.monotonic()
-        with Disturbance(server, seed=3) as disturbance, ThreadPoolExecutor(CLIENTS) as pool:
-            answers = list(pool.map(play, range(count)))
-        assert disturbance.failure is None, disturbance.failure
-        assert min(disturbance.counts.values()) > 0, disturbance.counts
-        wrong = [
-            at for at, answer in enumerate(answers) if answer is not None and not _equal(answer, expected[order[at]])
-        ]
-        assert not wrong, [(at, cases[order[at]].body["sampling_params"]) for at in wrong]
-        gone = [at for at, answer in enumerate(answers) if answer is None]
-        assert 0 < len(gone) < count // 4 and all(leaves[at] for at in gone)
-        print(f"{count} requests, {len(gone)} aborted, {disturbance.counts}, {time.monotonic() - begin:.0f} s")
-        check_no_leak(server)
-        server.flush()
-        classes = server.get("/redknot/status")["classes"]
-        assert classes["global"]["used"] == classes["local"]["used"] == 0
+    begin = time.monotonic()
+    with Disturbance(server, seed=3) as disturbance, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(play, range(count)))
+    assert disturbance.failure is None, disturbance.failure
+    assert min(disturbance.counts.values()) > 0, disturbance.counts
+    wrong = [at for at, answer in enumerate(answers) if answer is not None and not _equal(answer, expected[order[at]])]
+    assert not wrong, [(at, cases[order[at]].body["sampling_params"]) for at in wrong]
+    gone = [at for at, answer in enumerate(answers) if answer is None]
+    assert 0 < len(gone) < count // 4 and all(leaves[at] for at in gone)
+    print(f"{count} requests, {len(gone)} aborted, {disturbance.counts}, {time.monotonic() - begin:.0f} s")
+    check_no_leak(server)
+    server.flush()
+    classes = server.get("/redknot/status")["classes"]
+    assert classes["global"]["used"] == classes["local"]["used"] == 0
 
 
 def _equal(got: list[Answer], expected: list[Answer]) -> bool:

@@ -34,7 +34,9 @@ def server() -> Iterator[harness.Server]:
 def test_a_word_separates_at_every_endpoint(server: harness.Server, text: str) -> None:
     prompt = text.format(SEPARATOR)
     answer = server.generate(prompt, 2, sampling_params={"custom_params": SEGMENTED})
-    assert answer["meta_info"]["redknot"]["segments"] == 1
+    report = answer["meta_info"]["redknot"]
+    # The policy is that of the server's flag.
+    assert (report["segments"], report["policy"]) == (1, "boundary:4")
     # A prompt that names no segments is refused there, too, if it asks for them.
     for path, body in (
         ("/v1/completions", {"prompt": prompt}),

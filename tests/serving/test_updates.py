@@ -113,7 +113,7 @@ def test_what_another_request_wants_too_is_computed_in_spite_of_an_abort(server:
         stays = pool.submit(_ask, server, body)
         time.sleep(0.3)
         server.post("/abort_request", {"rid": "gone"})
-        gone.result(), stays.result()
+        assert gone.result().json()["meta_info"]["finish_reason"]["type"] == "abort"
     report = stays.result()["meta_info"]["redknot"]
     assert report["segments"] == 6 and stays.result()["meta_info"]["finish_reason"]["type"] == "length"
 

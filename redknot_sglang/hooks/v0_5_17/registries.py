@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redknot_sglang import active
+from redknot_sglang.refuse import one_line
 
 RADIX_BACKEND = "redknot"
 # Names under which our backend is built when RedKnot is on. SGLang keys CUDA-graph gates, page sizes and its use of
@@ -48,5 +49,7 @@ def _build_tree(context: Any) -> Any:
     from redknot_sglang import seams
     from redknot_sglang.hooks.v0_5_17.tree import build_tree
 
-    seams.verify()
+    # A scheduler has more of SGLang in it than the process that read the arguments.
+    with one_line(context.server_args.dp_size > 1):
+        seams.verify()
     return build_tree(context)

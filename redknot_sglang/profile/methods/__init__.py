@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods by name; each takes a `Study` and gives `Evidence`. A new one is a file here and a line below."""
+"""The methods that measure how much each head needs the whole context, by name.
+
+Each takes a `Study` and returns `Evidence`. A new one is a file here, a line in METHODS, and its name in
+`cli/profile_options.py`.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from redknot_sglang.profile.study import Evidence, Study
 
 
 def ablation(study: Study) -> Evidence:
-    """Rise of the mean loss over dense; half a pass for each example, KV head and candidate window."""
+    """The rise of the mean loss when a head is windowed. Takes half a pass for each example, head and candidate window."""
     before, _ = study.loss((), study.windows[0])
     harm, losses = {}, {}
     for window in study.windows:

@@ -18,7 +18,7 @@ from redknot_sglang.profile.study import Evidence, Study, in_chunk, sample_rows
 
 
 def distortion(study: Study) -> Evidence:
-    """Mean over the examples of ||change|| / ||output||, norms over the sampled rows; one pass per example."""
+    """Mean over the examples of ||change|| / ||output||, norms over the sampled rows. Takes one pass over each example."""
     what = ["distortion", study.curve, study.sink, study.rows]
     found = study.each("distortion", lambda _, example: example_distortion(study, example).tolist(), what)
     mean = torch.tensor(found, dtype=torch.float64).mean(0)
@@ -30,7 +30,7 @@ def distortion(study: Study) -> Evidence:
 
 
 def example_distortion(study: Study, example: Example) -> Tensor:
-    """float64 [windows of the curve, layers, KV heads]."""
+    """Relative change in one example: float64 [windows of the curve, layers, KV heads]."""
     model = study.model
     positions = sample_rows(len(example.ids), study.rows).to(model.device)
     change = torch.zeros(len(study.curve), model.layers, model.kv_heads, dtype=torch.float64, device=model.device)

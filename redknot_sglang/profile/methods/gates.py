@@ -25,10 +25,10 @@ from redknot_sglang.profile.study import Evidence, Study
 
 
 def gates(study: Study) -> Evidence:
-    """Gates after `gate_steps` steps of Adam, an example each in turn.
+    """The gates after `Study.gate_steps` steps of Adam, each over one example.
 
-    A layer's activations are computed again for its gradient, so memory is that of one layer at the length of an example:
-    examples longer than `gate_tokens` are left out. Raises ProfileError if none is left.
+    A layer's activations are computed again for its gradient, so those of one layer are held at a time. That still grows
+    with the example: those longer than `Study.gate_tokens` are left out. Raises ProfileError if none is left.
     """
     short = [example for example in study.data.examples if len(example.ids) <= study.gate_tokens]
     if not short:
@@ -78,7 +78,11 @@ def _optimise(study: Study, examples: list[Example], window: int) -> dict[str, A
 
 
 def gated(study: Study, example: Example, alpha: Tensor, window: int) -> Tensor:
-    """Hidden states [T, d] after the last layer with gates `alpha` [layers, KV heads]; differentiable in alpha."""
+    """Hidden states [T, d] after the last layer, when gates mix full and windowed attention.
+
+    alpha: [layers, KV heads], the gates, in which the result can be differentiated.
+    window: in tokens.
+    """
     model = study.model
     x, tables = model.embed(example.ids)
 

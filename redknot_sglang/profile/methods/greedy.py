@@ -21,7 +21,7 @@ SLACK = 0.01
 
 
 def greedy(study: Study) -> Evidence:
-    """Harm is the place in the order, the last to turn local highest. Begins with single ablation (`ablation.py`)."""
+    """Harm is a head's place in the order in which heads turn local, highest for the last. `ablation` gives the first order."""
     single = ablation(study)
     harm, paths = {}, {}
     for window in study.windows:
@@ -39,7 +39,11 @@ def greedy(study: Study) -> Evidence:
 
 
 def _path(study: Study, window: int, rises: dict[Head, float]) -> tuple[list[tuple[Head, float]], dict[Head, float]]:
-    """Heads in the order they turned local, each with the joint loss then; of the others the last known rise."""
+    """The heads in the order in which they turn local, each with the loss when it has; and the last measured rise of the
+    loss for each head that stays global.
+
+    rises: rise of the loss, in nats per token, when a head alone is local.
+    """
     left, path = dict(rises), list[tuple[Head, float]]()
     local: list[Head] = []
     before, _ = study.loss((), window)

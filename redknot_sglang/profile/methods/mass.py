@@ -19,7 +19,7 @@ from redknot_sglang.profile.study import Evidence, Study, in_chunk, sample_rows
 
 
 def mass(study: Study) -> Evidence:
-    """Mean over the sampled rows of an example, then over the examples; one pass per example."""
+    """Mean share over the sampled rows of an example, then over the examples. Takes one pass over each example."""
     found = study.each("mass", lambda _, example: example_mass(study, example).tolist(), _key(study))
     heads = torch.tensor(found, dtype=torch.float64).mean(0)  # [windows, layers, query heads]
     groups = heads.unflatten(2, (study.model.kv_heads, -1))
@@ -39,7 +39,7 @@ def mass(study: Study) -> Evidence:
 
 
 def example_mass(study: Study, example: Example) -> Tensor:
-    """float64 [windows of the curve, layers, query heads]."""
+    """Mean share of one example: float64 [windows of the curve, layers, query heads]."""
     model = study.model
     positions = sample_rows(len(example.ids), study.rows).to(model.device)
     total = torch.zeros(len(study.curve), model.layers, model.q_heads, dtype=torch.float64, device=model.device)

@@ -13,6 +13,7 @@ SURFACE: Surface = {
             "(server_args, model_path=, model_revision=, is_draft_model=, context_length=, **kwargs)"
         ),
         "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
+        "ModelConfig.get_total_num_kv_heads": "(self)",
     },
     "entrypoints.engine": {
         "_wait_for_scheduler_ready": "(scheduler_pipe_readers, scheduler_procs)",
@@ -47,8 +48,8 @@ SURFACE: Surface = {
         "unified_attention_with_output": None,
     },
     "managers.io_struct": {
-        "DumperControlReqInput": "(rid=, http_worker_ipc=, method=, body=)",
-        "DumperControlReqOutput": "(rid=, http_worker_ipc=, success=, response=, error=)",
+        "DumperControlReqInput": "(rid=, http_worker_ipc=, method, body)",
+        "DumperControlReqOutput": "(rid=, http_worker_ipc=, success, response, error=)",
         "GenerateReqInput": (
             "(input_ids=, input_embeds=, sampling_params=, return_logprob=, session_params=, lora_path=, "
             "routed_dp_rank=, extra_key=, ...)"
@@ -70,6 +71,7 @@ SURFACE: Surface = {
         "Req.set_finish_with_abort": "(self, error_msg)",
         "ScheduleBatch._evict_swa": "(self, req, pre_len)",
         "ScheduleBatch.check_decode_mem": "(self, selected_indices=)",
+        "ScheduleBatch.is_empty": "(self)",
         "ScheduleBatch.prepare_for_extend": "(self)",
     },
     "managers.schedule_policy": {

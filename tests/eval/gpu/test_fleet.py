@@ -59,8 +59,8 @@ def test_sglang_reads_the_flags_of_every_shape(shape: str, tmp_path: Path) -> No
     assert stock.mem_fraction_static == 0.95 and stock.max_total_tokens == specs["stock"].kv_tokens
     for one in read.values():
         assert one.cuda_graph_bs_decode[-1] == 64 and one.context_length == 131072 + 1024
-        limit = json.loads(one.json_model_override_args).get("max_position_embeddings")
-        assert (limit or Served.of(args).config["max_position_embeddings"]) >= one.context_length
+        model = {**Served.of(args).config, **json.loads(one.json_model_override_args)}
+        assert model["max_position_embeddings"] >= one.context_length
     config = make_config(take_options(vars(ours)), None)
     assert config is not None and config.mode == "segmented" and config.repair == "boundary:16"
     assert config.kv_budget == stock.max_total_tokens * Served.of(args).token_bytes
@@ -114,7 +114,8 @@ def test_further_maps_hold_the_longest_prompt(name: str, tmp_path: Path) -> None
 
 def test_the_load_step_has_room_for_its_corpus_and_running_requests(tmp_path: Path) -> None:
     specs = specs_of(parse("--shape=qwen3-8b", "--steps=load", "--load-policy=none"), tmp_path)
-    assert (specs["stock"].kv_tokens or 0) >= 32 * 2048 + 6 * 16 * 2048
+    tokens = specs["stock"].kv_tokens
+    assert tokens is not None and tokens >= 32 * 2048 + 6 * 16 * 2048
     flags = parsed(specs["one_of_eight"].flags)
     assert flags.redknot_repair == "none" and flags.redknot_segment_length == 2048 and flags.context_length > 16 * 2048
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's table and the chart, from results made up here; and that README holds what the committed results give."""
+"""The GPU tables and the chart, from results made up here; and that docs/measurements.md holds what the committed results give."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 
 from eval.gpu.chart import draw
 from eval.gpu.results import Cell
-from eval.gpu.table import BEGIN, END, block, rows, tables, with_block
+from eval.gpu.table import PART, rows, tables
 from eval.gpu.table import read_all as read_results
+from eval.marked import block, with_block
 from redknot_sglang.errors import CliError
 
+BEGIN, END = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 ROOT = Path(__file__).resolve().parents[3]
 H200, H100 = "NVIDIA H200, 143771 MiB", "NVIDIA H100 80GB HBM3, 81559 MiB"
 
@@ -120,7 +122,7 @@ def test_ratios_have_three_digits(seconds: float, shown: str) -> None:
 
 def test_nothing_to_compare_gives_no_table_and_still_a_picture() -> None:
     data = result((H200, [cold("stock", 8192, 1.0)]))
-    assert tables([data]) == "" and block("") == f"{BEGIN}\n{END}"
+    assert tables([data]) == "" and block(PART, "") == f"{BEGIN}\n{END}"
     assert draw(data).size == (1240, 76 + 420)
 
 
@@ -143,22 +145,22 @@ def test_the_chart_has_every_side_in_its_colour() -> None:
 
 
 def test_the_command_writes_between_the_markers(tmp_path: Path) -> None:
-    files = [tmp_path / "gpu_a.json", tmp_path / "gpu_other.json", tmp_path / "README.md"]
+    files = [tmp_path / "gpu_a.json", tmp_path / "gpu_other.json", tmp_path / "page.md"]
     files[0].write_text(json.dumps(result((H200, FIRST))))
     files[1].write_text("{}")
     files[2].write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    words = [*map(str, files[:2]), "--readme", str(files[2])]
+    words = [*map(str, files[:2]), "--page", str(files[2])]
     subprocess.run([sys.executable, "-m", "eval.gpu.table", *words], check=True, cwd=ROOT)
     text = files[2].read_text()
     assert text == f"before\n{BEGIN}\n{tables([result((H200, FIRST))])}\n{END}\nafter\n"
-    assert with_block(text, "x") == f"before\n{BEGIN}\nx\n{END}\nafter\n"
+    assert with_block(text, PART, "x") == f"before\n{BEGIN}\nx\n{END}\nafter\n"
     with pytest.raises(CliError, match="needs one line"):
-        with_block("no markers", "x")
+        with_block("no markers", PART, "x")
 
 
-def test_readme_holds_what_the_committed_results_give() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_holds_what_the_committed_results_give() -> None:
+    page = (ROOT / "docs" / "measurements.md").read_text()
     text = tables(read_results((ROOT / "eval" / "results").glob("gpu_*.json.xz")))
-    assert with_block(readme, text) == readme, (
-        "run `python -m eval.gpu.table eval/results/gpu_*.json.xz --readme README.md`"
+    assert with_block(page, PART, text) == page, (
+        "run `python -m eval.gpu.table eval/results/gpu_*.json.xz --page docs/measurements.md`"
     )

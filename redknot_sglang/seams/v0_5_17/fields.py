@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields that we read or write on objects of SGLang 0.5.17, by their classes (see `seams/surface.py`)."""
+
+from __future__ import annotations
+
+from redknot_sglang.seams.surface import Fields
+
+FIELDS: Fields = {
+    "configs.model_config": {
+        "ModelConfig": (
+            "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id "
+            "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal num_attention_heads "
+            "num_hidden_layers sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
+        ),
+    },
+    "distributed.parallel_state_wrapper": {
+        "ParallelState": "dp_rank",
+    },
+    "layers.radix_attention": {
+        "RadixAttention": "layer_id logit_cap scaling tp_k_head_num tp_q_head_num",
+    },
+    "managers.io_struct": {
+        "GenerateReqInput": "input_ids logprob_start_len return_logprob sampling_params session_params text",
+        "GetInternalStateReqOutput": "internal_state",
+    },
+    "managers.schedule_batch": {
+        "Req": (
+            "cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
+            "full_untruncated_fill_ids kv last_node lora_id origin_input_ids output_ids prefix_indices priority "
+            "req_pool_idx retracted_stain sampling_params swa_evict_floor time_stats to_finish tokenizer"
+        ),
+        "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",
+        "ScheduleBatch": (
+            "extend_lens forward_mode prefix_lens req_to_token_pool reqs token_to_kv_pool_allocator tree_cache"
+        ),
+    },
+    "managers.schedule_policy": {
+        "PrefillAdder": (
+            "can_run_list cur_rem_token_offset new_chunked_req preempt_list rem_chunk_tokens rem_swa_token_offset "
+            "rem_swa_tokens rem_total_token_offset rem_total_tokens running_batch tree_cache"
+        ),
+    },
+    "managers.scheduler": {
+        "Scheduler": (
+            "_engine_paused _pending_chunked_abort_req chunked_req ipc_channels last_batch max_req_input_len "
+            "model_config ps running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
+            "waiting_queue"
+        ),
+    },
+    "managers.scheduler_components.flush_wrapper": {
+        "SchedulerFlushWrapper": "_is_fully_idle",
+    },
+    "managers.scheduler_components.invariant_checker": {
+        "SchedulerInvariantChecker": "get_last_batch get_running_batch server_args",
+    },
+    "managers.scheduler_components.ipc_channels": {
+        "SchedulerIpcChannels": "send_to_tokenizer",
+    },
+    "managers.scheduler_components.output_streamer": {
+        "SchedulerOutputStreamer": "server_args",
+    },
+    "managers.scheduler_components.weight_updater": {
+        "SchedulerWeightUpdaterManager": "scheduler",
+    },
+    "managers.tokenizer_manager": {
+        "TokenizerManager": "model_config preferred_sampling_params server_args tokenizer",
+    },
+    "mem_cache.allocator.swa": {
+        "SWATokenToKVPoolAllocator": (
+            "full_attn_allocator full_to_swa_index_mapping size_full size_swa swa_attn_allocator"
+        ),
+    },
+    "mem_cache.base_prefix_cache": {
+        "InsertParams": "key prev_prefix_len",
+        "MatchPrefixParams": "key req",
+        "MatchResult": "device_indices full_kv_hit_length last_device_node",
+    },
+    "mem_cache.cache_init_params": {
+        "CacheInitParams": ("component_registry_override enable_metrics token_to_kv_pool_allocator tree_components"),
+    },
+    "mem_cache.kv_cache_configurator": {
+        "KVCacheConfigurator": "is_draft_worker kv_cache_dtype model_config server_args",
+    },
+    "mem_cache.memory_pool": {
+        "ReqToTokenPool": "req_to_token",
+    },
+    "mem_cache.radix_cache": {
+        "RadixKey": "extra_key limit token_ids",
+    },
+    "mem_cache.registry": {
+        "TreeCacheBuildContext": "disable_radix_cache params server_args tp_worker",
+    },
+    "mem_cache.swa_memory_pool": {
+        "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
+    },
+    "mem_cache.unified_cache.components.swa_component": {
+        "SWAComponent": "cache component_type sliding_window_size tree_core",
+    },
+    "mem_cache.unified_cache.components.tree_component": {
+        "ComponentData": "lock_ref metadata value",
+    },
+    "mem_cache.unified_cache.unified_tree_core": {
+        "UnifiedTreeCore": (
+            "component_evictable_size_ component_protected_size_ evictable_device_leaves lru_lists root_node"
+        ),
+        "UnifiedTreeNode": "children component_data id key parent",
+    },
+    "mem_cache.unified_radix_cache": {
+        "UnifiedRadixCache": (
+            "components disable page_size sliding_window_size token_to_kv_pool_allocator tree_components tree_core"
+        ),
+    },
+    "model_executor.forward_batch_info": {
+        "ForwardBatch": (
+            "_attn_output batch_size extend_prefix_lens extend_prefix_lens_cpu extend_seq_lens_cpu forward_mode "
+            "out_cache_loc positions req_pool_indices seq_lens seq_lens_cpu"
+        ),
+    },
+    "model_executor.model_runner": {
+        "ModelRunner": "attn_backend model model_config req_to_token_pool server_args token_to_kv_pool",
+    },
+    "model_executor.runner.prefill_cuda_graph_runner": {
+        "PrefillCudaGraphRunner": "backend enable_lora max_num_tokens model_runner",
+    },
+    "model_executor.runner_backend.breakable_cuda_graph_backend": {
+        "BreakableCudaGraphBackend": "_graphs",
+    },
+    "runtime_context": {
+        "ParallelContext": "attn_tp_rank attn_tp_size",
+    },
+    "sampling.sampling_params": {
+        "SamplingParams": "custom_params max_new_tokens",
+    },
+    "server_args": {
+        "ServerArgs": (
+            "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size kv_cache_dtype "
+            "max_total_tokens mem_fraction_static tp_size"
+        ),
+    },
+}
