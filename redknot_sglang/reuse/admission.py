@@ -12,12 +12,13 @@ from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.plan.gather import Stretch
-from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
@@ -29,11 +30,12 @@ _CHOICES_AHEAD = 4
 class SegmentAdmission:
     """Turns plans into prefix slots and relocation jobs, under SGLang's own admission budgets.
 
-    tree: the HeadClassRadixCache. One per scheduler; every tensor-parallel rank makes the same decisions.
+    tree: the HeadClassRadixCache. facts: of the model. One per scheduler; every tensor-parallel rank makes the same
+    decisions.
     """
 
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
+    def __init__(self, tree: Any, facts: ModelFacts) -> None:
+        self._tree, self._facts = tree, facts
         self.allocator = tree.token_to_kv_pool_allocator
         self._pool = self.allocator.get_kvcache()
         self.sources = SegmentSources(tree)
@@ -53,6 +55,13 @@ class SegmentAdmission:
             self.sources.release_waiting(but=req)
         return result
 
+    def request_ended(self, req: Any) -> None:
+        """The tree tells it: the request's locks on segments go, or are handed on."""
+        self.sources.ended(req)
+
+    def slots_changed(self) -> None:
+        """Nothing: in each pass the requests that wait are asked again."""
+
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.
 
@@ -63,7 +72,7 @@ class SegmentAdmission:
 
     def extend_chunk(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_chunked_req`; `call` runs the original. Returns its result."""
-        plan = plan_of(req)
+        plan = state_of(req).plan
         start = len(req.prefix_indices)
         admitted = len(adder.can_run_list)
         if plan is not None and plan.reuses(start):
@@ -77,58 +86,63 @@ class SegmentAdmission:
         return result
 
     def _admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
-        plan = plan_of(req)
+        state = state_of(req)
+        plan = state.plan
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
-        req.redknot_dead = []
+        state.dead = []
         if not req.retracted_stain:
-            req.redknot_start = start
+            state.start = start
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
         # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
-        if req.__dict__.get("redknot_feasible") != length:
-            problem = why_impossible(self._tree, req, plan)
+        if state.feasible_at != length:
+            problem = why_impossible(self._tree, req, plan, self._facts)
             if problem is not None:
-                req.redknot_plan = None
+                state.plan = None
                 req.set_finish_with_abort(problem)
                 return AddReqResult.CONTINUE
-            req.redknot_feasible = length
+            state.feasible_at = length
         waits = self.sources.gather(adder, req, plan, start)
         if waits is not None:
             return waits
         if plan.undecided(start):
-            if not self._choose(req, plan, start):
+            chosen = self._choose(req, plan, start)
+            if chosen is None:
                 self.sources.refused(adder, req)
                 return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
-            plan = req.redknot_plan
+            plan = state.plan = chosen
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
 
-    def _choose(self, req: Any, plan: Plan, start: int) -> bool:
-        """Decide which rows of the segments behind `start` are repaired; False if that is asked of the device only now.
+    def _choose(self, req: Any, plan: Plan, start: int) -> Plan | None:
+        """The plan with the repaired rows of the segments behind `start`; None if those are asked of the device only now.
 
         A forward under way is queued before the question. To wait for both would leave the device idle until the next
         batch is made, so that the request is passed over once while there is one. What was chosen stays right if its segments
         are evicted meanwhile: computed again they are the same.
         """
         undecided = plan.undecided(start)
-        choice: Choice | None = req.__dict__.pop("redknot_choice", None)
+        state = state_of(req)
+        choice, state.choice = state.choice, None
         if choice is None or choice.segments != undecided:
             choice = self._ask(req, plan, undecided)
             if self.sources.isolated.is_forward_under_way:
-                req.redknot_choice = choice
+                state.choice = choice
                 self._asked += 1
-                return False
-        req.redknot_plan = plan.choosing(choice.rows())
-        return True
+                return None
+        return plan.choosing(choice.rows())
 
     def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:
-        sources = sorted(req.redknot_sources.items())
+        state = state_of(req)
+        sources = sorted(state.sources.items())
         before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
         pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
         self.sources.isolated.wait_for_forwards()
-        req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
-        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair.count, pieces, undecided)
+        assert self._facts.arithmetic is not None, "admitted without a rotation"
+        state.probed_flops = self._facts.arithmetic.probed(positions_of(undecided))
+        mapping = self.allocator.full_to_swa_index_mapping
+        return choose_rows(self._pool, self._facts, mapping, plan.repair.count, pieces, undecided)
 
     def _extend(self, adder: Any, req: Any, plan: Plan, start: int, rows: int, call: Callable[[], Any]) -> Any:
         """Let SGLang admit the request as if what is relocated were cached; then make it so.
@@ -166,7 +180,7 @@ class SegmentAdmission:
         req.prefix_indices = torch.cat([tree_slots, self._relocate(req, plan, stretch, local_rows)])
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == len(stretch.rows)
-        req.redknot_stretch = stretch
+        state_of(req).stretch = stretch
         self.sources.keep(req, plan.sources(stretch.stop))
         return result
 
@@ -199,7 +213,8 @@ class SegmentAdmission:
         moved, device = stretch.moved, req.prefix_indices.device
         if not len(moved):
             return torch.empty(0, dtype=torch.int64, device=device)
-        sources = sorted(req.redknot_sources.items())
+        state = state_of(req)
+        sources = sorted(state.sources.items())
         begins, stops = np.array([span for span, _ in sources]).T
         counts = np.searchsorted(moved, stops) - np.searchsorted(moved, begins)
         assert counts.sum() == len(moved), "a relocated row has no source"
@@ -214,7 +229,7 @@ class SegmentAdmission:
         targets = self._allocate(len(moved), local)
         mapping = self.allocator.full_to_swa_index_mapping
         self._pool.relocations.add(move_rows(torch.cat(kept)[at], targets, origin, position, local, mapping))
-        req.redknot_dead = [*req.redknot_dead, *spans_of(moved[~seen])]
+        state.dead += spans_of(moved[~seen])
         return targets
 
     def _allocate(self, count: int, local: Tensor) -> Tensor:

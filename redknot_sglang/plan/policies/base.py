@@ -16,7 +16,8 @@ class Policy(ABC):
     meaning: what it repairs, for help texts; empty where the pattern says it.
     probes: its rows are chosen by a probe, once the segments' KV is there, `count` of each segment; else they are those of
     `repaired`, known by their position. keeps_whole: any row may be repaired, so that local heads keep all rows of
-    segments and not their sinks and windows only.
+    segments and not their sinks and windows only. A policy that probes needs that: the rows that probes look at are kept
+    by local slot.
     """
 
     kind: ClassVar[str]

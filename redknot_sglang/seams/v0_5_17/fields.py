@@ -88,7 +88,7 @@ FIELDS: Fields = {
         "RadixKey": "extra_key limit token_ids",
     },
     "mem_cache.registry": {
-        "TreeCacheBuildContext": "disable_radix_cache params server_args",
+        "TreeCacheBuildContext": "disable_radix_cache params server_args tp_worker",
     },
     "mem_cache.swa_memory_pool": {
         "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
