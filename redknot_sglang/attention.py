@@ -15,19 +15,15 @@ from torch import Tensor
 
 from redknot_sglang import active
 from redknot_sglang.batches import decode_batch, extend_batch
-from redknot_sglang.errors import RedKnotError, RotaryError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
 from redknot_sglang.kernels.move_heads import split_heads
 from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExtendPath
-from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.select import scattered_extend, select_paths
-from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
-from redknot_sglang.reuse.probe import readout_of
-from redknot_sglang.reuse.rotary import rotation_of
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.seams.sglang import AttentionBackend, get_parallel
 
 
@@ -67,23 +63,19 @@ class RedKnotAttention(AttentionBackend):
         # Extend paths with prefill graphs that hold the attention.
         self._recorded: list[RecordedExtendPath] = []
         self._begin()
-        pool.rotation = _rotation(runner.model)
+        probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
+        # What the scheduler asks for when it builds the prefix cache.
+        self.facts = ModelFacts.of(runner.model, runner.model_config, heads, self.head_dim, probe_width)
         self.scattered_path: ExtendPath = self.paths.extend
-        self._heads = heads
-        if isinstance(pool.rotation, Rotation):
+        if self.facts.rotation is not None:
             self.scattered_path = scattered_extend(self.paths.extend, spec)
-            probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
-            pool.arithmetic = Arithmetic.of(runner.model_config.hf_text_config, heads, self.head_dim, probe_width)
-            self.follow_weights(runner.model)
 
     def follow_weights(self, model: Any) -> None:
-        """Make anew what is derived from weights: the matrix by which probes judge a change. At start and after updates.
+        """Make anew what is derived from weights: the matrix by which probes judge a change. After updates.
 
         model: SGLang's model.
         """
-        pool = self.token_to_kv_pool
-        if pool.probes is not None and isinstance(pool.rotation, Rotation):
-            pool.probes.readout = readout_of(model, self._heads, self.head_dim)
+        self.facts.follow_weights(model)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
@@ -163,9 +155,8 @@ class RedKnotAttention(AttentionBackend):
         self._in_decode_graph, self._in_whole_graph = in_decode_graph, in_whole_graph
 
     def _relocate(self) -> None:
-        pool = self.token_to_kv_pool
-        if pool.rotation is not None and not isinstance(pool.rotation, RedKnotError):
-            pool.relocations.run(pool, pool.rotation)
+        if self.facts.rotation is not None:
+            self.token_to_kv_pool.relocations.run(self.token_to_kv_pool, self.facts.rotation)
 
     def _decode_batch(self, forward_batch: Any, bs: int) -> DecodeBatch:
         return decode_batch(forward_batch, bs, self.req_to_token_pool.req_to_token, self._full_to_local())
@@ -255,7 +246,6 @@ class RedKnotAttention(AttentionBackend):
         attend("global", split.global_heads, queries[0], pools[0])
         self._join(split)
         if self.probed and pool.probes is not None and index == pool.probes.layer:
-            pool.probes.scale = layer.scaling
             pool.probes.store(self.local_loc, queries[0], out.index_select(1, split.global_heads.query))
         if self.probed and pool.asked is not None:
             pool.asked.store(index, self.local_loc, queries[0], layer.scaling)
@@ -308,10 +298,3 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
         dtype=pool.dtype,
         device=pool.buffer_device,
     )
-
-
-def _rotation(model: Any) -> Rotation | RedKnotError:
-    try:
-        return rotation_of(model)
-    except RotaryError as error:
-        return error

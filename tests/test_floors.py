@@ -40,11 +40,11 @@ plan: errors config heads
 flags: errors config plan
 seams: sglang errors versions heads
 pool: errors refuse config heads kernels plan seams
-radix: active plan seams pool
+radix: plan seams pool
 reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
-attention: errors active heads kernels plan seams pool reuse batches
-serve: __init__ errors versions config active heads certificate plan seams
+attention: active heads kernels plan seams pool reuse batches
+serve: __init__ errors versions config active heads certificate plan seams pool
 hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool radix reuse batches attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
@@ -53,15 +53,6 @@ report: __init__ errors heads certificate
 plugin: cpu seams hooks
 start_memory: errors active seams pool plugin
 cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report plugin start_memory
-"""
-
-# TO GO: imports of today that go up. Each is a file and the module that it imports; one that is no longer there has to be
-# taken off the list.
-EXCEPTIONS = """
-radix/__init__.py redknot_sglang.serve.metrics
-radix/cache.py redknot_sglang.reuse.admission
-radix/cache.py redknot_sglang.reuse.isolated
-radix/cache.py redknot_sglang.serve.metrics
 """
 
 
@@ -122,19 +113,9 @@ def read(text: str) -> dict[str, list[str]]:
     return {room: allowed.split() for room, allowed in rows}
 
 
-def excepted(text: str) -> set[tuple[str, str]]:
-    """Rows of `EXCEPTIONS`: file and module."""
-    return {(file, module) for file, module in (line.split() for line in text.strip().splitlines())}
-
-
-def violations(package: Path, floors: Mapping[str, list[str]], exceptions: set[tuple[str, str]]) -> list[str]:
-    """What does not fit the table: arrows that it does not have, and exceptions that nothing needs."""
-    forbidden = [arrow for arrow in arrows(package) if arrow.target not in floors.get(arrow.source, ())]
-    needed = {(arrow.file, arrow.module) for arrow in forbidden}
-    return [str(arrow) for arrow in forbidden if (arrow.file, arrow.module) not in exceptions] + [
-        f"the exception {file} {module} is no longer needed: take it off the list"
-        for file, module in sorted(exceptions - needed)
-    ]
+def violations(package: Path, floors: Mapping[str, list[str]]) -> list[str]:
+    """Arrows that the table does not have."""
+    return [str(arrow) for arrow in arrows(package) if arrow.target not in floors.get(arrow.source, ())]
 
 
 def circles(graph: Mapping[str, list[str]]) -> list[list[str]]:
@@ -162,7 +143,7 @@ def rooms(package: Path) -> set[str]:
 
 
 def test_every_import_is_an_arrow_of_the_table() -> None:
-    found = violations(PACKAGE, read(FLOORS), excepted(EXCEPTIONS))
+    found = violations(PACKAGE, read(FLOORS))
     assert not found, "\n".join(["imports that the table does not allow:", *found])
 
 
@@ -178,11 +159,10 @@ def test_rooms_import_rooms_of_earlier_rows_only() -> None:
         earlier.add(room)
 
 
-def test_there_is_no_circle_but_through_exceptions() -> None:
+def test_there_is_no_circle() -> None:
     graph: dict[str, list[str]] = {}
     for arrow in arrows(PACKAGE):
-        if (arrow.file, arrow.module) not in excepted(EXCEPTIONS):
-            graph.setdefault(arrow.source, []).append(arrow.target)
+        graph.setdefault(arrow.source, []).append(arrow.target)
     found = circles(graph)
     assert not found, "\n".join(" -> ".join(way) for way in found)
 
@@ -230,7 +210,7 @@ def test_arrows_are_found_wherever_they_stand(small: Path) -> None:
         ("above/house.py", 1, "above", "below"),
         ("above/house.py", 5, "above", "below"),
     }
-    assert violations(small, SMALL, set()) == []
+    assert violations(small, SMALL) == []
 
 
 @pytest.mark.parametrize(
@@ -247,17 +227,7 @@ def test_arrows_are_found_wherever_they_stand(small: Path) -> None:
 )
 def test_what_the_table_does_not_have_is_named(small: Path, text: str, arrow: str) -> None:
     (small / "ground.py").write_text(text)
-    assert violations(small, SMALL, set()) == [f"redknot_sglang/{arrow}"]
-
-
-def test_exceptions_are_exact_and_must_be_needed(small: Path) -> None:
-    (small / "ground.py").write_text("from small.below.deep import NAME\nfrom small.below.other import MORE\n")
-    allowed = {("ground.py", "small.below.deep")}
-    assert violations(small, SMALL, allowed) == ["redknot_sglang/ground.py:2: ground -> below (small.below.other)"]
-    (small / "ground.py").write_text("")
-    assert violations(small, SMALL, allowed) == [
-        "the exception ground.py small.below.deep is no longer needed: take it off the list"
-    ]
+    assert violations(small, SMALL) == [f"redknot_sglang/{arrow}"]
 
 
 def test_circles_are_found_with_their_way() -> None:

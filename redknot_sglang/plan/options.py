@@ -118,25 +118,11 @@ def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
     return Plan(segments, repair, params.get(LEAD) == "lead" or repair.selects)
 
 
-def plan_of(req: Any) -> Plan | None:
-    """The plan of a scheduler's request, made at the first call and kept on the request."""
-    if "redknot_plan" not in req.__dict__:
-        req.redknot_plan = make_plan(req.sampling_params.custom_params, len(req.origin_input_ids))
-    plan: Plan | None = req.redknot_plan
-    return plan
-
-
-def take_options(req: Any) -> None:
-    """Make the plan of a scheduler's request and take our options out of its `custom_params`.
-
-    What is left is what stock SGLang has there, for the request's own custom logit processor: the parameters that the client
-    gave for it and SGLang's `__req__`, or None where the client gave none.
-    """
-    plan_of(req)
-    params = req.sampling_params.custom_params
-    if params and any(_is_ours(key) for key in params):
-        theirs = {key: value for key, value in params.items() if not _is_ours(key)}
-        req.sampling_params.custom_params = None if params.get(ONLY) else theirs
+def params_of_others(params: dict[Any, Any] | None) -> dict[Any, Any] | None:
+    """A request's resolved `custom_params` without ours: None if the client gave none at all."""
+    if not params or not any(_is_ours(key) for key in params):
+        return params
+    return None if params.get(ONLY) else {key: value for key, value in params.items() if not _is_ours(key)}
 
 
 def _is_ours(key: Any) -> bool:

@@ -72,7 +72,7 @@ class Plan:
 
     def undecided(self, start: int) -> list[Span]:
         """Segments with rows at or behind `start` whose repaired rows have still to be found."""
-        if not self.repair.probes or self.repair.selects:
+        if not self.repair.probes:
             return []
         return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
 
@@ -169,6 +169,13 @@ class Plan:
             return length
         sizes = sorted((end - start for start, end in self.segments), reverse=True)
         return length - sum(sizes[self.repair.documents :])
+
+    def left(self, chosen: Sequence[int], length: int) -> Positions:
+        """Positions of a prompt of `length` tokens that are left with these segments and no others, ascending: int64 [n]."""
+        kept = np.ones(length, dtype=np.bool_)
+        for number in set(range(len(self.segments))) - set(chosen):
+            kept[slice(*self.segments[number])] = False
+        return np.flatnonzero(kept)
 
     def paths(self, tokens: Sequence[int], start: int) -> list[Path]:
         """What a request needs in the tree to go on from `start`, in order of position.

@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.relocate import Rotation
-from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.relocation import RelocationQueue
@@ -115,11 +112,6 @@ class HeadClassPool(SWAKVPool):
         )
         self.full_to_swa_index_mapping: Tensor | None = None
         self.relocations = RelocationQueue()
-        # How the model rotates keys by their position, or the error that says why keys cannot be moved to another one.
-        # The attention backend sets it, since the model does not exist yet when the pool is made.
-        self.rotation: Rotation | RedKnotError | None = None
-        # Operations that prefill takes on this rank, if segmented mode can serve the model; set at the same place.
-        self.arithmetic: Arithmetic | None = None
         self.probes: ProbeBuffers | None = None
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)

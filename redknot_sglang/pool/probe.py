@@ -41,17 +41,12 @@ class ProbeBuffers:
 
     asked: [slots + 1, width, D], the queries of the layer's global heads, in the model's dtype.
     got: [slots + 1, width, D], their attention output.
-    scale: factor of the layer's attention logits; set by the attention backend.
-    readout: float32 [width * D, n], how the values of the next global layer's heads, n in all, follow a change of `got`;
-        set by the attention backend.
     """
 
     def __init__(self, slots: int, width: int, heads: HeadMap, head_dim: int, dtype: torch.dtype, device: str) -> None:
         self.layer, self.next_layer = heads.global_layers[:2]
         self.asked = torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device)
         self.got = torch.zeros_like(self.asked)
-        self.scale = 0.0
-        self.readout = torch.empty(0)
 
     def store(self, slots: Tensor, asked: Tensor, got: Tensor) -> None:
         """Keep rows.

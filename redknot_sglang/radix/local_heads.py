@@ -18,14 +18,15 @@ A node is either wholly live in the local pool or not at all (a tombstone); inse
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
 from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
+from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.sglang import (
     BASE_COMPONENT_TYPE,
     EvictLayer,
@@ -36,20 +37,10 @@ from redknot_sglang.seams.sglang import (
 )
 
 _MARKS = (SINK, TRANSIENT)
-ALL = 1 << 40  # more positions than any path has
-
-
-def is_whole(req: Any) -> bool:
-    """Whether the request computes a *whole path*, a segment under `blend`, whose tokens all keep their local slots."""
-    return bool(req.__dict__.get("redknot_whole"))
 
 
 class LocalHeads(LocalLocks):
     """The local class's component of the tree: what is inserted live, what can be reused, what is dropped again."""
-
-    def __init__(self, cache: Any, params: Any) -> None:
-        super().__init__(cache, params)
-        self._whole = False
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
 
@@ -61,23 +52,23 @@ class LocalHeads(LocalLocks):
         token_ids_len: tokens to insert.
         is_finished: whether the request has ended.
         """
+        state = state_of(req)
         owned_from = req.cache_protected_len
         freed_to = req.kv.swa_evicted_seqlen
-        freed = union([(max(owned_from, self.sink), freed_to), *req.__dict__.get("redknot_dead", ())])
+        freed = union([(max(owned_from, self.sink), freed_to), *state.dead])
         if insert_params.chunked and not is_finished:
             # The chunk may still be in flight: nothing of it can go yet.
             live: Spans = gaps(freed, 0, token_ids_len)
         else:
-            whole = is_whole(req)
-            branch = req.redknot_branch
-            kept = [(0, token_ids_len)] if whole else kept_local(token_ids_len, self.window, self.sink, branch)
+            kept = kept_local(token_ids_len, self.window, self.sink, state.branch)
+            kept = [(0, token_ids_len)] if state.whole else kept
             row = self.cache.req_to_token_pool.req_to_token[req.req_pool_idx]
             gone = [row[start:end] for start, end in gaps(union(kept + freed), owned_from, token_ids_len)]
             if gone:
                 self.free_local(torch.cat(gone))
             live = [part for span in kept for part in gaps(freed, *span)]
         insert_params.live_spans = live
-        insert_params.transient = insert_params.chunked and not is_finished and not is_whole(req)
+        insert_params.transient = insert_params.chunked and not is_finished and not state.whole
 
     def free_out_of_window_slots(self, req: Any, pre_len: int, insert_params: Any) -> None:
         """Does nothing: SGLang would free all before the window here, the sinks too; `prepare_for_caching_req` has freed
@@ -198,7 +189,7 @@ class LocalHeads(LocalLocks):
 
         It can if all sinks are live and so are the W - 1 positions before: the next row is itself the W-th of its window.
         """
-        component_type, needed = self.component_type, ALL if self._whole else self.window - 1
+        component_type, needed = self.component_type, ALL if self.scope.now.whole else self.window - 1
         run: float = float("inf")
         sinks_live = True
 
@@ -222,15 +213,6 @@ class LocalHeads(LocalLocks):
         for sink in self._sinks_above(node):
             if sink.component_data[self.component_type].value is not None:
                 self.tree_core.lru_lists[self.component_type].reset_node_mru(sink)
-
-    @contextmanager
-    def whole_paths(self, whole: bool = True) -> Iterator[None]:
-        """Inside the context a prefix can be reused only as far as all its positions are live (whole paths)."""
-        self._whole = whole
-        try:
-            yield
-        finally:
-            self._whole = False
 
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 

@@ -10,12 +10,11 @@ own. Two kinds of path are locked farther back than a window: chunks that are st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from redknot_sglang.radix.scope import Scope
 from redknot_sglang.seams.sglang import (
     FreeComponentDeviceSlot,
     RecoverSWAWithLockedFull,
@@ -47,22 +46,7 @@ class LocalLocks(SWAComponent):
         head_map = params.token_to_kv_pool_allocator.get_kvcache().head_map
         self.sink: int = 0 if head_map.all_global else head_map.sink
         self.window: int = self.sliding_window_size
-        self._lock_span = self.window
-        self._own_path = self._over_dead = False
-
-    @contextmanager
-    def locking(self, span: int, own_path: bool, over_dead: bool = False) -> Iterator[None]:
-        """Inside the context locks reach farther back than one window.
-
-        span: how many tokens.
-        own_path: whether the request locks what it has computed itself, which leaves `transient` marks as they are.
-        over_dead: whether tombstones in the span are passed over, which the path of a request with relocated segments has.
-        """
-        self._lock_span, self._own_path, self._over_dead = span, own_path, over_dead
-        try:
-            yield
-        finally:
-            self._lock_span, self._own_path, self._over_dead = self.window, False, False
+        self.scope = Scope()
 
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
         """Lock the live tokens before the end of `node`, up to one window back, and the sinks of its path.
@@ -76,7 +60,8 @@ class LocalLocks(SWAComponent):
         """
         assert not lock_host, "local heads have no host tier"
         covered, uppermost, current = 0, None, node
-        while covered < self._lock_span and (self._in_tail(current) or self._dead_in_span(current)):
+        span = self.window if self.scope.now.span is None else self.scope.now.span
+        while covered < span and (self._in_tail(current) or self._dead_in_span(current)):
             self._lock(current)
             covered += len(current.key)
             uppermost, current = current, current.parent
@@ -120,7 +105,7 @@ class LocalLocks(SWAComponent):
 
     def _dead_in_span(self, node: Any) -> bool:
         marks = node.component_data[self.component_type].metadata
-        return self._over_dead and node is not self.tree_core.root_node and not marks.get(SINK)
+        return self.scope.now.over_dead and node is not self.tree_core.root_node and not marks.get(SINK)
 
     def _sinks_above(self, node: Any) -> list[Any]:
         sinks = []
@@ -135,7 +120,7 @@ class LocalLocks(SWAComponent):
         if data.lock_ref == 0 and data.value is not None:
             self._protect(len(node.key))
         data.lock_ref += 1
-        if not self._own_path:
+        if not self.scope.now.own_path:
             data.metadata.pop(TRANSIENT, None)
 
     def _unlock(self, node: Any) -> None:

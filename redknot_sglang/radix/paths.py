@@ -43,7 +43,7 @@ def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
     key: the path's tokens and namespace.
     whole: whether all tokens of the prefix must have local slots, as segments under `blend` need.
     """
-    with tree.local_heads.whole_paths(whole):
+    with tree.local_heads.scope.within(whole=whole):
         valid = tree.local_heads.create_match_validator(match_device_only=True)
     reusable = at = 0
     for node, matched in nodes_along(tree, key):

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.plan.gather import Stretch
-from redknot_sglang.plan.options import plan_of
 from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.spans import Flags, Span, inside, positions_of, spans_of
+from redknot_sglang.plan.request import state_of
+from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
-from redknot_sglang.reuse.question import Asked, Selection, ask, left, shorten
+from redknot_sglang.reuse.selection import DocumentSelection
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
@@ -30,16 +31,18 @@ _CHOICES_AHEAD = 4
 class SegmentAdmission:
     """Turns plans into prefix slots and relocation jobs, under SGLang's own admission budgets.
 
-    tree: the HeadClassRadixCache. One per scheduler; every tensor-parallel rank makes the same decisions.
+    tree: the HeadClassRadixCache. facts: of the model. One per scheduler; every tensor-parallel rank makes the same
+    decisions.
     """
 
-    def __init__(self, tree: Any) -> None:
-        self._tree = tree
+    def __init__(self, tree: Any, facts: ModelFacts) -> None:
+        self._tree, self._facts = tree, facts
         self.allocator = tree.token_to_kv_pool_allocator
         self._pool = self.allocator.get_kvcache()
         self.sources = SegmentSources(tree)
         self._adder: Any = None
         self._asked = 0
+        self._selection = DocumentSelection(tree, facts, self.sources.isolated)
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_one_req`; `call` runs the original. Returns its result.
@@ -54,6 +57,13 @@ class SegmentAdmission:
             self.sources.release_waiting(but=req)
         return result
 
+    def request_ended(self, req: Any) -> None:
+        """The tree tells it: the request's locks on segments go, or are handed on."""
+        self.sources.ended(req)
+
+    def slots_changed(self) -> None:
+        """Nothing: in each pass the requests that wait are asked again."""
+
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.
 
@@ -64,7 +74,7 @@ class SegmentAdmission:
 
     def extend_chunk(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_chunked_req`; `call` runs the original. Returns its result."""
-        plan = plan_of(req)
+        plan = state_of(req).plan
         start = len(req.prefix_indices)
         admitted = len(adder.can_run_list)
         if plan is not None and plan.reuses(start):
@@ -78,16 +88,17 @@ class SegmentAdmission:
         return result
 
     def _admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
-        plan = plan_of(req)
+        state = state_of(req)
+        plan = state.plan
         if plan is not None and plan.repair.selects:
             waits = self._select(adder, req, plan)
             if waits is not None:
                 return waits
             plan = None
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
-        req.redknot_dead = []
+        state.dead = []
         if not req.retracted_stain:
-            req.redknot_start = start
+            state.start = start
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
             return call()
@@ -97,103 +108,78 @@ class SegmentAdmission:
         if waits is not None:
             return waits
         if plan.undecided(start):
-            if not self._choose(req, plan, start):
+            chosen = self._choose(req, plan, start)
+            if chosen is None:
                 self.sources.refused(adder, req)
                 return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
-            plan = req.redknot_plan
+            plan = state.plan = chosen
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
 
     def _is_possible(self, req: Any, plan: Plan) -> bool:
         """Whether the server can ever run a segmented request; ends it with the reason if not."""
         # A request that waits is asked in every pass, and what it needs grows with its answer only, after a retraction.
-        length = len(req.full_untruncated_fill_ids)
-        if req.__dict__.get("redknot_feasible") == length:
+        state, length = state_of(req), len(req.full_untruncated_fill_ids)
+        if state.feasible_at == length:
             return True
-        problem = why_impossible(self._tree, req, plan)
+        problem = why_impossible(self._tree, req, plan, self._facts)
         if problem is not None:
-            req.redknot_plan = None
+            state.plan = None
             req.set_finish_with_abort(problem)
             return False
-        req.redknot_feasible = length
+        state.feasible_at = length
         return True
 
     def _select(self, adder: Any, req: Any, plan: Plan) -> Any:
         """Leave only the segments that the text behind them asks for in a request's prompt.
 
-        Returns None once that has happened and the request is one of exact mode; else what to tell SGLang's scheduler.
+        Returns None once that has happened, the request being one of exact mode from then on; else what to tell SGLang's
+        scheduler.
         """
-        prompt, operations = len(req.origin_input_ids), 0
-        chosen: list[int] = list(range(len(plan.segments)))
-        if len(chosen) > plan.repair.documents:
-            if not self._is_possible(req, plan):
-                return AddReqResult.CONTINUE
-            waits = self.sources.gather(adder, req, plan, 0)
-            if waits is not None:
-                return waits
-            asked: Asked | None = req.__dict__.pop("redknot_choice", None) or self._ask_documents(req, plan)
-            if self.sources.isolated.is_forward_under_way and "redknot_asked" not in req.__dict__:
-                # As in `_choose`: the answer comes behind the forward under way.
-                req.redknot_asked, req.redknot_choice = True, asked
-                self._asked += 1
-                self.sources.refused(adder, req)
-                return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
-            assert asked is not None
-            chosen = asked.chosen()
-            operations = self._operations_of(plan, prompt)
-        positions = left(plan, chosen, prompt)
-        shorten(req, positions)
-        req.redknot_plan = None
-        req.init_next_round_input(self._tree)
-        cached = positions[: len(req.prefix_indices)]
-        fresh = int(inside(cached, sorted(req.__dict__.get("redknot_fresh", ()))).sum())
-        req.redknot_selection = Selection(
-            plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, len(cached) - fresh
-        )
+        if len(plan.segments) <= plan.repair.documents:
+            self._selection.apply(req, plan, range(len(plan.segments)))
+            return None
+        if not self._is_possible(req, plan):
+            return AddReqResult.CONTINUE
+        waits = self.sources.gather(adder, req, plan, 0)
+        if waits is not None:
+            return waits
+        chosen = self._selection.chosen(req, plan)
+        if chosen is None:
+            self._asked += 1
+            self.sources.refused(adder, req)
+            return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
+        self._selection.apply(req, plan, chosen)
         return None
 
-    def _ask_documents(self, req: Any, plan: Plan) -> Asked:
-        """Ask the device which segments are wanted; all paths that the plan names are locked."""
-        *documents, text = (
-            Piece(span, source.path.origin, source.slots[source.path.origin :])
-            for span, source in sorted(req.redknot_sources.items())
-        )
-        self.sources.isolated.wait_for_forwards()
-        mapping = self.allocator.full_to_swa_index_mapping
-        return ask(self._pool, mapping, plan.repair.documents, documents, text)
-
-    def _operations_of(self, plan: Plan, prompt: int) -> int:
-        """Operations of a choice: the text's own pass behind the lead, and its queries with the keys of all segments."""
-        rows = np.arange(prompt - plan.segments[-1][1])
-        keys = sum(end - start for start, end in plan.segments)
-        logits = len(rows) * keys * len(self._pool.asked.heads) * self._pool.arithmetic.pair // 2
-        return int(self._pool.arithmetic.computed(rows + plan.origin)) + logits
-
-    def _choose(self, req: Any, plan: Plan, start: int) -> bool:
-        """Decide which rows of the segments behind `start` are repaired; False if that is asked of the device only now.
+    def _choose(self, req: Any, plan: Plan, start: int) -> Plan | None:
+        """The plan with the repaired rows of the segments behind `start`; None if those are asked of the device only now.
 
         A forward under way is queued before the question. To wait for both would leave the device idle until the next
         batch is made, so that the request is passed over once while there is one. What was chosen stays right if its segments
         are evicted meanwhile: computed again they are the same.
         """
         undecided = plan.undecided(start)
-        choice: Choice | None = req.__dict__.pop("redknot_choice", None)
+        state = state_of(req)
+        choice, state.choice = state.choice, None
         if choice is None or choice.segments != undecided:
             choice = self._ask(req, plan, undecided)
             if self.sources.isolated.is_forward_under_way:
-                req.redknot_choice = choice
+                state.choice = choice
                 self._asked += 1
-                return False
-        req.redknot_plan = plan.choosing(choice.rows())
-        return True
+                return None
+        return plan.choosing(choice.rows())
 
     def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:
-        sources = sorted(req.redknot_sources.items())
+        state = state_of(req)
+        sources = sorted(state.sources.items())
         before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
         pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
         self.sources.isolated.wait_for_forwards()
-        req.redknot_probed_flops = self._pool.arithmetic.probed(positions_of(undecided))
-        return choose_rows(self._pool, self.allocator.full_to_swa_index_mapping, plan.repair.count, pieces, undecided)
+        assert self._facts.arithmetic is not None, "admitted without a rotation"
+        state.probed_flops = self._facts.arithmetic.probed(positions_of(undecided))
+        mapping = self.allocator.full_to_swa_index_mapping
+        return choose_rows(self._pool, self._facts, mapping, plan.repair.count, pieces, undecided)
 
     def _extend(self, adder: Any, req: Any, plan: Plan, start: int, rows: int, call: Callable[[], Any]) -> Any:
         """Let SGLang admit the request as if what is relocated were cached; then make it so.
@@ -231,7 +217,7 @@ class SegmentAdmission:
         req.prefix_indices = torch.cat([tree_slots, self._relocate(req, plan, stretch, local_rows)])
         req.set_extend_range(len(req.prefix_indices), stretch.stop)
         assert req.extend_range.length == len(stretch.rows)
-        req.redknot_stretch = stretch
+        state_of(req).stretch = stretch
         self.sources.keep(req, plan.sources(stretch.stop))
         return result
 
@@ -264,7 +250,8 @@ class SegmentAdmission:
         moved, device = stretch.moved, req.prefix_indices.device
         if not len(moved):
             return torch.empty(0, dtype=torch.int64, device=device)
-        sources = sorted(req.redknot_sources.items())
+        state = state_of(req)
+        sources = sorted(state.sources.items())
         begins, stops = np.array([span for span, _ in sources]).T
         counts = np.searchsorted(moved, stops) - np.searchsorted(moved, begins)
         assert counts.sum() == len(moved), "a relocated row has no source"
@@ -279,7 +266,7 @@ class SegmentAdmission:
         targets = self._allocate(len(moved), local)
         mapping = self.allocator.full_to_swa_index_mapping
         self._pool.relocations.add(move_rows(torch.cat(kept)[at], targets, origin, position, local, mapping))
-        req.redknot_dead = [*req.redknot_dead, *spans_of(moved[~seen])]
+        state.dead += spans_of(moved[~seen])
         return targets
 
     def _allocate(self, count: int, local: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.plan import Path, Plan
 from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES
 from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL
 from redknot_sglang.pool.probe import WHY_NO_PROBES
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import CLIP_MAX_NEW_TOKENS
 
@@ -57,18 +57,18 @@ def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]
     return True
 
 
-def why_impossible(tree: Any, req: Any, plan: Plan) -> str | None:
+def why_impossible(tree: Any, req: Any, plan: Plan, facts: ModelFacts) -> str | None:
     """Why the server can never run a segmented request, and what would help; None if it can.
 
-    tree: the HeadClassRadixCache.
+    tree: the HeadClassRadixCache; facts: of the model.
     """
     allocator = tree.token_to_kv_pool_allocator
     pool = allocator.get_kvcache()
-    if isinstance(pool.rotation, RedKnotError):
-        return f"segmented mode needs relocation, and {pool.rotation}; use redknot_mode exact"
+    if facts.rotation is None:
+        return f"segmented mode needs relocation, and {facts.why_not}; use redknot_mode exact"
     if plan.repair.selects and pool.asked is None:
         return f"repair policy {plan.repair.name} {WHY_NO_RETRIEVAL}; or use redknot_repair {WITHOUT_PROBES}"
-    if plan.repair.probes and not plan.repair.selects and pool.probes is None:
+    if plan.repair.probes and pool.probes is None:
         return f"repair policy {plan.repair.name} {WHY_NO_PROBES}; or use redknot_repair {WITHOUT_PROBES}"
     (own, own_local), paths = slots_of_request(tree, req, plan), plan.paths(req.full_untruncated_fill_ids, 0)
     kept, tails = slots_of_paths(tree, paths, plan.repair.keeps_whole)

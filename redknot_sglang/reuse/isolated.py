@@ -16,6 +16,7 @@ import torch
 
 from redknot_sglang.plan.identity import Identity, identity_of
 from redknot_sglang.plan.plan import Path
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Span
 
 _PREFIX = "redknot-segment-"
@@ -41,7 +42,8 @@ class IsolatedPrefills:
                 continue
             prefill = self._make(req, path.key)
             prefill.extra_key = identity[0]
-            prefill.redknot_identity, prefill.redknot_whole = identity, path.whole
+            state = state_of(prefill)
+            state.identity, state.whole = identity, path.whole
             self._under_way[identity] = prefill
             behind.append(prefill)
             fresh.add(path.span)
@@ -69,7 +71,7 @@ class IsolatedPrefills:
         """
         if not self._under_way:
             return
-        wanted = {identity for req in self.waiting for identity in req.__dict__.get("redknot_awaited", ())}
+        wanted = {identity for req in self.waiting for identity in state_of(req).awaited}
         for identity, prefill in list(self._under_way.items()):
             if identity in wanted:
                 continue
@@ -85,7 +87,9 @@ class IsolatedPrefills:
 
     def done(self, req: Any) -> None:
         """A request has ended; no-op unless it was an isolated prefill."""
-        self._under_way.pop(req.__dict__.get("redknot_identity"), None)
+        identity = state_of(req).identity
+        if identity is not None:
+            self._under_way.pop(identity, None)
 
     def dropped(self, waiting: Iterable[Any]) -> None:
         """Requests were aborted while queued; isolated prefills among them are no longer under way."""
@@ -131,13 +135,3 @@ class IsolatedPrefills:
         scheduler.init_req_max_new_tokens(prefill)
         prefill.time_stats.set_wait_queue_entry_time()
         return prefill
-
-
-def is_isolated(req: Any) -> bool:
-    """Whether nobody waits for this request's answer."""
-    return "redknot_identity" in req.__dict__
-
-
-def is_own_work(req: Any) -> bool:
-    """Whether this request computes a segment: an isolated prefill, or one that a preload sends."""
-    return is_isolated(req) or bool(req.__dict__.get("redknot_preloads"))

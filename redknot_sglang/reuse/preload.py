@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.preload_room import check_room
 from redknot_sglang.seams.sglang import RadixKey
 
@@ -46,10 +47,14 @@ class Preloaded:
 
 
 class PreloadedSegments:
-    """tree: the prefix cache. longest: tokens from which on a prompt is too long for the server."""
+    """tree: the prefix cache. facts: of the model. longest: tokens from which on a prompt is too long for the server.
 
-    def __init__(self, tree: Any, longest: int) -> None:
-        self._tree, self._longest = tree, longest
+    unlock_shared: gives up the locks on what running requests merely share, and may use without them.
+    """
+
+    def __init__(self, tree: Any, facts: ModelFacts, longest: int, unlock_shared: Callable[[], object]) -> None:
+        self._tree, self._facts = tree, facts
+        self._longest, self._unlock_shared = longest, unlock_shared
         # By identity, the one asked for longest ago first.
         self._listed: dict[str, Preloaded] = {}
 
@@ -59,7 +64,7 @@ class PreloadedSegments:
         segments: of one request, none empty, all different, with the same lead. Raises RedKnotError if the pools cannot
         hold them.
         """
-        check_room(self._tree, self._longest, segments)
+        check_room(self._tree, self._facts, self._longest, segments)
         there = [self._use(segment) for segment in segments]
         for segment in segments:
             self._listed.pop(segment.identity, None)
@@ -92,7 +97,7 @@ class PreloadedSegments:
             raise RedKnotError(f"no segment {unknown[0]!r} is listed; GET /redknot/segments lists all there are")
         gone = {identity: self._listed.pop(identity) for identity in wanted}
         # What running requests merely share is theirs already.
-        self._tree.reuse.sources.shared.release()
+        self._unlock_shared()
         held = self._held({namespace_of(segment.extra_key, segment.whole) for segment in gone.values()})
         return [
             {"id": identity, "freed_tokens": self._tree.free_path(segment.key, held)}

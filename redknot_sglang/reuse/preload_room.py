@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES
+from redknot_sglang.plan.policies import WITH_WINDOWS, WITHOUT_PROBES, parse_repair
 from redknot_sglang.pool.probe import WHY_NO_PROBES
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
 
@@ -25,20 +26,20 @@ class Sized(Protocol):
     def repair(self) -> str: ...
 
 
-def check_room(tree: Any, longest: int, segments: Sequence[Sized]) -> None:
+def check_room(tree: Any, facts: ModelFacts, longest: int, segments: Sequence[Sized]) -> None:
     """Raises RedKnotError if no request could use the segments, or the pools cannot hold them at the same time.
 
-    tree: the prefix cache. longest: tokens from which on the server refuses a prompt. segments: all after one lead.
+    tree: the prefix cache. facts: of the model. longest: tokens from which on the server refuses a prompt. segments: all after one lead.
     """
     allocator = tree.token_to_kv_pool_allocator
     pool = allocator.get_kvcache()
-    if isinstance(pool.rotation, RedKnotError):
+    if facts.rotation is None:
         raise RedKnotError(
-            f"segments need relocation, and {pool.rotation}: send requests in exact mode, without preloading"
+            f"segments need relocation, and {facts.why_not}: send requests in exact mode, without preloading"
         )
     if not segments:
         return
-    if segments[0].whole and pool.probes is None:
+    if parse_repair(segments[0].repair).probes and pool.probes is None:
         raise RedKnotError(f"repair policy {segments[0].repair} {WHY_NO_PROBES}; or use repair {WITHOUT_PROBES}")
     lead, most = len(segments[0].lead), max(len(segment.tokens) for segment in segments)
     if lead + most >= longest:

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.causal import causal_attention
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import turned
 from redknot_sglang.plan.spans import Positions, Span
+from redknot_sglang.reuse.model_facts import ModelFacts
 
 # A row whose squared relative change is below this (1 %) is as good as repaired.
 UNCHANGED = 1e-4
@@ -36,34 +36,6 @@ class Piece:
     span: Span
     origin: int
     slots: Tensor
-
-
-def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
-    """What the second layer with global heads makes of the first one's attention output, to first order.
-
-    model: a loaded SGLang model of a class that `reuse/rotary.py` names. Returns float32 [query heads * D of the first
-    layer's global heads, D * global heads of the second]: values for one unit of output each, the norm's division left
-    out, which is the same for all parts of a row.
-    """
-    probe, following = heads.global_layers[:2]
-    first, second = model.model.layers[probe], model.model.layers[following]
-    weight = second.input_layernorm.weight
-    group = first.self_attn.num_heads // heads.num_kv_heads
-    rows = [head * group + member for head in heads.global_heads(probe) for member in range(group)]
-    units = torch.zeros(
-        len(rows), head_dim, first.self_attn.num_heads, head_dim, dtype=weight.dtype, device=weight.device
-    )
-    for i, row in enumerate(rows):
-        units[i, :, row] = torch.eye(head_dim, dtype=weight.dtype, device=weight.device)
-    # Through the modules, not their weights: those may be packed or quantised.
-    with torch.no_grad():
-        inputs = units.flatten(2).flatten(0, 1)
-        made, none = (
-            second.self_attn.qkv_proj(first.self_attn.o_proj(x)[0] * weight)[0].float()
-            for x in (inputs, torch.zeros_like(inputs[:1]))
-        )
-    values = (made - none)[:, -heads.num_kv_heads * head_dim :].unflatten(1, (heads.num_kv_heads, head_dim))
-    return values[:, list(heads.global_heads(following))].flatten(1).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,26 +59,32 @@ class Choice:
 
 
 def choose_rows(
-    pool: Any, mapping: Tensor, count: Callable[[int], int], pieces: Sequence[Piece], segments: Sequence[Span]
+    pool: Any,
+    facts: ModelFacts,
+    mapping: Tensor,
+    count: Callable[[int], int],
+    pieces: Sequence[Piece],
+    segments: Sequence[Span],
 ) -> Choice:
     """Queue the choice of the rows that a policy repairs of each of `segments`, `count(rows)` at most of one with `rows`.
 
-    pool: a HeadClassPool with probes; mapping: local slot of each global slot; pieces: all of the prompt before the last
+    pool: a HeadClassPool with probes; facts: of its model; mapping: local slot of each global slot; pieces: all of the prompt before the last
     segment's end, in order; segments: among them.
     """
-    probes, device = pool.probes, pieces[0].slots.device
+    probes, rotation, layer, device = pool.probes, facts.rotation, facts.probe, pieces[0].slots.device
+    assert rotation is not None and layer is not None, "nothing can be chosen without probes"
     origins = [np.arange(piece.origin, piece.origin + len(piece.slots)) for piece in pieces]
     here = to_device(np.concatenate(origins), device, torch.int64)
     slots = torch.cat([piece.slots for piece in pieces])
     there = torch.arange(len(slots), device=device)
-    cos, sin = pool.rotation.turn(here, there)
+    cos, sin = rotation.turn(here, there)
     k, v = (buffer[slots] for buffer in pool.global_kv(probes.layer))
     first = segments[0][0]
     local = mapping[slots[first:]]
-    asked = turned(probes.asked[local], cos[first:], sin[first:], pool.rotation.is_neox)
-    got = causal_attention(asked, turned(k, cos, sin, pool.rotation.is_neox), v, probes.scale)
+    asked = turned(probes.asked[local], cos[first:], sin[first:], rotation.is_neox)
+    got = causal_attention(asked, turned(k, cos, sin, rotation.is_neox), v, layer.scale)
     alone = probes.got[local].float()
-    change, size = ((x.flatten(1) @ probes.readout).square().sum(1) for x in (got.float() - alone, alone))
+    change, size = ((x.flatten(1) @ layer.readout).square().sum(1) for x in (got.float() - alone, alone))
     rows, counts = [], [count(end - start) for start, end in segments]
     for (start, end), most in zip(segments, counts, strict=True):
         part = slice(start - first, end - first)

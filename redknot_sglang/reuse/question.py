@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents that a question asks for, found in the prefix cache; and the request's prompt without the others.
+"""The documents that a question asks for, found in the prefix cache.
 
 Each document has been computed behind the prompt's lead, and so has the question, each by itself. The question's queries at the
 retrieval heads, turned to stand behind the longest document, attend to the keys of all documents where these were computed.
@@ -10,7 +10,6 @@ the very same figure.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,35 +19,13 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
-from redknot_sglang.kernels.relocate import turned
-from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.spans import Positions
+from redknot_sglang.kernels.relocate import Rotation, turned
 from redknot_sglang.reuse.probe import Piece
 
 # First rows of a document that do not count: they draw attention whatever they say (StreamingLLM, arXiv 2309.17453).
 SKIPPED = 4
 # Logits in float32 that are held at once: 128 MiB.
 _MAX_LOGITS = 1 << 25
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What was left of a request's prompt.
-
-    policy: its name.
-    segments: how many segments the prompt had.
-    chosen: numbers of those that are left, ascending.
-    prompt: tokens that the prompt had.
-    operations: that the choice took, the question's own pass included.
-    cached: tokens of what is left that were in the cache before anything was computed for this request.
-    """
-
-    policy: str
-    segments: int
-    chosen: tuple[int, ...]
-    prompt: int
-    operations: int
-    cached: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +45,16 @@ class Asked:
         return sorted(self.found.tolist())
 
 
-def ask(pool: Any, mapping: Tensor, count: int, documents: Sequence[Piece], text: Piece) -> Asked:
+def ask(pool: Any, rotation: Rotation, mapping: Tensor, count: int, documents: Sequence[Piece], text: Piece) -> Asked:
     """Queue the choice of `count` documents.
 
     pool: a HeadClassPool with `asked`.
+    rotation: how the model turns queries and keys.
     mapping: local slot of each global slot.
     documents: the segments as they were computed behind the lead, at least one.
     text: what asks, computed behind the lead, too, with its queries kept.
     """
-    found = wants(pool, mapping, documents, text).sort(descending=True, stable=True).indices[:count]
+    found = wants(pool, rotation, mapping, documents, text).sort(descending=True, stable=True).indices[:count]
     copied = None
     if found.is_cuda:
         found = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
@@ -85,13 +63,13 @@ def ask(pool: Any, mapping: Tensor, count: int, documents: Sequence[Piece], text
     return Asked(found, copied)
 
 
-def wants(pool: Any, mapping: Tensor, documents: Sequence[Piece], text: Piece) -> Tensor:
+def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Piece], text: Piece) -> Tensor:
     """Share of each document in the attention of the text's rows: float32 [documents]. Parameters as in `ask`."""
     device, sizes = text.slots.device, np.array([len(document.slots) for document in documents])
     longest = int(sizes.max())
     here = torch.arange(text.origin, text.origin + len(text.slots), device=device)
-    cos, sin = pool.rotation.turn(here, here + longest)
-    q = turned(pool.asked.rows[mapping[text.slots]], cos, sin, pool.rotation.is_neox).float()
+    cos, sin = rotation.turn(here, here + longest)
+    q = turned(pool.asked.rows[mapping[text.slots]], cos, sin, rotation.is_neox).float()
     # All documents as rows of one rectangle: one product for each head, and sums in an order that never changes.
     at = np.arange(longest)
     first = np.minimum(SKIPPED, sizes - 1)
@@ -109,24 +87,3 @@ def wants(pool: Any, mapping: Tensor, documents: Sequence[Piece], text: Piece) -
             parts.append(logits.logsumexp(2).softmax(1))
         shares.append(torch.cat(parts).mean(0))
     return torch.stack(shares).mean(0)
-
-
-def left(plan: Plan, chosen: Sequence[int], length: int) -> Positions:
-    """Positions of a prompt of `length` tokens that are left with these segments and no others, ascending: int64."""
-    kept = np.ones(length, dtype=np.bool_)
-    for number in set(range(len(plan.segments))) - set(chosen):
-        kept[slice(*plan.segments[number])] = False
-    return np.flatnonzero(kept)
-
-
-def shorten(req: Any, positions: Positions) -> None:
-    """Make a request's prompt the tokens at these positions, before anything of it has been computed. req: SGLang's Req."""
-    prompt = np.array(req.origin_input_ids, dtype=np.int64)
-    removed = len(prompt) - len(positions)
-    req.origin_input_ids = array("q", prompt[positions].tobytes())
-    req.origin_input_ids_unpadded = req.origin_input_ids
-    # Empty, so that SGLang makes it anew.
-    req.full_untruncated_fill_ids = array("q")
-    # Log-probabilities begin in the answer, or in the text behind the documents, which keeps its distance from the end.
-    if req.logprob_start_len > 0:
-        req.logprob_start_len = max(0, req.logprob_start_len - removed)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from redknot_sglang.plan.identity import Identity
+from redknot_sglang.plan.request import state_of
 
 
 class Locked(Protocol):
@@ -40,7 +41,7 @@ class SharedSegments:
     def used(self, req: Any, path: Locked) -> None:
         """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
         # A dict for its order: what is touched when decides what is evicted, and all ranks must decide alike.
-        mine: dict[Identity, None] = req.__dict__.setdefault("redknot_used", {})
+        mine = state_of(req).used
         if path.identity not in mine:
             mine[path.identity] = None
             self._users[path.identity] += 1
@@ -51,7 +52,9 @@ class SharedSegments:
 
     def ended(self, req: Any, touch_all: bool = False) -> None:
         """A request runs no longer. touch_all: make all that it used the last used, not only what had a lock."""
-        for identity in req.__dict__.pop("redknot_used", ()):
+        state = state_of(req)
+        used, state.used = state.used, {}
+        for identity in used:
             self._users[identity] -= 1
             lock = self._locks.pop(identity, None) if self._users[identity] < 2 else None
             if lock is not None or (touch_all and identity not in self._locks):

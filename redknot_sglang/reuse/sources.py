@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redknot_sglang.plan.identity import Identity, identity_of
 from redknot_sglang.plan.plan import Path, Plan
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Span
 from redknot_sglang.reuse.feasible import reserve
 from redknot_sglang.reuse.isolated import IsolatedPrefills
@@ -34,6 +35,13 @@ class Source:
 Sources = dict[Span, Source]
 
 
+def _taken(req: Any) -> Sources:
+    """The sources of a request, which has none from now on."""
+    state = state_of(req)
+    sources, state.sources = state.sources, {}
+    return sources
+
+
 def is_idle(adder: Any) -> bool:
     """Whether nobody runs, or will after this pass so far."""
     return not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
@@ -42,7 +50,7 @@ def is_idle(adder: Any) -> bool:
 class SegmentSources:
     """Locks on segments, for the requests that are being admitted and for one that waits.
 
-    An admitted request holds its locks (`req.redknot_sources`) until it has relocated what it needs; locks on what several
+    An admitted request holds its locks (`RequestState.sources`) until it has relocated what it needs; locks on what several
     running requests are made of stay (`shared`). Of the requests in the queue only the first that waits for segments keeps
     locks on what is there already, so that computing one of its segments cannot evict another for ever; it gives them up to
     whoever would otherwise stand still.
@@ -61,8 +69,9 @@ class SegmentSources:
         Returns None if it has them, CONTINUE if some have to be computed first, and NO_TOKEN if there is no room for that
         as long as others run. Isolated prefills that evict each other would go before every decode step, for ever.
         """
+        state = state_of(req)
         first = self._pinned is None or self._pinned[0] is req
-        if not first and self.isolated.are_under_way(req.__dict__.get("redknot_awaited", ())):
+        if not first and self.isolated.are_under_way(state.awaited):
             # Under load many requests wait for the same path, and looking up all of theirs in every pass takes longer
             # than the forward that computes it.
             self._check_room(adder)
@@ -80,15 +89,14 @@ class SegmentSources:
                 sources[path.span] = Source(path, identity, *locked)
         if not missing:
             self._pinned = None if first else self._pinned
-            req.redknot_sources = sources
+            state.sources = sources
             return None
         has_room = reserve(self._tree, adder, req, plan, self._yet_to_begin(req, missing))
         self._wait(adder, req, sources)
         if not has_room and not is_idle(adder):
             return AddReqResult.NO_TOKEN
-        req.redknot_awaited = [identity_of(req, path) for path in missing]
-        fresh = self.isolated.request(req, missing)
-        req.redknot_fresh = req.__dict__.get("redknot_fresh", set()) | fresh
+        state.awaited = [identity_of(req, path) for path in missing]
+        state.fresh |= self.isolated.request(req, missing)
         return AddReqResult.CONTINUE
 
     def _yet_to_begin(self, req: Any, paths: list[Path]) -> list[Path]:
@@ -98,20 +106,21 @@ class SegmentSources:
     def refused(self, adder: Any, req: Any) -> None:
         """No room for a request with locks in this pass; the next chunk of a request waits with what it has."""
         if req.req_pool_idx is None:
-            self._wait(adder, req, req.__dict__.pop("redknot_sources", {}))
+            self._wait(adder, req, _taken(req))
 
     def release(self, req: Any) -> None:
         """Drop the locks of a request, if it has any."""
-        sources = req.__dict__.pop("redknot_sources", None)
+        sources = _taken(req)
         if self._pinned is not None and self._pinned[0] is req:
             sources, self._pinned = self._pinned[1], None
-        for source in (sources or {}).values():
+        for source in sources.values():
             self._unlock(source)
 
     def keep(self, req: Any, spans: Collection[Span]) -> None:
         """A request that runs has used all paths but those for `spans`: others decide how long the rest stays locked."""
-        for span in [span for span in req.redknot_sources if span not in spans]:
-            self.shared.used(req, req.redknot_sources.pop(span))
+        sources: Sources = state_of(req).sources
+        for span in [span for span in sources if span not in spans]:
+            self.shared.used(req, sources.pop(span))
 
     def ended(self, req: Any) -> None:
         """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""

@@ -55,7 +55,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     """Complete the `custom_params` of a request with mode, segments and policy, and take separators out of its tokens.
 
     A request without `custom_params` has those of the server's `--preferred-sampling-params`, as in stock SGLang. Keys that
-    are not ours stay as they are. `plan.options.take_options` later takes ours out, before logit processors see them.
+    are not ours stay as they are. `plan.request.take_options` later takes ours out, before logit processors see them.
 
     manager: SGLang's tokenizer manager.
     config: the server's settings.

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from redknot_sglang.hooks.v0_5_17 import segments
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.admission import SegmentAdmission
+from redknot_sglang.reuse.model_facts import ModelFacts
 
 
 @pytest.mark.parametrize("name", ["abort_request", "_abort_on_waiting_timeout"])
@@ -24,14 +26,14 @@ def test_all_ways_out_of_the_queue_are_watched(name: str) -> None:
 
 
 def _waiting(name: str, **marks: Any) -> Any:
-    return SimpleNamespace(name=name, **marks)
+    return SimpleNamespace(name=name, redknot=RequestState(**marks))
 
 
 def test_only_clients_fill_the_queue() -> None:
     (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("Scheduler._abort_on_queued_limit")]
     told: list[list[Any]] = []
     reuse = SimpleNamespace(sources=SimpleNamespace(left_queue=lambda queue: told.append(list(queue))))
-    isolated, preload = _waiting("isolated", redknot_identity=1), _waiting("preload", redknot_preloads=True)
+    isolated, preload = _waiting("isolated", identity=(None, b"")), _waiting("preload", preloads=True)
     first, second = _waiting("first"), _waiting("second")
     queue = [first, isolated, preload, second]
     scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), waiting_queue=queue)
@@ -53,7 +55,7 @@ def test_only_clients_fill_the_queue() -> None:
 @pytest.mark.parametrize("admitted", [[], ["somebody"]])
 def test_who_was_preempted_for_nobody_waits_again(admitted: list[str]) -> None:
     tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: None))
-    reuse, queue = SegmentAdmission(tree), list[str]()
+    reuse, queue = SegmentAdmission(tree, ModelFacts()), list[str]()
     scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), _add_request_to_queue=queue.append)
     adder = SimpleNamespace(can_run_list=admitted, preempt_list=["preempted"])
 

@@ -14,7 +14,7 @@ import pytest
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.hooks.v0_5_17 import tokenizer
-from redknot_sglang.plan.options import plan_of, take_options
+from redknot_sglang.plan.request import state_of, take_options
 
 SEPARATOR = 99
 
@@ -65,7 +65,7 @@ def seen(tokens: list[int], params: dict[Any, Any] | None, preferred: dict[str, 
     found, resolved = ask(tokens, params, preferred)
     req = Req("1", "", array("q", found), SamplingParams(max_new_tokens=1, custom_params=resolved))
     take_options(req)
-    assert (plan_of(req) is not None) == bool(resolved and resolved.get("redknot_segments"))
+    assert (state_of(req).plan is not None) == bool(resolved and resolved.get("redknot_segments"))
     return req.sampling_params.custom_params
 
 

@@ -15,6 +15,7 @@ from sglang.srt.managers.io_struct import FlushCacheReqInput, UnloadLoRAAdapterR
 from redknot_sglang import active
 from redknot_sglang.config import Certification, RedKnotConfig
 from redknot_sglang.hooks.v0_5_17 import updates
+from redknot_sglang.plan.request import RequestState
 
 UPDATE = UpdateWeightFromDiskReqInput(model_path="m")
 UNLOAD = UnloadLoRAAdapterReqInput(lora_name="a", lora_id="1")
@@ -47,7 +48,7 @@ class Scheduler:
         return not self.running_batch.reqs and not self.waiting_queue
 
 
-ISOLATED = request(redknot_identity=1)
+ISOLATED = request(redknot=RequestState(identity=(None, b"")))
 
 
 @pytest.mark.parametrize(

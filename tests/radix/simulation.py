@@ -24,6 +24,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.radix.cache import HeadClassRadixCache
 
@@ -49,9 +50,7 @@ class SimulatedRequest:
     swa_prefix_lock_released: bool = False
     swa_evict_floor: int = 0
     skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
-    redknot_branch: int = 0
-    redknot_plan: Any = None
-    redknot_whole: bool = False
+    redknot: RequestState = field(default_factory=RequestState)
     extra_key: str | None = None
     priority: int = 0
     session: Any = None
@@ -95,7 +94,8 @@ class Simulation:
 
     def admit(self, prompt: Sequence[int], extra_key: str | None = None, whole: bool = False) -> SimulatedRequest:
         """Match and lock; nothing is computed yet. whole: all positions of the path stay live."""
-        req = SimulatedRequest(array("q", prompt), self._free_rows.pop(), extra_key=extra_key, redknot_whole=whole)
+        req = SimulatedRequest(array("q", prompt), self._free_rows.pop(), extra_key=extra_key)
+        req.redknot.whole = whole
         self._start(req)
         self.running.append(req)
         return req
@@ -225,6 +225,10 @@ class Simulation:
         assert mapping is not None
         mapped = [slot for slot in mapping.tolist() if slot > 0]
         assert len(set(mapped)) == len(mapped) and not set(mapped) & set(free_local), "a local slot has two owners"
+
+    def check_locks(self, ended: SimulatedRequest) -> None:
+        """Nothing is locked for a request that has ended, and no other runs."""
+        assert self.running == [ended] and self.tree.full_protected_size() == self.tree.swa_protected_size() == 0
 
     def _owned_local(self, req: SimulatedRequest) -> int:
         frontier = max(req.cache_protected_len, req.kv.swa_evicted_seqlen)

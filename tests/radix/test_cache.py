@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
@@ -38,3 +40,29 @@ def test_a_broken_tree_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with pytest.raises(AssertionError, match="broken"):
             tree.sanity_check()
+
+
+class Hears:
+    """Notes what the tree says, and what it held then."""
+
+    def __init__(self, name: str, heard: list[tuple[str, Any]], simulation: Simulation) -> None:
+        self._name, self._heard, self._simulation = name, heard, simulation
+
+    def request_ended(self, req: Any) -> None:
+        self._simulation.check_locks(req)
+        self._heard.append((self._name, req))
+
+    def slots_changed(self) -> None:
+        self._heard.append((self._name, self._simulation.tree.full_evictable_size()))
+
+
+def test_listeners_hear_of_requests_that_ended_and_of_slots_in_their_order() -> None:
+    simulation, heard = Simulation(64, 32, window=8, sink=2), list[tuple[str, Any]]()
+    simulation.tree.listeners = tuple(Hears(name, heard, simulation) for name in ("first", "second"))
+    req = simulation.admit(range(20))
+    simulation.prefill(req, 12)
+    simulation.prefill(req, 12)
+    assert heard == [("first", 0), ("second", 0)] * 2, "all that the tree holds is locked"
+    heard.clear()
+    simulation.finish(req)
+    assert heard == [("first", req), ("second", req), ("first", 20), ("second", 20)]

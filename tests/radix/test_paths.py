@@ -33,7 +33,7 @@ def reusable(simulation: Simulation, prompt: list[int], whole: bool = False) -> 
     before = tree_of(simulation)
     said = reusable_tokens(simulation.tree, key(prompt), whole)
     assert tree_of(simulation) == before
-    with simulation.tree.local_heads.whole_paths(whole):
+    with simulation.tree.local_heads.scope.within(whole=whole):
         simulation.tree._whole = whole
         match = simulation.tree.match_prefix(MatchPrefixParams(key=key(prompt)))
         simulation.tree._whole = False

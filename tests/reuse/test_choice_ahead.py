@@ -12,6 +12,7 @@ import torch
 
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.policies import parse_repair
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.plan.spans import Span
 from redknot_sglang.reuse import admission
 from redknot_sglang.reuse.isolated import IsolatedPrefills
@@ -32,7 +33,7 @@ class Sources:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
     found: list[list[Span]] = []
 
-    def choose_rows(pool: Any, mapping: Any, count: Any, pieces: Any, segments: list[Span]) -> Choice:
+    def choose_rows(pool: Any, facts: Any, mapping: Any, count: Any, pieces: Any, segments: list[Span]) -> Choice:
         assert count(8) == 2, "a quarter"
         found.append(list(segments))
         return Choice(segments, [1] * len(segments), torch.tensor([start + 1 for start, _ in segments]), None)
@@ -47,31 +48,33 @@ def make(under_way: bool) -> tuple[Any, Any]:
     it.sources, it._asked = Sources(), 0
     it.sources.isolated.scheduler.result_queue += [object()] * under_way
     it.allocator = SimpleNamespace(full_to_swa_index_mapping=None)
-    it._pool = SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
+    it._pool, it._facts = None, SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
     source = SimpleNamespace(path=SimpleNamespace(origin=0), slots=torch.zeros(0))
-    req = SimpleNamespace(redknot_plan=Plan(tuple(SEGMENTS), parse_repair("blend:0.25")))
-    req.redknot_sources = dict.fromkeys([(0, 2), *SEGMENTS], source)
+    req = SimpleNamespace(redknot=RequestState(Plan(tuple(SEGMENTS), parse_repair("blend:0.25"))))
+    req.redknot.sources = dict.fromkeys([(0, 2), *SEGMENTS], source)
     return it, req
 
 
 def test_an_idle_device_is_waited_for(asked: list[list[Span]]) -> None:
     it, req = make(under_way=False)
-    assert it._choose(req, req.redknot_plan, 0) and asked == [SEGMENTS]
-    assert {span: rows.tolist() for span, rows in req.redknot_plan.choices.items()} == {(2, 6): [3], (6, 9): [7]}
-    assert req.redknot_probed_flops == 7
+    plan = it._choose(req, req.redknot.plan, 0)
+    assert asked == [SEGMENTS]
+    assert {span: rows.tolist() for span, rows in plan.choices.items()} == {(2, 6): [3], (6, 9): [7]}
+    assert req.redknot.probed_flops == 7
 
 
 def test_a_busy_device_is_asked_and_answers_in_the_next_pass(asked: list[list[Span]]) -> None:
     it, req = make(under_way=True)
-    assert not it._choose(req, req.redknot_plan, 0) and it._asked == 1
-    assert not req.redknot_plan.choices, "nothing is known yet"
-    assert it._choose(req, req.redknot_plan, 0) and asked == [SEGMENTS] and it._asked == 1
-    assert np.array_equal(req.redknot_plan.choices[2, 6], [3]) and "redknot_choice" not in vars(req)
+    assert it._choose(req, req.redknot.plan, 0) is None and it._asked == 1
+    assert not req.redknot.plan.choices, "nothing is known yet"
+    plan = it._choose(req, req.redknot.plan, 0)
+    assert asked == [SEGMENTS] and it._asked == 1
+    assert np.array_equal(plan.choices[2, 6], [3]) and req.redknot.choice is None
 
 
 def test_an_answer_to_another_question_is_not_taken(asked: list[list[Span]]) -> None:
     it, req = make(under_way=True)
-    assert not it._choose(req, req.redknot_plan, 0)
+    assert it._choose(req, req.redknot.plan, 0) is None
     # Meanwhile more of the prompt is found in the tree.
-    assert not it._choose(req, req.redknot_plan, 6) and asked == [SEGMENTS, SEGMENTS[1:]]
-    assert it._choose(req, req.redknot_plan, 6) and list(req.redknot_plan.choices) == [(6, 9)]
+    assert it._choose(req, req.redknot.plan, 6) is None and asked == [SEGMENTS, SEGMENTS[1:]]
+    assert list(it._choose(req, req.redknot.plan, 6).choices) == [(6, 9)]

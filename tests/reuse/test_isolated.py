@@ -11,6 +11,7 @@ import pytest
 
 from redknot_sglang.plan.identity import identity_of
 from redknot_sglang.plan.plan import Path
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 
 PATHS = [Path((10 * i, 10 * i + 10), 0, array("q", range(10 * i, 10 * i + 10)), False) for i in range(3)]
@@ -20,12 +21,12 @@ class Prefills(IsolatedPrefills):
     """Without SGLang's requests."""
 
     def _make(self, req: Any, key: array[int]) -> Any:
-        return SimpleNamespace(req_pool_idx=None, lora_id=req.lora_id)
+        return SimpleNamespace(req_pool_idx=None, lora_id=req.lora_id, redknot=RequestState())
 
 
 def client(paths: list[Path], lora_id: str | None = None) -> Any:
-    req = SimpleNamespace(extra_key=None, lora_id=lora_id)
-    req.redknot_awaited = [identity_of(req, path) for path in paths]
+    req = SimpleNamespace(extra_key=None, lora_id=lora_id, redknot=RequestState())
+    req.redknot.awaited = [identity_of(req, path) for path in paths]
     return req
 
 
@@ -73,7 +74,6 @@ def test_one_between_two_chunks_is_aborted_as_a_client_s_is(prefills: Prefills) 
     assert prefills.scheduler._pending_chunked_abort_req is chunked
     # It is under way until SGLang has freed what it has.
     assert prefills.has_begun(identity_of(gone, PATHS[0]))
-    chunked.redknot_identity = identity_of(gone, PATHS[0])
     prefills.done(chunked)
     assert not prefills.are_under_way([identity_of(gone, PATHS[0])])
 

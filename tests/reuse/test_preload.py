@@ -7,8 +7,11 @@ from array import array
 from typing import Any
 
 import pytest
+import torch
 
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.preload import Preloaded, PreloadedSegments
 from tests.radix.simulation import Simulation
 
@@ -24,6 +27,13 @@ def compute(simulation: Simulation, wanted: Preloaded) -> None:
     simulation.prefill(req, 1000, finish=True)
 
 
+FACTS = ModelFacts(Rotation(torch.ones(9, 2), True))
+
+
+def list_of(simulation: Simulation, facts: ModelFacts = FACTS) -> PreloadedSegments:
+    return PreloadedSegments(simulation.tree, facts, LONGEST, lambda: None)
+
+
 @pytest.fixture
 def simulation() -> Simulation:
     made = Simulation(1000, 900, window=16, sink=4)
@@ -34,7 +44,7 @@ def simulation() -> Simulation:
 
 
 def test_what_was_computed_is_there(simulation: Simulation) -> None:
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     for whole in (False, True):
         wanted = [segment(range(100), range(500, 520), "t", whole), segment(range(50, 90), range(500, 520), "t", whole)]
         assert preloaded.want(wanted) == [False, False]
@@ -49,7 +59,7 @@ def test_what_was_computed_is_there(simulation: Simulation) -> None:
 
 
 def test_a_lead_stays_while_a_listed_segment_needs_it(simulation: Simulation) -> None:
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     one, two = (segment(range(at, at + 50), range(500, 520)) for at in (0, 100))
     preloaded.want([one, two])
     compute(simulation, one)
@@ -72,7 +82,7 @@ def test_identities_tell_paths_apart() -> None:
 
 
 def test_the_list_names_no_more_tokens_than_there_are_slots(simulation: Simulation) -> None:
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     parts = [segment(range(at, at + 300)) for at in (0, 1000, 2000, 3000)]
     for part in parts[:3]:
         preloaded.want([part])
@@ -82,7 +92,7 @@ def test_the_list_names_no_more_tokens_than_there_are_slots(simulation: Simulati
 
 
 def test_forgetting_what_is_not_listed_forgets_nothing(simulation: Simulation) -> None:
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     part = segment(range(9))
     preloaded.want([part])
     with pytest.raises(RedKnotError, match="no segment 'x' is listed"):
@@ -102,7 +112,7 @@ def test_forgetting_what_is_not_listed_forgets_nothing(simulation: Simulation) -
 def test_segments_that_cannot_be_there_are_refused(
     simulation: Simulation, sizes: list[int], whole: bool, names: str, remedy: str
 ) -> None:
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     parts = [segment(range(at, at + size), range(5000, 5050), whole=whole) for at, size in enumerate(sizes)]
     with pytest.raises(RedKnotError, match=names) as refusal:
         preloaded.want(parts)
@@ -111,15 +121,14 @@ def test_segments_that_cannot_be_there_are_refused(
 
 
 def test_a_model_whose_keys_cannot_be_moved_is_refused(simulation: Simulation) -> None:
-    pool: Any = simulation.pool
-    pool.rotation = RedKnotError("mrope positions have several coordinates")
+    facts = ModelFacts(why_not="mrope positions have several coordinates")
     with pytest.raises(RedKnotError, match="segments need relocation, and mrope"):
-        PreloadedSegments(simulation.tree, LONGEST).want([])
+        list_of(simulation, facts).want([])
 
 
 def test_whole_segments_are_refused_where_nothing_probes_them(simulation: Simulation) -> None:
     simulation.pool.probes = None
-    preloaded = PreloadedSegments(simulation.tree, LONGEST)
+    preloaded = list_of(simulation)
     assert preloaded.want([segment(range(9))]) == [False]
     with pytest.raises(RedKnotError, match="blend:0.05 needs one GPU.*use repair boundary:K or none"):
         preloaded.want([segment(range(9), whole=True)])

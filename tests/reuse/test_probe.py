@@ -16,7 +16,8 @@ from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.pool.probe import ProbeBuffers, probe_width
-from redknot_sglang.reuse.probe import Piece, choose_rows, readout_of
+from redknot_sglang.reuse.model_facts import ModelFacts, ProbeLayer, readout_of
+from redknot_sglang.reuse.probe import Piece, choose_rows
 
 # A lead, two adjacent segments, text, a segment.
 SPANS = [(0, 3), (3, 23), (23, 24), (24, 30), (30, 61)]
@@ -52,8 +53,9 @@ def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: b
     probes = ProbeBuffers(61, WIDTH, make_map("LL GG LG"), 8, torch.float32, "cpu")
     probes.asked.normal_()
     probes.got.normal_()
-    probes.scale, probes.readout = 0.4, torch.randn(WIDTH * 8, 8)
-    pool = SimpleNamespace(probes=probes, rotation=rotation(99, is_neox), global_kv=lambda layer: (k, v))
+    layer = ProbeLayer(make_map("LL GG LG"), 8, 0.4, torch.randn(WIDTH * 8, 8))
+    facts = ModelFacts(rotation(99, is_neox), probe=layer)
+    pool = SimpleNamespace(probes=probes, global_kv=lambda layer: (k, v))
     pieces = [Piece((a, b), origin if (a, b) in SEGMENTS else 0, slots[a:b]) for a, b in SPANS]
     shift = {p: piece.span[0] - piece.origin for piece in pieces for p in range(*piece.span)}
 
@@ -70,10 +72,10 @@ def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: b
             # A row that gets in context what it got in isolation.
             probes.got[own] = got
         alone = probes.got[own]
-        change[p] = float(((got - alone).flatten() @ probes.readout).square().sum())
-        size[p] = float((alone.flatten() @ probes.readout).square().sum())
+        change[p] = float(((got - alone).flatten() @ layer.readout).square().sum())
+        size[p] = float((alone.flatten() @ layer.readout).square().sum())
 
-    chosen = choose_rows(pool, mapping, parse_repair(f"blend:{share}").count, pieces, SEGMENTS[first:]).rows()
+    chosen = choose_rows(pool, facts, mapping, parse_repair(f"blend:{share}").count, pieces, SEGMENTS[first:]).rows()
     assert list(chosen) == SEGMENTS[first:]
     for start, end in SEGMENTS[first:]:
         mean = sum(size[p] for p in range(start, end)) / (end - start)
@@ -100,7 +102,9 @@ def test_values_of_the_next_global_heads_are_linear_in_the_change() -> None:
     kinds = [("o_proj", 6 * dim, width), ("qkv_proj", width, (6 + 3 + 3) * dim)]
     layers = [
         SimpleNamespace(
-            self_attn=SimpleNamespace(num_heads=6, **{name: _Linear(*shape) for name, *shape in kinds}),
+            self_attn=SimpleNamespace(
+                num_heads=6, attn=SimpleNamespace(scaling=0.25), **{name: _Linear(*shape) for name, *shape in kinds}
+            ),
             input_layernorm=SimpleNamespace(weight=torch.randn(width)),
         )
         for _ in range(4)
@@ -113,6 +117,17 @@ def test_values_of_the_next_global_heads_are_linear_in_the_change() -> None:
     values = (added @ layers[3].self_attn.qkv_proj.weight.T)[:, 9 * dim :].view(5, 3, dim)
     assert torch.allclose(change.flatten(1) @ found, values[:, [0, 2]].flatten(1), atol=1e-4)
     assert group * heads.num_global(1) == 4
+    model = SimpleNamespace(model=SimpleNamespace(layers=layers))
+    facts = ModelFacts(rotation(9, True), probe=ProbeLayer.of(model, heads, dim))
+    before = facts.probe
+    assert before is not None and before.scale == 0.25 and torch.equal(before.readout, found)
+    # New weights are followed, by the same object.
+    layers[1].self_attn.o_proj.weight *= 2
+    facts.follow_weights(model)
+    assert facts.probe is not None and torch.allclose(facts.probe.readout, 2 * before.readout, atol=1e-4)
+    unprobed = ModelFacts(rotation(9, True))
+    unprobed.follow_weights(model)
+    assert unprobed.probe is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redknot_sglang.plan.identity import Identity
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.shared import SharedSegments
 
 
@@ -54,8 +55,12 @@ class Locks:
         return sorted(path.identity[1][0] for path in self.held)
 
 
+def request() -> Any:
+    return SimpleNamespace(redknot=RequestState())
+
+
 def test_the_second_user_keeps_the_lock_until_one_ends() -> None:
-    locks, (one, two) = Locks(), (SimpleNamespace(), SimpleNamespace())
+    locks, (one, two) = Locks(), (request(), request())
     locks.shared.used(one, locks.lock(7))
     locks.shared.used(one, locks.lock(7))
     assert locks.names == [], "twice in one prompt is one user"
@@ -71,17 +76,17 @@ def test_the_second_user_keeps_the_lock_until_one_ends() -> None:
 
 def test_paths_are_touched_in_the_order_in_which_they_were_used() -> None:
     """Ranks of tensor parallelism have different hashes of the same names."""
-    locks, requests = Locks(), [SimpleNamespace(), SimpleNamespace()]
+    locks, requests = Locks(), [request(), request()]
     order = [17, 3, 250, 99, 4, 131, 77]
-    for request in requests:
+    for req in requests:
         for name in order:
-            locks.shared.used(request, locks.lock(name))
+            locks.shared.used(req, locks.lock(name))
     locks.ended(requests[0])
     assert locks.touched == [bytes([name]) for name in order]
 
 
 def test_where_others_wait_what_nobody_shares_is_touched_too() -> None:
-    locks, (one, two) = Locks(), (SimpleNamespace(), SimpleNamespace())
+    locks, (one, two) = Locks(), (request(), request())
     for name in (1, 2, 3):
         locks.shared.used(one, locks.lock(name))
     for name in (2, 4):
@@ -93,23 +98,23 @@ def test_where_others_wait_what_nobody_shares_is_touched_too() -> None:
 
 
 def test_what_others_still_share_stays_locked_and_needs_no_touch() -> None:
-    locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
-    for request in requests:
-        locks.shared.used(request, locks.lock(5))
+    locks, requests = Locks(), [request() for _ in range(3)]
+    for req in requests:
+        locks.shared.used(req, locks.lock(5))
     locks.ended(requests[0], touch_all=True)
     assert locks.names == [5] and locks.touched == []
 
 
 def test_locks_that_were_given_up_come_back_with_the_next_user() -> None:
-    locks, requests = Locks(), [SimpleNamespace() for _ in range(3)]
-    for request in requests[:2]:
-        locks.shared.used(request, locks.lock(1))
+    locks, requests = Locks(), [request() for _ in range(3)]
+    for req in requests[:2]:
+        locks.shared.used(req, locks.lock(1))
     locks.shared.release()
     assert locks.names == [] and locks.touched == []
     locks.shared.used(requests[2], locks.lock(1))
     assert locks.names == [1]
-    for request in requests:
-        locks.ended(request)
+    for req in requests:
+        locks.ended(req)
     assert locks.names == []
 
 
@@ -125,7 +130,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_one_lock_at_most_for_each_shared_path_and_none_without_requests(steps: list[tuple[str, int, int]]) -> None:
-    locks, requests = Locks(), [SimpleNamespace() for _ in range(5)]
+    locks, requests = Locks(), [request() for _ in range(5)]
     users: list[set[int]] = [set() for _ in requests]
     for step, number, name in steps:
         if step == "used":
@@ -139,6 +144,6 @@ def test_one_lock_at_most_for_each_shared_path_and_none_without_requests(steps: 
         counts: Counter[Any] = Counter(name for names in users for name in names)
         assert len(set(locks.names)) == len(locks.names)
         assert set(locks.names) <= {name for name, count in counts.items() if count > 1}
-    for request in requests:
-        locks.ended(request)
+    for req in requests:
+        locks.ended(req)
     assert locks.held == []

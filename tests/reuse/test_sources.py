@@ -13,6 +13,7 @@ from sglang.srt.managers.schedule_policy import AddReqResult
 
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.policies import parse_repair
+from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.sources import SegmentSources
 
@@ -58,7 +59,7 @@ class Prefills(IsolatedPrefills):
     """Without SGLang's requests."""
 
     def _make(self, req: Any, key: array[int]) -> Any:
-        return SimpleNamespace(req_pool_idx=None)
+        return SimpleNamespace(req_pool_idx=None, redknot=RequestState())
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def sources(tree: Tree) -> SegmentSources:
 def request(sources: SegmentSources) -> Any:
     params = SimpleNamespace(max_new_tokens=10)
     found = SimpleNamespace(full_untruncated_fill_ids=TOKENS, extra_key=None, req_pool_idx=None)
-    found.sampling_params, found.output_ids = params, [7]
+    found.sampling_params, found.output_ids, found.redknot = params, [7], RequestState(PLAN)
     sources.isolated.scheduler.waiting_queue.append(found)
     return found
 

@@ -61,6 +61,10 @@ def test_the_table_says_what_is_taken_by_all_that_is_called_or_hooked() -> None:
             assert keywords <= names_of(takes), f"{module}.{name} is called with {keywords}, its row says {takes}"
 
 
+def test_classes_that_derive_from_sglang_s_are_all_looked_at() -> None:
+    assert usage.deriving() <= set(usage.DERIVING)
+
+
 def test_the_table_of_fields_is_what_is_read_and_written_on_objects() -> None:
     found = {(module, name): set(row.split()) for module, classes in fields().items() for name, row in classes.items()}
     assert found == usage.fields_used()

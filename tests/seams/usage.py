@@ -26,7 +26,7 @@ PACKAGE = Path(redknot_sglang.__file__).resolve().parent
 NAMES = PACKAGE / "seams" / version_folder() / "names.py"
 _FROM = "redknot_sglang.seams.sglang"
 # Rooms with classes that derive from SGLang's.
-_DERIVING = (
+DERIVING = (
     "radix.cache",
     "radix.local_heads",
     "radix.local_locks",
@@ -127,6 +127,18 @@ def asked() -> Iterator[tuple[Path, str]]:
                 yield from ((path, alias.name) for alias in node.names)
 
 
+def deriving() -> set[str]:
+    """Modules of the package with a class that derives from one of SGLang's."""
+    names = {path: {name for other, name in asked() if other == path} for path, _ in asked()}
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path, known in names.items()
+        for node in ast.walk(_trees()[path])
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(base, ast.Name) and base.id in known for base in node.bases)
+    }
+
+
 def uses() -> Uses:
     """All of them."""
     found: Uses = {}
@@ -184,7 +196,7 @@ def _taken_over() -> dict[tuple[str, type], set[str]]:
     """By module and class of SGLang's that ours derive from: names that our classes define or look up on themselves."""
     modules = {name: module for _, module, name in sglang_imports()}
     found: dict[tuple[str, type], set[str]] = {}
-    for room in _DERIVING:
+    for room in DERIVING:
         for derived in vars(import_module(f"redknot_sglang.{room}")).values():
             if isinstance(derived, type) and derived.__module__ == f"redknot_sglang.{room}":
                 base = next((cls for cls in derived.__mro__ if cls.__module__.startswith("sglang.")), None)

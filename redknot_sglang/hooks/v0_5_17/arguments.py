@@ -108,7 +108,7 @@ def _check(server_args: Any, config: RedKnotConfig) -> None:
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
         )
-    can_probe = repair.selects or probe_width(config, heads, 1, server_args.tp_size) > 0
+    can_probe = probe_width(config, heads, 1, server_args.tp_size) > 0
     if config.mode == "segmented" and repair.probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from redknot_sglang import active
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.plan.options import take_options
+from redknot_sglang.plan.request import state_of, take_options
 from redknot_sglang.seams import Seam
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 
@@ -34,7 +34,12 @@ def _segments_of(scheduler: Any) -> Any:
     if "redknot_preloaded" not in scheduler.__dict__:
         from redknot_sglang.reuse.preload import PreloadedSegments
 
-        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, scheduler.max_req_input_len)
+        reuse = getattr(scheduler.tree_cache, "reuse", None)
+        # Without a radix cache nothing is ever listed.
+        unlock = (lambda: None) if reuse is None else reuse.sources.shared.release
+        facts = scheduler.tp_worker.model_runner.attn_backend.facts
+        longest = scheduler.max_req_input_len
+        scheduler.redknot_preloaded = PreloadedSegments(scheduler.tree_cache, facts, longest, unlock)
     return scheduler.redknot_preloaded
 
 
@@ -63,8 +68,8 @@ def _mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
         return
     options = req.sampling_params.custom_params or {}
     if options.get(PRELOAD_OPTION):
-        req.redknot_preloads = True
-        req.redknot_whole = options[WHOLE_OPTION]
+        state = state_of(req)
+        state.preloads, state.whole = True, options[WHOLE_OPTION]
     take_options(req)
 
 

@@ -47,7 +47,7 @@ def _dispatching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _build_tree(context: Any) -> Any:
     from redknot_sglang import seams
-    from redknot_sglang.radix import build_tree
+    from redknot_sglang.hooks.v0_5_17.tree import build_tree
 
     # A scheduler has more of SGLang in it than the process that read the arguments.
     with one_line(context.server_args.dp_size > 1):

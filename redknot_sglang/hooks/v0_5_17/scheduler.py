@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import active
+from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import clip
 from redknot_sglang.seams import Seam
 
@@ -43,10 +44,8 @@ def _count_local_slots(result: tuple[int, int], checker: Any, *args: Any, **kwar
 
 def _dead(req: Any) -> int:
     """Positions of a segmented request that have no local slot because no row sees them there."""
-    if not req.__dict__.get("redknot_dead"):
-        return 0
     owned = max(req.cache_protected_len, req.kv.swa_evicted_seqlen), req.kv.kv_allocated_len
-    return sum(end - start for start, end in clip(req.redknot_dead, *owned))
+    return sum(end - start for start, end in clip(state_of(req).dead, *owned))
 
 
 def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> None:
@@ -55,7 +54,7 @@ def _free_outside_window(original: Any, batch: Any, req: Any, pre_len: int) -> N
     if window is None:
         original(batch, req, pre_len)
         return
-    if req.__dict__.get("redknot_whole"):
+    if state_of(req).whole:
         return
     from redknot_sglang.seams.sglang import free_swa_out_of_window_slots
 

@@ -6,11 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import active
-from redknot_sglang.reuse.isolated import is_isolated, is_own_work
+from redknot_sglang.plan.request import is_isolated, is_own_work, known_state, mark_batch, state_of, stretches_of
 from redknot_sglang.seams import Seam
-
-# Attribute of a ScheduleBatch: its stretches by index of the request in the batch.
-_STRETCHES = "redknot_stretches"
 
 
 def _one_pass(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -34,9 +31,7 @@ def _extend_chunk(original: Any, adder: Any, req: Any) -> Any:
 
 def _gather_extend(original: Any, batch: Any) -> None:
     """Give SGLang the permuted sequences, then put the slots in order."""
-    stretches = {
-        index: req.__dict__.pop("redknot_stretch") for index, req in enumerate(batch.reqs) if _has_stretch(req)
-    }
+    stretches = {index: stretch for index, req in enumerate(batch.reqs) if (stretch := _taken(req)) is not None}
     if not stretches:
         original(batch)
         return
@@ -45,18 +40,23 @@ def _gather_extend(original: Any, batch: Any) -> None:
         batch.reqs[index].full_untruncated_fill_ids = stretch.permuted(tokens[index])
     original(batch)
     from redknot_sglang.batches import restore
-    from redknot_sglang.radix.report import count_stretch
+    from redknot_sglang.serve.report import count_stretch
 
     for index, stretch in stretches.items():
         req = batch.reqs[index]
         req.full_untruncated_fill_ids = tokens[index]
         restore(batch.req_to_token_pool.req_to_token[req.req_pool_idx], stretch)
         count_stretch(req, stretch)
-    setattr(batch, _STRETCHES, stretches)
+    mark_batch(batch, stretches)
 
 
-def _has_stretch(req: Any) -> bool:
-    return "redknot_stretch" in req.__dict__
+def _taken(req: Any) -> Any:
+    """The stretch that a request was admitted with, which is taken off it; None if there is none."""
+    state = known_state(req)
+    if state is None:
+        return None
+    stretch, state.stretch = state.stretch, None
+    return stretch
 
 
 def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,11 +67,9 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     """
     if active.config_of(runner.server_args) is None:
         return
-    from redknot_sglang.radix.local_heads import is_whole
-
-    stretches = getattr(batch, _STRETCHES, None) if batch.forward_mode.is_extend() else None
+    stretches = stretches_of(batch) if batch.forward_mode.is_extend() else {}
     runner.attn_backend.runs = None
-    runner.attn_backend.probed = batch.forward_mode.is_extend() and any(is_whole(req) for req in batch.reqs)
+    runner.attn_backend.probed = batch.forward_mode.is_extend() and any(state_of(req).whole for req in batch.reqs)
     if not stretches:
         return
     from redknot_sglang.kernels.host_copy import to_device

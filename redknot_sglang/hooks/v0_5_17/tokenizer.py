@@ -11,8 +11,8 @@ from redknot_sglang import active
 from redknot_sglang.certificate.document import EXACT
 from redknot_sglang.config import Certification, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.radix.report_key import KEY
 from redknot_sglang.seams import Seam
+from redknot_sglang.serve.report_key import KEY
 from redknot_sglang.serve.requests import check_unresolved, resolve_request, separator_id, special_ids
 from redknot_sglang.serve.segment_calls import RESOLVED
 

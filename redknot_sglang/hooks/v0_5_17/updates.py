@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from redknot_sglang import active
-from redknot_sglang.reuse.isolated import is_isolated
+from redknot_sglang.plan.request import is_isolated
 from redknot_sglang.seams import Seam
 
 # A flush that has to wait for the end of a step waits this long at most, in seconds.

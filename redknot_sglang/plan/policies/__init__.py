@@ -18,7 +18,7 @@ __all__ = ["POLICIES", "KEEPING_WHOLE", "WITHOUT_PROBES", "WITH_WINDOWS", "Polic
 
 
 def _found() -> tuple[type[Policy], ...]:
-    """All policies; those that are chosen without a probe first, else by file and by their order in it."""
+    """All policies: those of rows known by position first, then those that probe, then those that select."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     policies = [
         value
@@ -26,7 +26,11 @@ def _found() -> tuple[type[Policy], ...]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
     ]
-    return tuple(sorted((policy for policy in policies if policy is not Policy), key=lambda policy: policy.probes))
+    return tuple(
+        sorted(
+            (policy for policy in policies if policy is not Policy), key=lambda policy: (policy.selects, policy.probes)
+        )
+    )
 
 
 def _either(policies: Iterable[type[Policy]]) -> str:
@@ -37,8 +41,8 @@ def _either(policies: Iterable[type[Policy]]) -> str:
 POLICIES = _found()
 _BY_KIND = {policy.kind: policy for policy in POLICIES}
 # What a message recommends where there are no probes, and where there is no room for whole segments.
-WITHOUT_PROBES = _either(policy for policy in POLICIES if not policy.probes)
-WITH_WINDOWS = _either(policy for policy in POLICIES if not policy.keeps_whole)
+WITHOUT_PROBES = _either(policy for policy in POLICIES if not policy.probes and not policy.selects)
+WITH_WINDOWS = _either(policy for policy in POLICIES if not policy.keeps_whole and not policy.selects)
 KEEPING_WHOLE = _either(policy for policy in POLICIES if policy.keeps_whole)
 
 

@@ -17,7 +17,8 @@ class Policy(ABC):
     probes: its rows are chosen by a probe, once the segments' KV is there, `count` of each segment; else they are those of
     `repaired`, known by their position. selects: it chooses among whole segments, `documents` of them, by the text behind the
     last one, and leaves the others out of the prompt. keeps_whole: any row may be repaired, so that local heads keep all rows of
-    segments and not their sinks and windows only.
+    segments and not their sinks and windows only. A policy that probes rows needs that: what probes look at is kept by local
+    slot.
     """
 
     kind: ClassVar[str]

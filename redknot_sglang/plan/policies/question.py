@@ -11,7 +11,7 @@ _MOST_DOCUMENTS = 1 << 10
 
 
 @dataclass(frozen=True)
-class Question(Policy):
+class WantedDocuments(Policy):
     """Of the prompt's segments the `documents` that the text behind the last one asks for; the rest of them is left out.
 
     What asks is attention: the *retrieval heads* of the head map look from the text, computed right behind the lead, at the keys
@@ -28,11 +28,10 @@ class Question(Policy):
     meaning = (
         "the N segments that the text behind the last one asks for, all others are left out; needs retrieval heads"
     )
-    probes = True
     selects = True
 
     @classmethod
-    def parse(cls, argument: str | None) -> Question | None:
+    def parse(cls, argument: str | None) -> WantedDocuments | None:
         """A whole number of documents, at least one."""
         documents = int(argument) if argument is not None and argument.isdecimal() else 0
         return cls(documents) if 0 < documents <= _MOST_DOCUMENTS else None
@@ -43,5 +42,5 @@ class Question(Policy):
         return f"{self.kind}:{self.documents}"
 
     def count(self, rows: int) -> int:
-        """All of them: a chosen document is computed as a whole."""
-        return rows
+        """Always 0: what is left of the prompt is computed as in exact mode."""
+        return 0

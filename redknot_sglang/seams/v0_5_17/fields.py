@@ -26,7 +26,8 @@ FIELDS: Fields = {
     "managers.schedule_batch": {
         "Req": (
             "cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
-            "full_untruncated_fill_ids kv last_node lora_id origin_input_ids output_ids prefix_indices priority "
+            "full_untruncated_fill_ids kv last_node logprob_start_len lora_id origin_input_ids "
+            "origin_input_ids_unpadded output_ids prefix_indices priority "
             "req_pool_idx retracted_stain sampling_params swa_evict_floor time_stats to_finish tokenizer"
         ),
         "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",
@@ -88,7 +89,7 @@ FIELDS: Fields = {
         "RadixKey": "extra_key limit token_ids",
     },
     "mem_cache.registry": {
-        "TreeCacheBuildContext": "disable_radix_cache params server_args",
+        "TreeCacheBuildContext": "disable_radix_cache params server_args tp_worker",
     },
     "mem_cache.swa_memory_pool": {
         "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",

@@ -67,6 +67,7 @@ SURFACE: Surface = {
         ),
         "Req.finished": "(self)",
         "Req.get_fill_ids": "(self)",
+        "Req.init_next_round_input": "(self, tree_cache=, ...)",
         "Req.set_extend_range": "(self, start, end)",
         "Req.set_finish_with_abort": "(self, error_msg)",
         "ScheduleBatch._evict_swa": "(self, req, pre_len)",

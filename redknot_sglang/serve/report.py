@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report about a finished request that its caller gets: `meta_info.redknot`. docs/serving.md explains its keys."""
+"""The report about a finished request that its caller gets, `meta_info.redknot`, and what the request adds to the metrics.
+
+docs/serving.md explains the keys of the report.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,48 @@ import numpy as np
 
 from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Stretch
-from redknot_sglang.plan.options import plan_of
+from redknot_sglang.plan.request import is_isolated, state_of
 from redknot_sglang.plan.spans import inside
 from redknot_sglang.pool.sizing import ClassBytes
-from redknot_sglang.radix.report_key import KEY
+from redknot_sglang.serve.metrics import ClassMetrics, SegmentMetrics
+from redknot_sglang.serve.report_key import KEY
+
+
+class Reports:
+    """Listens to a tree: requests that end get their report, and metrics follow.
+
+    tree: a prefix cache over a HeadClassPool.
+    arithmetic: of this rank, None if it cannot serve segmented requests.
+    classes, segments: the metrics to keep up, None without.
+    """
+
+    def __init__(
+        self,
+        tree: Any,
+        arithmetic: Arithmetic | None,
+        classes: ClassMetrics | None = None,
+        segments: SegmentMetrics | None = None,
+    ) -> None:
+        self._tree, self._arithmetic = tree, arithmetic
+        self._classes, self._segments = classes, segments
+        self._cost: ClassBytes = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
+
+    def request_ended(self, req: Any) -> None:
+        """Report to its caller, and count it if it was segmented or computed a segment."""
+        arithmetic, (window, sink) = self._arithmetic, self._tree.local_reach
+        report = report_request(req, window, sink, self._cost, arithmetic)
+        if self._segments is None or arithmetic is None:
+            return
+        if is_isolated(req):
+            rows = np.arange(int(req.cached_tokens), len(req.origin_input_ids))
+            self._segments.count_isolated(len(rows), arithmetic.computed(rows))
+        elif report is not None:
+            self._segments.count_request(report)
+
+    def slots_changed(self) -> None:
+        """Show the new state."""
+        if self._classes is not None:
+            self._classes.update(self._tree)
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
@@ -43,7 +84,8 @@ def report_request(
     if req.finished_reason is None or not req.output_ids:
         return None
     length = len(req.origin_input_ids) + len(req.output_ids)
-    plan = plan_of(req)
+    state = state_of(req)
+    plan, selection = state.plan, state.selection
     report: dict[str, Any] = {
         "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
@@ -53,20 +95,18 @@ def report_request(
     }
     if plan is not None and arithmetic is not None:
         prompt = len(req.origin_input_ids)
-        rows = plan.computed(req.__dict__.get("redknot_start", 0), prompt)
+        rows = plan.computed(state.start, prompt)
         report |= {
             "segments": len(plan.segments),
             "policy": plan.repair.name,
             "reused_tokens": int(req.cached_tokens),
-            "relocated_tokens": req.__dict__.get("redknot_relocated", 0),
-            "repaired_tokens": req.__dict__.get("redknot_repaired", 0),
-            "flops": arithmetic.computed(rows) + req.__dict__.get("redknot_probed_flops", 0),
+            "relocated_tokens": state.relocated,
+            "repaired_tokens": state.repaired,
+            "flops": arithmetic.computed(rows) + state.probed_flops,
             "dense_flops": arithmetic.dense(prompt),
         }
-    selection = req.__dict__.get("redknot_selection")
     if selection is not None and arithmetic is not None:
         prompt = len(req.origin_input_ids)
-        start = req.__dict__.get("redknot_start", 0)
         report |= {
             "mode": "segmented",
             "segments": selection.segments,
@@ -74,11 +114,11 @@ def report_request(
             "chosen_segments": list(selection.chosen),
             "prompt_tokens": selection.prompt,
             "cached_tokens": selection.cached,
-            "computed_tokens": prompt - start,
-            "reused_tokens": start,
+            "computed_tokens": prompt - state.start,
+            "reused_tokens": state.start,
             "relocated_tokens": 0,
             "repaired_tokens": 0,
-            "flops": arithmetic.computed(np.arange(start, prompt)) + selection.operations,
+            "flops": arithmetic.computed(np.arange(state.start, prompt)) + selection.operations,
             "dense_flops": arithmetic.dense(selection.prompt),
             "stock_kv_bytes": (selection.prompt + len(req.output_ids)) * cost.stock,
         }
@@ -97,10 +137,8 @@ def count_stretch(req: Any, stretch: Stretch) -> None:
     """
     if req.retracted_stain:
         return
-    plan = plan_of(req)
-    assert plan is not None
-    req.redknot_relocated = req.__dict__.get("redknot_relocated", 0) + len(stretch.moved)
-    repaired = int(inside(stretch.rows, plan.segments).sum())
-    req.redknot_repaired = req.__dict__.get("redknot_repaired", 0) + repaired
-    fresh = sorted(req.__dict__.get("redknot_fresh", ()))
-    req.cached_tokens -= int(inside(stretch.moved, fresh).sum())
+    state = state_of(req)
+    assert state.plan is not None
+    state.relocated += len(stretch.moved)
+    state.repaired += int(inside(stretch.rows, state.plan.segments).sum())
+    req.cached_tokens -= int(inside(stretch.moved, sorted(state.fresh)).sum())

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies that select: which documents a request keeps, and its prompt without the others."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from redknot_sglang.plan.plan import Plan
+from redknot_sglang.plan.request import PendingDocuments, Selection, state_of
+from redknot_sglang.plan.spans import Positions, inside
+from redknot_sglang.reuse.isolated import IsolatedPrefills
+from redknot_sglang.reuse.model_facts import ModelFacts
+from redknot_sglang.reuse.probe import Piece
+from redknot_sglang.reuse.question import ask
+
+
+class DocumentSelection:
+    """Asks the device for the documents of a request and makes its prompt what is left.
+
+    tree: the HeadClassRadixCache.
+    facts: of the model.
+    isolated: the isolated prefills, which know what the device is busy with.
+    """
+
+    def __init__(self, tree: Any, facts: ModelFacts, isolated: IsolatedPrefills) -> None:
+        self._tree, self._facts, self._isolated = tree, facts, isolated
+        self._allocator = tree.token_to_kv_pool_allocator
+        self._pool = self._allocator.get_kvcache()
+
+    def chosen(self, req: Any, plan: Plan) -> Sequence[int] | None:
+        """Numbers of the segments to keep; None if the device is asked only now, behind a forward that is under way.
+
+        req: SGLang's Req, all paths that its plan names locked for it. To wait for the forward as well would leave the device
+        idle until the next batch is made. What was chosen stays right if documents are evicted meanwhile: computed again they are
+        the same.
+        """
+        state = state_of(req)
+        if state.documents is None:
+            state.documents = self._ask(req, plan)
+            if self._isolated.is_forward_under_way:
+                return None
+        return state.documents.chosen()
+
+    def apply(self, req: Any, plan: Plan, chosen: Sequence[int]) -> None:
+        """Make a request's prompt what these segments leave of it, and the request one of exact mode."""
+        state, prompt = state_of(req), len(req.origin_input_ids)
+        asked, state.documents, state.plan = state.documents is not None, None, None
+        positions = plan.left(chosen, prompt)
+        _shorten(req, positions)
+        req.init_next_round_input(self._tree)
+        hit = positions[: len(req.prefix_indices)]
+        cached = len(hit) - int(inside(hit, sorted(state.fresh)).sum())
+        if state.fresh.issuperset(plan.segments):
+            # Then its lead, too, was computed for this request.
+            cached -= int((hit < plan.lead).sum())
+        operations = self._operations(plan, prompt) if asked else 0
+        state.selection = Selection(plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, cached)
+
+    def _ask(self, req: Any, plan: Plan) -> PendingDocuments:
+        *documents, text = (
+            Piece(span, source.path.origin, source.slots[source.path.origin :])
+            for span, source in sorted(state_of(req).sources.items())
+        )
+        self._isolated.wait_for_forwards()
+        assert self._facts.rotation is not None, "admitted without a rotation"
+        mapping = self._allocator.full_to_swa_index_mapping
+        return ask(self._pool, self._facts.rotation, mapping, plan.repair.documents, documents, text)
+
+    def _operations(self, plan: Plan, prompt: int) -> int:
+        """Operations of a choice: the text's own pass behind the lead, and its queries with the keys of all segments."""
+        assert self._facts.arithmetic is not None, "admitted without a rotation"
+        rows = np.arange(prompt - plan.segments[-1][1])
+        keys = sum(end - start for start, end in plan.segments)
+        # A pair of Arithmetic is a logit and a value; the choice needs no values.
+        logits = len(rows) * keys * len(self._pool.asked.heads) * self._facts.arithmetic.pair // 2
+        return int(self._facts.arithmetic.computed(rows + plan.origin)) + logits
+
+
+def _shorten(req: Any, positions: Positions) -> None:
+    """Make a request's prompt the tokens at these positions, before anything of it has been computed."""
+    prompt = np.array(req.origin_input_ids, dtype=np.int64)
+    removed = len(prompt) - len(positions)
+    req.origin_input_ids = array("q", prompt[positions].tobytes())
+    req.origin_input_ids_unpadded = req.origin_input_ids
+    # Empty, so that SGLang makes it anew.
+    req.full_untruncated_fill_ids = array("q")
+    # Log-probabilities begin in the answer, or in the text behind the documents, which keeps its distance from the end.
+    if req.logprob_start_len > 0:
+        req.logprob_start_len = max(0, req.logprob_start_len - removed)
