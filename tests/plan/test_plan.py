@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -170,3 +171,19 @@ def test_last_row_is_never_reused_and_empty_segments_vanish() -> None:
     # SGLang may have cut the prompt since its offsets were checked.
     assert make_plan(params, 4) == Plan(((2, 3),), parse_repair("none"))
     assert make_plan(params, 1) is None
+
+
+def test_a_policy_that_selects_needs_all_segments_and_what_asks() -> None:
+    tokens = list(range(100, 160))
+    plan = Plan(((5, 15), (15, 35), (40, 47)), parse_repair("question:2"), after_lead=True)
+    found = [(path.span, list(path.key), path.origin, path.whole) for path in plan.paths(tokens, 0)]
+    lead = tokens[:5]
+    assert found == [
+        ((5, 15), lead + tokens[5:15], 5, False),
+        ((15, 35), lead + tokens[15:35], 5, False),
+        ((40, 47), lead + tokens[40:47], 5, False),
+        ((47, 60), lead + tokens[47:], 5, True),
+    ]
+    assert plan.most_tokens(60) == 60 - 7 and replace(plan, repair=parse_repair("none")).most_tokens(60) == 60
+    assert plan.left([0, 2], 60).tolist() == [*range(15), *range(35, 60)]
+    assert plan.left([0, 1, 2], 60).tolist() == list(range(60)) and not plan.undecided(0)

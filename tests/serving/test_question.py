@@ -40,11 +40,12 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 def requests_of(rng: random.Random, count: int, longest: int, limit: int) -> list[SegmentedRequest]:
-    """Random requests with a lead or without, up to nine documents, text between some of them, and text behind them."""
+    """Random requests with one of a few leads or without, up to nine documents, text between some of them, and text behind them."""
     documents = [document for document in make_documents(rng, 8, longest) if document]
+    leads = [[], noise(rng, 3), noise(rng, 40), text(rng)[:60]]
     found = []
     for number in range(count):
-        prompt = noise(rng, rng.choice((0, 3, 40))) if rng.random() < 0.5 else text(rng)[:60]
+        prompt = list(rng.choice(leads))
         offsets: list[int] = []
         for document in rng.sample(documents, rng.randint(2, 9)):
             if len(prompt) + len(document) <= limit:
@@ -110,6 +111,7 @@ def test_a_hit_never_changes_an_answer(servers: SharedServers, flags: tuple[str,
         server.flush()
         cold.append(ask_segmented(server, request, ANSWER))
     ways = {
+        "warming": ask_all_segmented(server, requests, ANSWER, at_once=1),
         "warm": ask_all_segmented(server, requests, ANSWER, at_once=1),
         "half evicted": [evicted(server, rng, request) for request in requests],
         "in a batch": ask_all_segmented(server, requests, ANSWER, at_once=16),

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which documents a question wants, against a loop over rows and keys with complex numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from redknot_sglang.heads import HeadMap
+from redknot_sglang.pool.asked import AskedQueries
+from redknot_sglang.reuse import question
+from redknot_sglang.reuse.probe import Piece
+from redknot_sglang.reuse.question import SKIPPED, ask, wants
+from tests.reuse.test_probe import rotation, turned
+
+GROUP, DIM, SLOTS = 2, 8, 200
+# Layers of three KV heads; retrieval heads of global ones, two of them in one layer.
+MAP = HeadMap(3, 3, ((False, True, True), (False,) * 3, (True, False, True)), 8, 1, retrieval=((2, 5), (0, 2), (0, 5)))
+ORIGIN, SCALE = 4, 0.4
+# Tokens of the documents: long ones, one as short as what does not count, and a single token.
+SIZES = (23, 9, SKIPPED, 1, 23)
+
+
+def make(seed: int) -> tuple[Any, Tensor, list[Piece], Piece]:
+    """A pool with keys and queries, the mapping to local slots, documents, and a text of seven rows."""
+    torch.manual_seed(seed)
+    asked = AskedQueries(SLOTS, MAP, GROUP, DIM, torch.float32, "cpu")
+    keys = {layer: torch.randn(SLOTS + 1, MAP.num_global(layer), DIM) for layer in (0, 2)}
+    pool = SimpleNamespace(asked=asked, global_kv=lambda layer: (keys[layer], None))
+    mapping = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(SLOTS) + 1])
+    free = (torch.randperm(SLOTS) + 1).split([*SIZES, 7, SLOTS - sum(SIZES) - 7])
+    documents = [Piece((0, size), ORIGIN, slots) for size, slots in zip(SIZES, free, strict=False)]
+    text = Piece((0, 7), ORIGIN, free[len(SIZES)])
+    for layer in range(3):
+        queries = torch.randn(7, GROUP * MAP.num_global(layer), DIM)
+        asked.store(layer, mapping[text.slots], queries, SCALE)
+    return pool, mapping, documents, text
+
+
+def by_hand(pool: Any, mapping: Tensor, documents: list[Piece], text: Piece, is_neox: bool) -> Tensor:
+    """A document's share of the attention of each row, mean over rows and heads."""
+    shares = torch.zeros(len(MAP.retrieval), len(text.slots), len(documents))
+    for number, (layer, head) in enumerate(MAP.retrieval):
+        place = MAP.global_heads(layer).index(head // GROUP)
+        for row, slot in enumerate(text.slots):
+            # The text stands behind the longest document.
+            q = turned(pool.asked.rows[mapping[slot]], max(SIZES), is_neox)[number]
+            sums = []
+            for document in documents:
+                counted = document.slots[min(SKIPPED, len(document.slots) - 1) :]
+                sums.append((pool.global_kv(layer)[0][counted, place] @ q * SCALE).exp().sum())
+            shares[number, row] = torch.stack(sums) / sum(sums)
+    return shares.mean((0, 1))
+
+
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize("limit", [1 << 25, 100])
+def test_shares_of_attention(is_neox: bool, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same however many rows are held at once."""
+    monkeypatch.setattr(question, "_MAX_LOGITS", limit)
+    pool, mapping, documents, text = make(1)
+    got = wants(pool, rotation(99, is_neox), mapping, documents, text)
+    assert torch.allclose(got, by_hand(pool, mapping, documents, text, is_neox), atol=1e-5)
+    assert float(got.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_most_wanted_are_chosen_whatever_their_order(count: int) -> None:
+    pool, mapping, documents, text = make(2)
+    scores = by_hand(pool, mapping, documents, text, True)
+    wanted = set(scores.argsort(descending=True)[:count].tolist())
+    chosen = ask(pool, rotation(99, True), mapping, count, documents, text).chosen()
+    assert set(chosen) == wanted and chosen == sorted(chosen)
+    turned_round = ask(pool, rotation(99, True), mapping, count, documents[::-1], text).chosen()
+    assert {len(documents) - 1 - number for number in turned_round} == wanted
