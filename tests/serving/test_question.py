@@ -18,6 +18,7 @@ from redknot_sglang.profile.study import under_map
 from tests.serving import harness
 from tests.serving.answers import Answer, agree, ask
 from tests.serving.conversations import check_no_leak
+from tests.serving.maps import RETRIEVAL, save_retrieval_map
 from tests.serving.prompts import noise, text
 from tests.serving.segmented import SegmentedRequest, ask_all_segmented, ask_segmented, make_documents
 from tests.serving.shared import SharedServers
@@ -27,15 +28,12 @@ pytestmark = pytest.mark.serving
 ANSWER = 6
 HIT_TOLERANCE = 1e-4
 POOL = 24576
-# (layer, query head): heads of global KV heads of the embedded model's map, which has two query heads for each KV head.
-RETRIEVAL = ((3, 7), (2, 0), (1, 2))
 
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Flags of a server of the shipped map with retrieval heads."""
-    file = tmp_path_factory.mktemp("map") / "map.json"
-    replace(load_head_map(harness.HEAD_MAP), retrieval=RETRIEVAL).save(file)
+    file = save_retrieval_map(tmp_path_factory.mktemp("map"))
     return ("--redknot", f"--redknot-head-map={file}", "--redknot-segment-length=300", "--redknot-uncertified")
 
 

@@ -20,22 +20,23 @@ import requests
 
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
+from tests.serving.maps import save_retrieval_map
 from tests.serving.prompts import noise
 from tests.serving.segmented import make_documents, make_request
 from tests.serving.shared import SharedServers
 
 pytestmark = pytest.mark.serving
 
-REQUESTS, FULL = 140, 3000
+REQUESTS, FULL = 300, 3000
 # Of these many different requests all are made: cold answers are asked for one by one.
 DIFFERENT, FULL_DIFFERENT = 24, 40
 CLIENTS = 12
 # What SGLang answers to a request that was aborted between two chunks of its prompt; to others an ordinary answer.
 ABORTED = 499
-POLICIES = ("none", "boundary:4", "boundary:16", "blend:0.1", "blend:0.3", None)
+POLICIES = ("none", "boundary:4", "boundary:16", "blend:0.1", "blend:0.3", "question:1", "question:2", None)
 # The longest prompt of `make_request` below, its answer, and the segments that it needs beside it.
 LIMIT, LONGEST_ANSWER = 1200, 12
-FLAGS = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--chunked-prefill-size=128", "--enable-mixed-chunk"]
+FLAGS = ["--redknot", "--redknot-uncertified", "--chunked-prefill-size=128", "--enable-mixed-chunk"]
 # A request of 1,200 tokens needs itself, its segments and its answer.
 TIGHT = [*FLAGS, "--max-total-tokens=3000", "--redknot-segment-length=100"]
 ROOMY = [*FLAGS, "--max-total-tokens=24000", "--redknot-segment-length=300"]
@@ -160,10 +161,16 @@ class Disturbance:
 
 
 @pytest.fixture(scope="module")
-def cold(servers: SharedServers, full: bool) -> tuple[list[Case], list[list[Answer]]]:
+def with_retrieval(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flag of a map that all repair policies can be served with."""
+    return f"--redknot-head-map={save_retrieval_map(tmp_path_factory.mktemp('map'))}"
+
+
+@pytest.fixture(scope="module")
+def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[Case], list[list[Answer]]]:
     """All cases and their answers, each from an empty cache with nobody else there."""
     cases, answers = _cases(1, FULL_DIFFERENT if full else DIFFERENT), []
-    server = servers.get(*ROOMY)
+    server = servers.get(*ROOMY, with_retrieval)
     for case in cases:
         answer = _ask(server, case)
         assert answer is not None
@@ -174,7 +181,11 @@ def cold(servers: SharedServers, full: bool) -> tuple[list[Case], list[list[Answ
 
 @pytest.mark.parametrize("flags", [TIGHT, ROOMY], ids=["pool of 1.2 requests", "room"])
 def test_answers_are_the_cold_ones_whatever_happens(
-    flags: list[str], servers: SharedServers, cold: tuple[list[Case], list[list[Answer]]], full: bool
+    flags: list[str],
+    servers: SharedServers,
+    with_retrieval: str,
+    cold: tuple[list[Case], list[list[Answer]]],
+    full: bool,
 ) -> None:
     cases, expected = cold
     count = (FULL if full else REQUESTS) // 2
@@ -183,7 +194,7 @@ def test_answers_are_the_cold_ones_whatever_happens(
     leaves = [rng.random() < 0.15 for _ in order]
     delays = [rng.uniform(0.0, 1.5) for _ in order]
     streams = [rng.random() < 0.3 for _ in order]
-    server = servers.get(*flags)
+    server = servers.get(*flags, with_retrieval)
 
     def play(at: int) -> list[Answer] | None:
         rid = f"stress-{at}-of-{count}"
