@@ -10,7 +10,7 @@ from typing import Any
 
 from redknot_sglang.cli.profile_options import METHODS, add_options
 from redknot_sglang.errors import CliError
-from redknot_sglang.heads.summary import one_line
+from redknot_sglang.heads.summary import one_line, retrieval_heads
 from redknot_sglang.profile.options import Options
 
 
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
         f"dense {dense['loss']:.5f}"
     )
     if found.head_map.retrieval:
-        heads = ", ".join(f"{layer}.{head}" for layer, head in found.head_map.retrieval)
-        print(f"retrieval heads (layer.query head): {heads}")
+        print(f"retrieval heads (layer.query head): {retrieval_heads(found.head_map)}")
     print(f"beside it: {', '.join(file.name for file in files[1:])}; certify it on other seeds before you serve it")
     if args.report is not None:
         write_report(args.report, profile=files[1], head_map=files[0])

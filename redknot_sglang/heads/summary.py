@@ -73,8 +73,14 @@ def _header(head_map: HeadMap) -> list[str]:
         f"{head_map.num_layers} layers x {head_map.num_kv_heads} KV heads{head_dim}",
         f"local heads  window {head_map.window}, sink {head_map.sink}",
         f"made by      {printable(', '.join(part for part in made_by if isinstance(part, str)))}",
+        *([f"retrieval    {retrieval_heads(head_map)} (layer.query head)"] if head_map.retrieval else []),
         f"fingerprint  {head_map.fingerprint}",
     ]
+
+
+def retrieval_heads(head_map: HeadMap) -> str:
+    """The map's retrieval heads as layer.head, the best one first."""
+    return ", ".join(f"{layer}.{head}" for layer, head in head_map.retrieval)
 
 
 def _layer_table(head_map: HeadMap) -> list[str]:

@@ -7,6 +7,7 @@ import builtins
 import json
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -47,6 +48,11 @@ def test_text() -> None:
         "         4096          29.7%          3.37x  0.00 of 0.02",
         "       131072          25.1%          3.98x  0.13 of 0.50",
     ]
+
+
+def test_text_names_retrieval_heads() -> None:
+    lines = summary_text(replace(MAP, retrieval=((1, 8), (0, 3)))).splitlines()
+    assert lines[3] == "retrieval    1.8, 0.3 (layer.query head)" and lines[4].startswith("fingerprint")
 
 
 def test_text_without_a_head_size_says_nothing_of_bytes() -> None:
