@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle: dense attention in float32, masked by position, one sequence at a time.
+"""The oracle: dense attention in float32 (float64 where that is given), masked by position, one sequence at a time.
 
 Slow and plain on purpose. Every path is tested against it, so it shares no code with them.
 """
@@ -38,20 +38,21 @@ def attend(
     scale: logits are ``scale * q.k``.
     k_scale: k times this are the keys.
     v_scale: v times this are the values.
-    Returns the output [N, Hq, D] and the natural log-sum-exp of the visible logits [N, Hq], both float32. A row that
-    sees nothing gives 0 and -inf.
+    Returns the output [N, Hq, D] and the natural log-sum-exp of the visible logits [N, Hq], both float32, or float64 if
+    q is. A row that sees nothing gives 0 and -inf.
     """
     n_rows, n_q, dim = q.shape
     n_kv = k.shape[1]
-    queries = q.float().view(n_rows, n_kv, n_q // n_kv, dim)
-    logits = torch.einsum("nhgd,lhd->nhgl", queries, k.float() * k_scale) * scale
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries = q.to(wide).view(n_rows, n_kv, n_q // n_kv, dim)
+    logits = torch.einsum("nhgd,lhd->nhgl", queries, k.to(wide) * k_scale) * scale
     causal = k_pos[None, :] <= q_pos[:, None]
     near = causal & ((k_pos[None, :] > q_pos[:, None] - window) | (k_pos[None, :] < sink))
     visible = torch.where(is_global[None, :, None], causal[:, None, :], near[:, None, :])
     logits = logits.masked_fill(~visible[:, :, None, :], float("-inf"))
     lse = logits.logsumexp(-1)
     weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
-    out = torch.einsum("nhgl,lhd->nhgd", weights, v.float() * v_scale)
+    out = torch.einsum("nhgl,lhd->nhgd", weights, v.to(wide) * v_scale)
     return out.reshape(n_rows, n_q, dim), lse.reshape(n_rows, n_q)
 
 

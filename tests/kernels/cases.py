@@ -56,9 +56,20 @@ class Case:
     def expected(
         self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, scales: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp by the oracle; scales: of keys and of values."""
-        pools = self.q[head_class], self.k[head_class], self.v[head_class]
-        return attend_paged(batch, head_class, *pools, self.spec.window, self.spec.sink, SCALE, *scales)
+        """Output and log-sum-exp by the oracle, float32; scales: of keys and of values."""
+        return self._by_oracle(batch, head_class, scales, torch.float32)
+
+    def exact(
+        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, scales: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor]:
+        """The same in float64, for bounds as tight as the oracle's own rounding."""
+        return self._by_oracle(batch, head_class, scales, torch.float64)
+
+    def _by_oracle(
+        self, batch: ExtendBatch | DecodeBatch, head_class: HeadClass, scales: tuple[float, float], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = (of[head_class].to(dtype) for of in (self.q, self.k, self.v))
+        return attend_paged(batch, head_class, q, k, v, self.spec.window, self.spec.sink, SCALE, *scales)
 
     def store_as(self, dtype: torch.dtype) -> None:
         """Round the pools to another dtype."""
