@@ -32,6 +32,6 @@ def test_through_the_interpreter(name: str, full: bool) -> None:
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=600 if size else 300,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -163,6 +163,30 @@ def test_a_chosen_document_behind_the_lead_is_not_computed_again(
     check_no_leak(server)
 
 
+def test_preloaded_documents_are_hits_and_clients_count_what_they_sent(
+    servers: SharedServers, flags: tuple[str, ...]
+) -> None:
+    """Documents are preloaded behind their lead, which the policy needs; OpenAI's usage has the whole prompt."""
+    rng = random.Random("preload")
+    lead, documents, tail = noise(rng, 20), [noise(rng, 300) for _ in range(3)], noise(rng, 30)
+    server = servers.get(*flags, "--chunked-prefill-size=2048")
+    body = {"segments": documents, "repair": "question:1"}
+    refused = server.post("/redknot/segments", body)
+    assert refused.status_code == 400 and "lead is missing" in refused.text
+    made = server.post("/redknot/segments", {**body, "lead": lead})
+    made.raise_for_status()
+    assert all(entry["new"] for entry in made.json())
+    prompt = [*lead, *documents[0], *documents[1], *documents[2], *tail]
+    params = {"redknot_segments": [20, 320, 320, 620, 620, 920], "redknot_repair": "question:1"}
+    answer = server.post(
+        "/v1/completions", {"model": "m", "prompt": prompt, "max_tokens": 2, "temperature": 0, "custom_params": params}
+    )
+    answer.raise_for_status()
+    usage = answer.json()["usage"]
+    assert usage["prompt_tokens"] == len(prompt) and usage["prompt_tokens_details"]["cached_tokens"] == 320
+    check_no_leak(server)
+
+
 def test_no_more_documents_than_are_kept_are_exact(servers: SharedServers, flags: tuple[str, ...]) -> None:
     rng = random.Random("few")
     prompt, offsets = noise(rng, 400), [20, 150, 150, 300]
