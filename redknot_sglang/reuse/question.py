@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from redknot_sglang.kernels.host_copy import to_device
@@ -70,20 +71,39 @@ def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Pi
     here = torch.arange(text.origin, text.origin + len(text.slots), device=device)
     cos, sin = rotation.turn(here, here + longest)
     q = turned(pool.asked.rows[mapping[text.slots]], cos, sin, rotation.is_neox).float()
-    # All documents as rows of one rectangle: one product for each head, and sums in an order that never changes.
-    at = np.arange(longest)
+    wanted = torch.empty(q.shape[1], q.shape[0], len(documents), device=device)
+    for members in _alike(sizes):
+        some = [documents[number] for number in members]
+        wanted[:, :, to_device(members, device, torch.int64)] = _logits(pool, some, q)
+    return wanted.softmax(-1).mean((0, 1))
+
+
+def _alike(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Numbers of the documents in groups, in each of which the longest has less than twice the tokens of the shortest."""
+    orders = np.frexp(sizes)[1]
+    return [np.flatnonzero(orders == order) for order in np.unique(orders)]
+
+
+def _logits(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
+    """Log of each document's summed attention weights: float32 [heads, rows, documents].
+
+    q: float32 [rows, heads, D]. The documents are rows of one rectangle: one product for each head, and sums in an order that
+    never changes. So they should be of about the same length.
+    """
+    sizes = np.array([len(document.slots) for document in documents])
+    at = np.arange(int(sizes.max()))
     first = np.minimum(SKIPPED, sizes - 1)
     counted = (at >= first[:, None]) & (at < sizes[:, None])
     places = np.minimum(at, sizes[:, None] - 1) + np.r_[0, sizes.cumsum()[:-1]][:, None]
-    slots = torch.cat([document.slots for document in documents])[to_device(places.ravel(), device, torch.int64)]
-    hidden = ~to_device(counted, device, torch.bool)
+    slots = torch.cat([document.slots for document in documents])[to_device(places.ravel(), q.device, torch.int64)]
+    hidden = ~to_device(counted, q.device, torch.bool)
     step = max(1, _MAX_LOGITS // len(slots))
-    shares = []
+    found = []
     for number, (layer, place) in enumerate(pool.asked.heads):
         keys = pool.global_kv(layer)[0][slots, place].float()
         parts = []
         for rows in q[:, number].split(step):
-            logits = (rows @ keys.T * pool.asked.scale).unflatten(1, hidden.shape).masked_fill(hidden, -torch.inf)
-            parts.append(logits.logsumexp(2).softmax(1))
-        shares.append(torch.cat(parts).mean(0))
-    return torch.stack(shares).mean(0)
+            logits = (rows @ keys.T * pool.asked.scale).unflatten(1, hidden.shape)
+            parts.append(logits.masked_fill(hidden, -torch.inf).logsumexp(2))
+        found.append(torch.cat(parts))
+    return torch.stack(found)

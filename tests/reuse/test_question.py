@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -77,3 +78,11 @@ def test_the_most_wanted_are_chosen_whatever_their_order(count: int) -> None:
     assert set(chosen) == wanted and chosen == sorted(chosen)
     turned_round = ask(pool, rotation(99, True), mapping, count, documents[::-1], text).chosen()
     assert {len(documents) - 1 - number for number in turned_round} == wanted
+
+
+def test_one_long_document_does_not_make_all_others_as_long() -> None:
+    """What is held at once grows with the tokens there are, not with their number times the longest."""
+    sizes = np.array([1, 2, 3, 4, 7, 8, 9, 30000, 15, 16, 31])
+    groups = question._alike(sizes)
+    assert sorted(number for group in groups for number in group.tolist()) == list(range(len(sizes)))
+    assert all(sizes[group].max() < 2 * sizes[group].min() for group in groups)
