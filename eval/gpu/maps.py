@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from redknot_sglang.errors import CliError
+from redknot_sglang.errors import CliError, HeadMapError
 from redknot_sglang.heads.head_map import HeadMap, load_head_map
 from redknot_sglang.heads.model_info import read_model_shape
 
@@ -54,6 +56,28 @@ def make_map(model: Path, rho: float, window: int) -> HeadMap:
         model=shape.info,
         provenance={"method": "manual", "tool": "eval.bench_gpu", "choice": f"{count} of {heads}, evenly"},
     )
+
+
+def heads(text: str) -> tuple[tuple[int, int], ...]:
+    """'12.0,20.7' as (layer, query head) pairs. Raises ValueError."""
+    pairs = (word.split(".") for word in text.split(","))
+    return tuple((int(layer), int(head)) for layer, head in pairs)
+
+
+def with_retrieval(path: Path, chosen: Sequence[tuple[int, int]], folder: Path) -> Path:
+    """The map of a file with these retrieval heads, (layer, query head), written into `folder`; the file itself if there are none.
+
+    Raises CliError for heads that the map cannot have.
+    """
+    if not chosen:
+        return path
+    try:
+        made = replace(load_head_map(path), retrieval=tuple(chosen))
+    except HeadMapError as error:
+        raise CliError(f"--retrieval: {error}") from error
+    found = folder / f"{path.stem}-retrieval.json"
+    made.save(found)
+    return found
 
 
 def describe(path: Path) -> dict[str, float | int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval import servers
 from eval.gpu.load import Plan
-from eval.gpu.maps import find_map
+from eval.gpu.maps import find_map, heads, with_retrieval
 from redknot_sglang.errors import CliError
 
 STEPS = ("kernels", "cold", "prefix", "decode", "segments", "serving", "load", "concurrency")
@@ -45,6 +45,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--lengths", type=_token_list, default="8K,32K,64K,128K", help="in this order (%(default)s)")
     what.add_argument(
         "--maps", help="head maps: files beside the shape, or rho.25-w1024 and the like (one_of_eight; CPU: head_map)"
+    )
+    what.add_argument(
+        "--retrieval",
+        type=heads,
+        default=(),
+        metavar="LAYER.HEAD,...",
+        help="retrieval heads of every map, for the policy `question`; which ones matters to its time by the deepest layer only",
     )
     what.add_argument(
         "--further-steps",
@@ -117,11 +124,11 @@ def steps_of(args: argparse.Namespace) -> list[str]:
 
 
 def maps_of(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Path]:
-    """Head maps by name, in order; generated ones are written into `folder`. Raises CliError."""
+    """Head maps by name, in order; those that are made or get retrieval heads lie in `folder`. Raises CliError."""
     names = (args.maps or ("one_of_eight" if args.shape else "head_map")).split(",")
     if servers.STOCK in names or len(set(names)) < len(names):
         raise CliError(f"--maps {','.join(names)}: each name once, and none is {servers.STOCK!r}")
-    return {name: find_map(name, model, folder) for name in names}
+    return {name: with_retrieval(find_map(name, model, folder), args.retrieval, folder) for name in names}
 
 
 def check(args: argparse.Namespace) -> None:
