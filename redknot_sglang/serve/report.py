@@ -76,7 +76,8 @@ def report_request(
     window: W in tokens.
     sink: S in tokens.
     cost: bytes of a slot of each class.
-    arithmetic: counts the operations of this rank's prefill; needed for segmented requests only.
+    arithmetic: counts the operations of this rank's prefill; None where it cannot serve segmented requests, and then exact ones
+        have no such counts.
 
     SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.
     So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers see.
@@ -93,8 +94,13 @@ def report_request(
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
-    if plan is not None and arithmetic is not None:
+    if arithmetic is not None:
         prompt = len(req.origin_input_ids)
+        report |= {
+            "flops": arithmetic.computed(np.arange(int(req.cached_tokens), prompt)),
+            "dense_flops": arithmetic.dense(prompt),
+        }
+    if plan is not None and arithmetic is not None:
         rows = plan.computed(state.start, prompt)
         report |= {
             "segments": len(plan.segments),
@@ -103,10 +109,8 @@ def report_request(
             "relocated_tokens": state.relocated,
             "repaired_tokens": state.repaired,
             "flops": arithmetic.computed(rows) + state.probed_flops,
-            "dense_flops": arithmetic.dense(prompt),
         }
     if selection is not None and arithmetic is not None:
-        prompt = len(req.origin_input_ids)
         report |= {
             "mode": "segmented",
             "segments": selection.segments,

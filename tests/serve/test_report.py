@@ -68,6 +68,14 @@ def test_a_segmented_request_reports_what_was_done_and_is_counted() -> None:
     assert report["kv_bytes"] == 22 * 10 + 5 * 100
 
 
+def test_an_exact_request_has_its_operations_counted_too() -> None:
+    listener, _ = reports()
+    req = request(RequestState())
+    listener.request_ended(req)
+    (report, _) = req.customized_info[KEY]
+    assert (report["mode"], report["flops"], report["dense_flops"]) == ("exact", 12 * 1000, 20 * 1000)
+
+
 def test_isolated_prefills_are_counted_apart() -> None:
     listener, counts = reports()
     listener.request_ended(request(RequestState(identity=(None, b""))))
@@ -87,4 +95,5 @@ def test_without_segmented_mode_nothing_is_counted_and_exact_requests_report() -
     req = request(RequestState())
     listener.request_ended(req)
     listener.slots_changed()
-    assert req.customized_info[KEY][0]["mode"] == "exact" and not counts.requests and counts.updates == 1
+    report = req.customized_info[KEY][0]
+    assert report["mode"] == "exact" and "flops" not in report and not counts.requests and counts.updates == 1
