@@ -12,7 +12,7 @@ from typing import Any
 class Cost:
     """What was computed for one prompt. What cached segments took when they were computed, each by itself, does not count.
 
-    rows: tokens of the prompt that were computed.
+    rows: tokens of the prompt that the request itself computed.
     flops: floating-point operations of its prefill on one rank; None where the server does not count them.
     dense_flops: what prefill of the whole prompt takes without a cache and a head map; None as above.
     """
@@ -24,7 +24,7 @@ class Cost:
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Cost:
         """From `meta_info.redknot` of an answer."""
-        return cls(report["computed_tokens"], report.get("flops"), report.get("dense_flops"))
+        return cls(report["computed_rows"], report.get("flops"), report.get("dense_flops"))
 
 
 def shares(lengths: Sequence[int], costs: Sequence[Cost | None]) -> dict[str, float | None] | None:

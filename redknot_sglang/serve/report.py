@@ -91,6 +91,7 @@ def report_request(
         "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
+        "computed_rows": len(req.origin_input_ids) - int(req.cached_tokens),
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
@@ -108,6 +109,7 @@ def report_request(
             "reused_tokens": int(req.cached_tokens),
             "relocated_tokens": state.relocated,
             "repaired_tokens": state.repaired,
+            "computed_rows": len(rows),
             "flops": arithmetic.computed(rows) + state.probed_flops,
         }
     if selection is not None and arithmetic is not None:
@@ -119,6 +121,7 @@ def report_request(
             "prompt_tokens": selection.prompt,
             "cached_tokens": selection.cached,
             "computed_tokens": prompt - state.start,
+            "computed_rows": prompt - state.start,
             "reused_tokens": state.start,
             "relocated_tokens": 0,
             "repaired_tokens": 0,

@@ -53,7 +53,7 @@ class Readers(Servers):
             if f"{e.question}<" in text and any(e.answer in d for d in e.documents if d in text)
         ]
         rows = len(body["input_ids"])
-        report = {"computed_tokens": rows, "flops": 10 * rows, "dense_flops": 20 * rows}
+        report = {"computed_rows": rows, "flops": 10 * rows, "dense_flops": 20 * rows}
         meta = {"redknot": report} if len(self.started) == 2 else {}
         return Reply(json={"text": (told or ["nothing"])[0], "output_ids": [1], "meta_info": meta})
 

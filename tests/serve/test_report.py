@@ -64,6 +64,7 @@ def test_a_segmented_request_reports_what_was_done_and_is_counted() -> None:
     assert (report["mode"], report["policy"], report["segments"]) == ("segmented", "boundary:1", 2)
     assert (report["relocated_tokens"], report["repaired_tokens"]) == (10, 2)
     assert report["cached_tokens"] == 8 - 5, "a segment that was computed for it was not in the cache"
+    assert report["computed_tokens"] == 17 and report["computed_rows"] == 8, "segments are not the request's own work"
     assert report["flops"] == 8 * 1000 and report["dense_flops"] == 20 * 1000
     assert report["kv_bytes"] == 22 * 10 + 5 * 100
 
@@ -74,6 +75,7 @@ def test_an_exact_request_has_its_operations_counted_too() -> None:
     listener.request_ended(req)
     (report, _) = req.customized_info[KEY]
     assert (report["mode"], report["flops"], report["dense_flops"]) == ("exact", 12 * 1000, 20 * 1000)
+    assert report["computed_rows"] == report["computed_tokens"] == 12
 
 
 def test_isolated_prefills_are_counted_apart() -> None:
