@@ -29,6 +29,7 @@ settings.load_profile("suite")
 _LONG = (
     "tests/serving/test_sglang_kits.py",
     "tests/serving/test_segments.py",
+    "tests/serving/test_input_logprobs.py",
     "tests/serving/test_conversations.py",
     "tests/serving/test_calibrate.py",
     "tests/serving/test_question.py",

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from redknot_sglang import __version__
 from redknot_sglang.certificate.fingerprint import fingerprint_model
+from redknot_sglang.certify.cost import Cost
 from redknot_sglang.certify.plan import Plan
 from redknot_sglang.certify.questions import Question
 from redknot_sglang.certify.servers import Reply, Sides
@@ -18,6 +20,9 @@ from redknot_sglang.errors import CertificateError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.versions import sglang_version
 from redknot_sglang.work_file import WorkFile
+
+# What is kept of a reply; work files of other releases are not taken.
+_KEPT = ("text", "tokens", "logprobs", "cost")
 
 
 class Answers:
@@ -40,28 +45,31 @@ class Answers:
         base = [
             *(sglang_version(), __version__, model, head_map.fingerprint),
             *(sides.device, sides.lead, list(sides.extra), plan.max_tokens),
+            *_KEPT,
         ]
         # Dummy weights have no fingerprint that would tell one folder's from another's, so nothing is kept of them.
         try:
             self._work = WorkFile(None if _is_dummy(sides) else path, base)
         except OSError as error:
             raise CertificateError(f"{path} cannot be read: {error.strerror}; --fresh starts without it") from None
-        self._names = {id(question): _name(question) for question in plan.questions}
+        everything = chain(plan.questions, *plan.controls.values())
+        self._names = {id(question): _name(question) for question in everything}
         # Only dense answers depend on these.
         self._stock = [list(sides.stock_extra)] if sides.stock_extra else []
 
     def get(self, policy: str | None, question: Question) -> Reply | None:
-        """The reply to a question of the plan under a policy, or None if there is none yet."""
+        """The reply to a question of the plan, or of a control of it, under a policy; None if there is none yet."""
         what = self._what(policy, question)
         if not self._work.knows(what):
             return None
-        text, tokens, logprobs = self._work.known(what)
-        return Reply(text, tuple(tokens), tuple(logprobs))
+        text, tokens, logprobs, cost = self._work.known(what)
+        return Reply(text, tuple(tokens), tuple(logprobs), None if cost is None else Cost(*cost))
 
     def keep(self, policy: str | None, question: Question, reply: Reply) -> None:
         """Keep a reply, in memory and on disk. Raises CertificateError if it cannot be written."""
         try:
-            self._work.keep(self._what(policy, question), [reply.text, reply.tokens, reply.logprobs])
+            cost = None if reply.cost is None else astuple(reply.cost)
+            self._work.keep(self._what(policy, question), [reply.text, reply.tokens, reply.logprobs, cost])
         except OSError as error:
             raise CertificateError(
                 f"{self._path} cannot be written: {error.strerror}; answers and certificate are kept beside the head map, so "

@@ -23,6 +23,7 @@ class Options:
     thresholds: what may be lost.
     device: `cpu` or `cuda`, where both servers run.
     repairs: names of repair policies to certify beside exact mode, not yet checked.
+    controls: of policies that select, as the flag's text, not yet checked; None for none.
     lead: one of LEADS: whether segments are computed by themselves or behind the prompt's lead.
     tasks: names of generated tasks separated by commas, `none`, or None for all.
     task_dir: folder of the task package, or None for the checkout's.
@@ -44,6 +45,7 @@ class Options:
     thresholds: Thresholds
     device: str
     repairs: Sequence[str] = ()
+    controls: str | None = None
     lead: str = LEADS[0]
     tasks: str | None = None
     task_dir: Path | None = None

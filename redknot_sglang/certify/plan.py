@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redknot_sglang.certify.controls import parse_controls
 from redknot_sglang.certify.options import Options
 from redknot_sglang.certify.questions import Question, load_tokenizer, read_data, task_questions
 from redknot_sglang.certify.verdict import Thresholds
@@ -26,11 +27,13 @@ class Plan:
 
     questions: what every server is asked.
     repairs: repair policies by their full names.
+    controls: for each control by its name, the questions as it has them asked, in the same order.
     data: name, SHA-256 and number of prompts of the user's file, or None.
     """
 
     questions: Sequence[Question]
     repairs: Sequence[str]
+    controls: Mapping[str, Sequence[Question]]
     lead: str
     tasks: Sequence[str]
     lengths: Sequence[int]
@@ -69,6 +72,7 @@ def make_plan(options: Options, folder: Path) -> Plan:
     Raises CliError, and DataError for a file of prompts.
     """
     repairs = _repairs(options.repairs)
+    controls = parse_controls(options.controls) if options.controls is not None else []
     package, names = _tasks(options)
     seeds = range(options.seed, options.seed + options.n)
     _check_held_out(options.head_map, names, seeds)
@@ -82,11 +86,13 @@ def make_plan(options: Options, folder: Path) -> Plan:
         questions += more
     if not questions:
         raise CliError("there is nothing to ask: leave --tasks none out, or give --data")
-    if repairs and not any(question.segments for question in questions):
-        raise CliError("--repair needs prompts with documents: give data with `documents`, or tasks that have them")
+    for flag, given in (("--repair", repairs), ("--controls", controls)):
+        if given and not any(question.segments for question in questions):
+            raise CliError(f"{flag} needs prompts with documents: give data with `documents`, or tasks that have them")
     return Plan(
         questions=questions,
         repairs=repairs,
+        controls={one.name: [one.ask(question, options.seed) for question in questions] for one in controls},
         lead=options.lead,
         tasks=names,
         lengths=options.lengths if names else (),

@@ -6,6 +6,7 @@ Questions are token ids, so that all servers get exactly the same prompt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,12 @@ from typing import Any
 
 from redknot_sglang.errors import CliError, DataError
 from redknot_sglang.measure.prompt_file import Prompt, read_prompts
-from redknot_sglang.measure.tasks import TaskPackage, is_right
+from redknot_sglang.measure.tasks import TaskPackage, is_right, right_answers
 
 DATA = "data"
+
+# What some chat templates write in front of a message, behind a special token.
+_ROLE = re.compile(r"\s*(?:system|user|assistant|model|tool)\s*(?:\n|$)")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Question:
     ids: its token ids.
     segments: token offsets of its documents, [start, end, start, end, ...].
     score: tells whether a completion is right; None where the right answer is not known.
+    documents: the texts of its documents, in order.
+    asks: the text behind the last document, without special tokens and names of roles; empty if there are no documents.
+    answers: all that are right, empty where none is known.
     """
 
     task: str
@@ -35,6 +42,9 @@ class Question:
     ids: tuple[int, ...]
     segments: tuple[int, ...]
     score: Callable[[str], bool] | None
+    documents: tuple[str, ...] = ()
+    asks: str = ""
+    answers: tuple[str, ...] = ()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -76,8 +86,10 @@ def _task_question(tasks: TaskPackage, name: str, length: int, seed: int, tokeni
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
         prompt = tasks.render(example)
-    documents = getattr(example, "documents", ())
-    return Question(name, length, *encode(tokenizer, prompt, documents), partial(is_right, tasks, example))
+    documents = tuple(getattr(example, "documents", ()))
+    ids, segments = encode(tokenizer, prompt, documents)
+    score, answers = partial(is_right, tasks, example), tuple(right_answers(example) or ())
+    return Question(name, length, ids, segments, score, documents, _asking(tokenizer, prompt, documents), answers)
 
 
 def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any]]:
@@ -95,14 +107,32 @@ def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any
 
 def _data_question(prompt: Prompt, tokenizer: Any) -> Question:
     try:
-        encoded = encode(tokenizer, prompt.prompt, prompt.documents)
+        ids, segments = encode(tokenizer, prompt.prompt, prompt.documents)
     except ValueError as error:
         raise DataError(f"{prompt.where}: {error}") from error
-    return Question(DATA, None, *encoded, partial(_contains_any, prompt.answers) if prompt.answers else None)
+    score = partial(contains_any, prompt.answers) if prompt.answers else None
+    asks = _asking(tokenizer, prompt.prompt, prompt.documents)
+    return Question(DATA, None, ids, segments, score, prompt.documents, asks, prompt.answers)
 
 
-def _contains_any(answers: Sequence[str], completion: str) -> bool:
-    """Whether one of the answers occurs in the completion; case and the amount of white space do not matter."""
+def _asking(tokenizer: Any, prompt: str, documents: Sequence[str]) -> str:
+    """The words behind the last document. Special tokens and names of roles around chat messages are no words."""
+    if not documents:
+        return ""
+    *_, (tail, _) = _parts(prompt, documents)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    first, *others = (
+        re.split("|".join(map(re.escape, sorted(special, key=len, reverse=True))), tail) if special else [tail]
+    )
+    return "\n".join([first, *(_ROLE.sub("", part, count=1) if _ROLE.match(part) else part for part in others)])
+
+
+def contains_any(answers: Sequence[str], completion: str) -> bool:
+    """Whether one of the answers occurs in the completion; case and the amount of white space do not matter.
+
+    answers: texts that are right; with none the completion is not.
+    completion: a text.
+    """
     told = _plain(completion)
     return any(_plain(answer) in told for answer in answers)
 

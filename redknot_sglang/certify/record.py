@@ -33,7 +33,7 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options
     return {
         "format": FORMAT,
         "version": VERSION,
-        "versions": {"sglang": sglang_version(), "redknot": __version__},
+        "versions": {"sglang": sglang_version(), "redknot": __version__, **_ranked_by(plan)},
         "head_map": {
             "fingerprint": head_map.fingerprint,
             "layers": head_map.num_layers,
@@ -55,10 +55,19 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options
             "data": plan.data,
             "max_tokens": plan.max_tokens,
             "lead": plan.lead,
+            # What random controls begin with, each question in its own way.
+            "control_seed": plan.seed if plan.controls else None,
             "sampling": "greedy",
             "thresholds": asdict(plan.thresholds),
         },
     }
+
+
+def _ranked_by(plan: Plan) -> dict[str, str]:
+    """The library that ranks documents and its version, if there is a control of that kind."""
+    from importlib.metadata import version
+
+    return {"bm25s": version("bm25s")} if any(name.startswith("bm25") for name in plan.controls) else {}
 
 
 def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,24 +94,34 @@ def describe_model(name: str, folder: Path, info: Mapping[str, Any]) -> dict[str
     }
 
 
-def tables(policies: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Lines to print: exact match of dense attention and of every policy, losses with intervals, and reasons of failures.
+def tables(policies: Mapping[str, Mapping[str, Any]], controls: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Lines to print: exact match of dense attention, of every policy and of every control, losses with intervals, what was computed,
+    and reasons of failures.
 
-    policies: the part of a certificate with that name.
+    policies, controls: the parts of a certificate with these names.
     """
     for name, entry in policies.items():
         yield f"\n{name}: {entry['verdict']}"
-        rows = [_row(cell["task"], cell) for cell in entry["cells"]] + [_row("mean", mean) for mean in entry["means"]]
-        if rows:
-            yield format_table(("task", "tokens", "n", "dense", "policy", "points lost", "95 %"), rows)
-        if entry["agreement"] is not None:
-            found = entry["agreement"]
-            yield (
-                f"data without answers: {found['same']} of {found['n']} answers equal the dense ones, "
-                f"{100 * found['agreed_tokens']:.1f} % of their tokens come before the first difference"
-            )
+        yield from _table("policy", entry)
         for reason in entry["reasons"]:
             yield f"  {reason}"
+    for name, entry in controls.items():
+        yield f"\ncontrol {name}"
+        yield from _table("control", entry)
+
+
+def _table(side: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    rows = [_row(cell["task"], cell) for cell in entry["cells"]] + [_row("mean", mean) for mean in entry["means"]]
+    if rows:
+        yield format_table(("task", "tokens", "n", "dense", side, "points lost", "95 %", "rows", "FLOPs"), rows)
+    if entry["agreement"] is not None:
+        found = entry["agreement"]
+        rows_share, flops_share = _computed(found)
+        yield (
+            f"data without answers: {found['same']} of {found['n']} answers equal the dense ones, "
+            f"{100 * found['agreed_tokens']:.1f} % of their tokens come before the first difference; "
+            f"rows {rows_share}, FLOPs {flops_share}"
+        )
 
 
 def _row(task: str, cell: Mapping[str, Any]) -> list[str]:
@@ -115,4 +134,11 @@ def _row(task: str, cell: Mapping[str, Any]) -> list[str]:
         f"{100 * cell['policy']['accuracy']:.1f} %",
         f"{cell['loss_points']:.2f}",
         f"{low:.2f} to {high:.2f}",
+        *_computed(cell),
     ]
+
+
+def _computed(cell: Mapping[str, Any]) -> list[str]:
+    """Shares of the prompts' rows and of dense prefill's operations, as texts."""
+    found = cell["computed"] or {"rows": None, "flops": None}
+    return ["-" if found[name] is None else f"{100 * found[name]:.1f} %" for name in ("rows", "flops")]

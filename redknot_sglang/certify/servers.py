@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redknot_sglang.certificate.document import EXACT
+from redknot_sglang.certify.cost import Cost
 from redknot_sglang.certify.questions import Question
 from redknot_sglang.config import MODES
 from redknot_sglang.errors import CliError, ServerError
@@ -33,11 +34,13 @@ class Reply:
     text: the text.
     tokens: its token ids.
     logprobs: log-probabilities of the tokens in nats; empty if they were not asked for.
+    cost: what was computed for it; None of a server without RedKnot.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def server_info(url: str) -> dict[str, Any]:
     return _call(url + "/server_info", None)
 
 
+def flush(url: str) -> None:
+    """Empty a server's prefix cache, so that what a prompt costs does not depend on what was asked before. Raises CliError."""
+    _call(f"{url}/flush_cache?timeout={TIMEOUT}", {}, is_text=True)
+
+
 def ask_all(
     url: str,
     questions: Iterable[Question],
@@ -152,7 +160,9 @@ def _ask(url: str, question: Question, policy: str | None, most: int) -> Reply:
     body = {"input_ids": question.ids, "sampling_params": sampling, "return_logprob": question.score is None}
     answer = _call(url + "/generate", body)
     chosen = answer["meta_info"].get("output_token_logprobs") or ()
-    return Reply(answer["text"], tuple(answer["output_ids"]), tuple(entry[0] for entry in chosen))
+    report = answer["meta_info"].get("redknot")
+    cost = None if report is None else Cost.of(report)
+    return Reply(answer["text"], tuple(answer["output_ids"]), tuple(entry[0] for entry in chosen), cost)
 
 
 def _params(question: Question, policy: str | None) -> dict[str, Any] | None:
@@ -164,12 +174,13 @@ def _params(question: Question, policy: str | None) -> dict[str, Any] | None:
     return {MODE: segmented, SEGMENTS: question.segments, REPAIR: policy}
 
 
-def _call(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+def _call(url: str, body: Mapping[str, Any] | None, is_text: bool = False) -> dict[str, Any]:
+    """The JSON of an answer, {} of one that is text. body: of a POST, or None for a GET."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            return dict(json.load(answer))
+            return {} if is_text else dict(json.load(answer))
     except urllib.error.HTTPError as error:
         text = " ".join(error.read().decode(errors="replace").split())[:500]
         raise CliError(f"the server refused a request ({error.code}): {text}") from error

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redknot_sglang.certify.cost import Cost, shares
 from redknot_sglang.certify.questions import DATA, Question
 from redknot_sglang.certify.servers import Reply
 from redknot_sglang.measure.statistics import paired_difference_interval, wilson_interval
@@ -41,10 +42,14 @@ class Pairs:
 
     dense: for each prompt.
     policy: for each prompt, in the same order.
+    lengths: tokens of each prompt.
+    costs: what the policy took for each, None where that is not known.
     """
 
     dense: Sequence[bool]
     policy: Sequence[bool]
+    lengths: Sequence[int] = ()
+    costs: Sequence[Cost | None] = ()
 
     @property
     def loss(self) -> float:
@@ -68,7 +73,7 @@ class Pairs:
         return zip(self.dense, self.policy, strict=True)
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, exact match and loss with their 95 % intervals; shares are 0 to 1, losses points."""
+        """Counts, exact match and loss with their 95 % intervals, and what was computed; shares are 0 to 1, losses points."""
         n = len(self.dense)
         sides = {
             name: {
@@ -79,7 +84,65 @@ class Pairs:
             for name, right in (("dense", self.dense), ("policy", self.policy))
         }
         interval = [round(end, 4) for end in self.interval]
-        return {"n": n, **sides, "loss_points": round(self.loss, 4), "loss_interval_95": interval}
+        return {
+            "n": n,
+            **sides,
+            "loss_points": round(self.loss, 4),
+            "loss_interval_95": interval,
+            "computed": shares(self.lengths, self.costs),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy beside dense attention on the same prompts.
+
+    cells: for each task and length, those with known answers.
+    means: for each length, those of all tasks together.
+    agreement: on prompts without known answers, as JSON types; None if there are none.
+    """
+
+    cells: dict[tuple[str, int | None], Pairs]
+    means: dict[int, Pairs]
+    agreement: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON types."""
+        return {
+            "means": [{"length": length, **found.as_json()} for length, found in self.means.items()],
+            "cells": [
+                {"task": task, "length": length, **found.as_json()} for (task, length), found in self.cells.items()
+            ],
+            "agreement": self.agreement,
+        }
+
+
+def compare(questions: Sequence[Question], dense: Sequence[Reply], policy: Sequence[Reply]) -> Comparison:
+    """Compare replies.
+
+    questions: what was asked.
+    dense: replies of stock SGLang, in the order of the questions.
+    policy: replies under the policy, in the same order.
+    """
+    rows: dict[tuple[str, int | None], list[tuple[bool, bool, int, Cost | None]]] = {}
+    open_ended: list[tuple[Reply, Reply]] = []
+    open_lengths: list[int] = []
+    for question, expected, got in zip(questions, dense, policy, strict=True):
+        if question.score is None:
+            open_ended.append((expected, got))
+            open_lengths.append(len(question.ids))
+        else:
+            row = question.score(expected.text), question.score(got.text), len(question.ids), got.cost
+            rows.setdefault((question.task, question.length), []).append(row)
+    cells = {key: Pairs(*zip(*found, strict=True)) for key, found in rows.items()}
+    means = {
+        length: _pooled([found for (task, at), found in cells.items() if at == length and task != DATA])
+        for length in sorted({at for _, at in cells if at is not None})
+    }
+    agreement = None
+    if open_ended:
+        agreement = {**agree(open_ended), "computed": shares(open_lengths, [got.cost for _, got in open_ended])}
+    return Comparison(cells, means, agreement)
 
 
 def judge(
@@ -88,38 +151,17 @@ def judge(
     """A policy's part of a certificate, as JSON types: verdict, reasons if it failed, a cell for each task and length, means
     over tasks for each length, and agreement on prompts without known answers.
 
-    questions: what was asked.
-    dense: replies of stock SGLang, in the order of the questions.
-    policy: replies under the policy, in the same order.
+    questions, dense, policy: as in `compare`.
     limits: what may be lost.
     """
-    cells: dict[tuple[str, int | None], list[tuple[bool, bool]]] = {}
-    open_ended: list[tuple[Reply, Reply]] = []
-    for question, expected, got in zip(questions, dense, policy, strict=True):
-        if question.score is None:
-            open_ended.append((expected, got))
-        else:
-            rows = cells.setdefault((question.task, question.length), [])
-            rows.append((question.score(expected.text), question.score(got.text)))
-    pairs = {key: Pairs(*(tuple(side) for side in zip(*rows, strict=True))) for key, rows in cells.items()}
-    means = {
-        length: _pooled([found for (task, at), found in pairs.items() if at == length and task != DATA])
-        for length in sorted({at for _, at in pairs if at is not None})
-    }
-    agreement = agree(open_ended) if open_ended else None
-    reasons = [*_reasons(pairs, means, limits)]
-    if agreement is not None and agreement["agreed_tokens"] * 100 < limits.min_agreement:
+    found = compare(questions, dense, policy)
+    reasons = [*_reasons(found.cells, found.means, limits)]
+    if found.agreement is not None and found.agreement["agreed_tokens"] * 100 < limits.min_agreement:
         reasons.append(
-            f"{DATA}: {100 * agreement['agreed_tokens']:.1f} % of the dense answers' tokens come before the first "
+            f"{DATA}: {100 * found.agreement['agreed_tokens']:.1f} % of the dense answers' tokens come before the first "
             f"difference, at least {limits.min_agreement:g} % must"
         )
-    return {
-        "verdict": FAIL if reasons else PASS,
-        "reasons": reasons,
-        "means": [{"length": length, **found.as_json()} for length, found in means.items()],
-        "cells": [{"task": task, "length": length, **found.as_json()} for (task, length), found in pairs.items()],
-        "agreement": agreement,
-    }
+    return {"verdict": FAIL if reasons else PASS, "reasons": reasons, **found.as_json()}
 
 
 def agree(replies: Sequence[tuple[Reply, Reply]]) -> dict[str, Any]:
@@ -150,7 +192,12 @@ def agree(replies: Sequence[tuple[Reply, Reply]]) -> dict[str, Any]:
 
 def _pooled(cells: Sequence[Pairs]) -> Pairs:
     """The prompts of several cells together. The cells have equally many, so the loss is the mean of their losses."""
-    return Pairs([d for cell in cells for d in cell.dense], [p for cell in cells for p in cell.policy])
+    return Pairs(
+        [d for cell in cells for d in cell.dense],
+        [p for cell in cells for p in cell.policy],
+        [length for cell in cells for length in cell.lengths],
+        [cost for cell in cells for cost in cell.costs],
+    )
 
 
 def _reasons(pairs: dict[tuple[str, int | None], Pairs], means: dict[int, Pairs], limits: Thresholds) -> Iterator[str]:

@@ -39,6 +39,12 @@ def add_parser(subparsers: Any) -> None:
         help="repair policies of segmented mode to certify, beside exact mode, e.g. blend:0.08",
     )
     parser.add_argument(
+        "--controls",
+        metavar="C,...",
+        help="ask also with the documents that a control keeps, as a measure of what `question` is worth: bm25:N, random:N, "
+        "oracle:N (those that tell an answer), no-documents",
+    )
+    parser.add_argument(
         "--lead",
         choices=LEADS,
         default=LEADS[0],
@@ -102,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     # An unhandled SIGTERM would end this process at once and leave the servers running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path, sealed = certify(_options(args))
-    for line in tables(sealed["policies"]):
+    for line in tables(sealed["policies"], sealed["controls"]):
         print(line)
     print(f"\nverdict: {sealed['verdict']}; written: {path}, digest {sealed['digest'][:12]}")
     return 0 if sealed["verdict"] == PASS else 1
@@ -123,6 +129,7 @@ def _options(args: argparse.Namespace) -> Options:
         thresholds=Thresholds(args.max_loss, args.max_task_loss, args.min_agreement, args.min_dense, args.by),
         device=device,
         repairs=[] if args.repair is None else [name.strip() for name in args.repair.split(",")],
+        controls=args.controls,
         lead=args.lead,
         tasks=args.tasks,
         task_dir=args.task_dir,

@@ -66,6 +66,11 @@ class Plan:
         return self.segments[0][0]
 
     @property
+    def tail(self) -> int:
+        """Position behind the last segment: from there on all rows are computed."""
+        return self.segments[-1][1]
+
+    @property
     def origin(self) -> int:
         """Position at which a segment's isolated KV begins."""
         return self.lead if self.after_lead else 0
@@ -86,7 +91,7 @@ class Plan:
         repaired = [positions_of([span for segment in self.segments for span in self.repair.repaired(*segment)])]
         # Until the choice is made, and behind it, nothing looks at what an undecided segment repairs.
         repaired += [self.choices[segment] for segment in self.segments if segment in self.choices]
-        kept = np.zeros(self.segments[-1][1], dtype=np.bool_)
+        kept = np.zeros(self.tail, dtype=np.bool_)
         for start, end in self.segments:
             kept[start:end] = True
         for rows in repaired:
@@ -158,7 +163,7 @@ class Plan:
 
     def _asking(self, tokens: Sequence[int]) -> list[Path]:
         """All segments, and the text behind the last one as if it stood behind the lead, its queries kept."""
-        text = (self.segments[-1][1], len(tokens))
+        text = (self.tail, len(tokens))
         own = self.segment_key(tokens, text)
         segments = [Path(span, self.origin, self.segment_key(tokens, span), False) for span in self.segments]
         return [*segments, Path(text, self.origin, own, True)]

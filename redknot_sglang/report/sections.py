@@ -115,25 +115,41 @@ def accuracy(certificate: Record | None, head_map: HeadMap | None) -> str:
             f'<h3>{text(name)} <span class="badge {text(entry["verdict"])}">{text(entry["verdict"])}</span></h3>'
         )
         parts += [f'<p class="fail">{text(reason)}</p>' for reason in entry["reasons"]]
-        rows = [_loss_row(c["task"], c) for c in entry["cells"]] + [_loss_row("mean", c) for c in entry["means"]]
-        if rows:
-            head = ("task", "tokens", "n", "dense", "policy", "points lost", "95 % interval")
-            parts.append(f"<details><summary>All {len(rows)} figures</summary>{table(head, rows)}</details>")
-        if entry["agreement"] is not None:
-            found = entry["agreement"]
-            parts.append(
-                f"<p>Data without answers: {found['same']} of {found['n']} answers equal the dense ones, "
-                f"{100 * found['agreed_tokens']:.1f} % of their tokens come before the first difference.</p>"
-            )
+        parts += _figures("policy", entry)
+    # Certificates of older releases have none.
+    for name, entry in certificate.get("controls", {}).items():
+        parts.append(
+            f"<h3>control {text(name)}</h3><p>Documents chosen by the client; no policy, and never certified.</p>"
+        )
+        parts += _figures("control", entry)
     return "".join(parts)
+
+
+def _figures(side: str, entry: Record) -> list[str]:
+    """All figures of a policy or a control, `side`."""
+    parts = []
+    rows = [_loss_row(c["task"], c) for c in entry["cells"]] + [_loss_row("mean", c) for c in entry["means"]]
+    if rows:
+        head = ("task", "tokens", "n", "dense", side, "points lost", "95 % interval", "rows", "FLOPs")
+        parts.append(f"<details><summary>All {len(rows)} figures</summary>{table(head, rows)}</details>")
+    if entry["agreement"] is not None:
+        found = entry["agreement"]
+        parts.append(
+            f"<p>Data without answers: {found['same']} of {found['n']} answers equal the dense ones, "
+            f"{100 * found['agreed_tokens']:.1f} % of their tokens come before the first difference.</p>"
+        )
+    return parts
 
 
 def _loss_row(task: str, cell: Mapping[str, Any]) -> list[str]:
     low, high = cell["loss_interval_95"]
+    # Not in certificates of older releases.
+    computed = cell.get("computed") or {}
     return [
         task, "own" if cell["length"] is None else f"{cell['length']:,}", str(cell["n"]),
         f"{100 * cell['dense']['accuracy']:.1f} %", f"{100 * cell['policy']['accuracy']:.1f} %",
         f"{cell['loss_points']:.2f}", f"{low:.2f} to {high:.2f}",
+        *("-" if computed.get(name) is None else f"{100 * computed[name]:.1f} %" for name in ("rows", "flops")),
     ]  # fmt: skip
 
 

@@ -132,6 +132,8 @@ class IsolatedPrefills:
             priority=req.priority,
         )
         prefill.tokenizer = scheduler.tokenizer
+        # None: SGLang's default of 0 has logits computed of all its rows where a batch mate asks for log-probabilities.
+        prefill.logprob_start_len = -1
         scheduler.init_req_max_new_tokens(prefill)
         prefill.time_stats.set_wait_queue_entry_time()
         return prefill

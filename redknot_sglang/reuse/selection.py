@@ -73,7 +73,7 @@ class DocumentSelection:
     def _operations(self, plan: Plan, prompt: int) -> int:
         """Operations of a choice: the text's own pass behind the lead, and its queries with the keys of all segments."""
         assert self._facts.arithmetic is not None, "admitted without a rotation"
-        rows = np.arange(prompt - plan.segments[-1][1])
+        rows = np.arange(prompt - plan.tail)
         keys = sum(end - start for start, end in plan.segments)
         # A pair of Arithmetic is a logit and a value; the choice needs no values.
         logits = len(rows) * keys * len(self._pool.asked.heads) * self._facts.arithmetic.pair // 2
@@ -88,6 +88,7 @@ def _shorten(req: Any, positions: Positions) -> None:
     req.origin_input_ids_unpadded = req.origin_input_ids
     # Empty, so that SGLang makes it anew.
     req.full_untruncated_fill_ids = array("q")
-    # Log-probabilities begin in the answer, or in the text behind the documents, which keeps its distance from the end.
-    if req.logprob_start_len > 0:
-        req.logprob_start_len = max(0, req.logprob_start_len - removed)
+    # Log-probabilities begin in the answer, or in the text behind the documents (`serve/requests.py` refuses any others), and
+    # that text keeps its distance from the end. Below 0 means none.
+    if req.logprob_start_len >= 0:
+        req.logprob_start_len -= removed

@@ -76,7 +76,8 @@ def report_request(
     window: W in tokens.
     sink: S in tokens.
     cost: bytes of a slot of each class.
-    arithmetic: counts the operations of this rank's prefill; needed for segmented requests only.
+    arithmetic: counts the operations of this rank's prefill; None where it cannot serve segmented requests, and then exact ones
+        have no such counts.
 
     SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.
     So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers see.
@@ -90,11 +91,17 @@ def report_request(
         "mode": "exact" if plan is None else "segmented",
         "cached_tokens": int(req.cached_tokens),
         "computed_tokens": len(req.origin_input_ids) - int(req.cached_tokens),
+        "computed_rows": len(req.origin_input_ids) - int(req.cached_tokens),
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
-    if plan is not None and arithmetic is not None:
+    if arithmetic is not None:
         prompt = len(req.origin_input_ids)
+        report |= {
+            "flops": arithmetic.computed(np.arange(int(req.cached_tokens), prompt)),
+            "dense_flops": arithmetic.dense(prompt),
+        }
+    if plan is not None and arithmetic is not None:
         rows = plan.computed(state.start, prompt)
         report |= {
             "segments": len(plan.segments),
@@ -102,11 +109,10 @@ def report_request(
             "reused_tokens": int(req.cached_tokens),
             "relocated_tokens": state.relocated,
             "repaired_tokens": state.repaired,
+            "computed_rows": len(rows),
             "flops": arithmetic.computed(rows) + state.probed_flops,
-            "dense_flops": arithmetic.dense(prompt),
         }
     if selection is not None and arithmetic is not None:
-        prompt = len(req.origin_input_ids)
         report |= {
             "mode": "segmented",
             "segments": selection.segments,
@@ -115,6 +121,7 @@ def report_request(
             "prompt_tokens": selection.prompt,
             "cached_tokens": selection.cached,
             "computed_tokens": prompt - state.start,
+            "computed_rows": prompt - state.start,
             "reused_tokens": state.start,
             "relocated_tokens": 0,
             "repaired_tokens": 0,

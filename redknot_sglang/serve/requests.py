@@ -17,7 +17,7 @@ from redknot_sglang.certificate.check import refusal
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.identity import WHOLE
-from redknot_sglang.plan.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, resolve, split_at
+from redknot_sglang.plan.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, make_plan, resolve, split_at
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
@@ -78,6 +78,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
+        _check_logprobs(obj, resolved, len(tokens))
         name = config.certified_name(resolved[REPAIR])
         if config.certification.enforced and not config.certification.covers(name):
             raise RedKnotError(refusal(config.certification, name))
@@ -157,7 +158,24 @@ def _check_servable(manager: Any, obj: Any) -> None:
         raise RedKnotError(
             f"segments live in the prefix cache: use {MODE} exact, or start without --disable-radix-cache"
         )
-    if obj.return_logprob and obj.logprob_start_len not in (None, -1):
-        raise RedKnotError("rows of reused segments have no log-probabilities: leave logprob_start_len out")
     if obj.session_params:
         raise RedKnotError(f"sessions cannot be segmented: send the whole prompt, or use {MODE} exact")
+
+
+def _check_logprobs(obj: Any, resolved: Mapping[str, Any], length: int) -> None:
+    """Raises RedKnotError if log-probabilities of the prompt are asked for that begin before the text behind the last segment.
+
+    A token's log-probability needs the row before it. Rows of segments may never have been computed in this context, and
+    SGLang gives no probability to the first token that is asked for; so that one may stand right behind the last segment.
+
+    resolved: `custom_params` of a segmented request. length: tokens of its prompt.
+    """
+    first = obj.logprob_start_len
+    if not obj.return_logprob or first in (None, -1):
+        return
+    plan = make_plan(resolved, length)
+    if plan is not None and first < plan.tail:
+        raise RedKnotError(
+            f"logprob_start_len {first}: rows of reused segments have no log-probabilities, so the first position that is "
+            f"allowed is {plan.tail}, behind the last segment; give that or a later one, or use {MODE} exact"
+        )

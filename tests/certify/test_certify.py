@@ -28,7 +28,7 @@ from redknot_sglang.errors import DataError, ServerError
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.work_file import WorkFile
 from tests.certificate.test_check import make_keys
-from tests.measure.fake_server import Reply, fake_server
+from tests.measure.fake_server import FakeServer, Reply, fake_server
 from tests.serving.harness import HEAD_MAP, MODEL
 
 LENGTH, N = 256, 6
@@ -51,11 +51,12 @@ KNOWN = known_answers()
 
 
 class Servers:
-    """Stand-ins for both servers: the flags they were started with and the requests they got."""
+    """Stand-ins for both servers: the flags they were started with, themselves, and the requests they got."""
 
     def __init__(self, wrong: Callable[[str, dict[str, Any]], bool] = lambda task, params: False) -> None:
         self.wrong = wrong
         self.started: list[list[str]] = []
+        self.running: list[FakeServer] = []
         self.asked: list[tuple[int, dict[str, Any]]] = []
 
     @contextmanager
@@ -63,6 +64,7 @@ class Servers:
         """In place of `measure.launch.launch`."""
         self.started.append(list(args))
         with fake_server(self._answer) as server:
+            self.running.append(server)
             yield SimpleNamespace(url=server.url)
 
     def _answer(self, body: dict[str, Any]) -> Reply:

@@ -29,12 +29,13 @@ class Reply:
 
 
 class FakeServer:
-    """Address of the server, the bodies it got, and how many requests were open at once at most."""
+    """Address of the server, the bodies it got, how many requests were open at once at most, and how often it was to empty its cache."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.bodies: list[dict[str, Any]] = []
         self.peak = 0
+        self.flushes = 0
 
 
 @contextmanager
@@ -56,6 +57,10 @@ def fake_server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeServe
 
         def do_POST(self) -> None:
             body = self.body()
+            if self.path.startswith("/flush_cache"):
+                server.flushes += 1
+                self.send_text(200, "text/plain", "Cache flushed.")
+                return
             with lock:
                 server.bodies.append(body)
                 state["open"] += 1

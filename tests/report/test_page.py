@@ -70,6 +70,17 @@ def test_figures_are_those_of_the_files() -> None:
     assert "random (control)" in page and "ring is the chosen map: fewest bytes" in page
 
 
+def test_controls_show_as_such_with_what_was_computed() -> None:
+    certificate = make_certificate(MAP)
+    assert "never certified" not in render(None, None, seal(certificate))
+    control = {key: certificate["policies"]["none"][key] for key in ("cells", "means", "agreement")}
+    control["cells"][0]["computed"] = {"rows": 0.123, "flops": None}
+    certificate["controls"] = {"bm25:2": control}
+    page = render(None, None, seal(certificate))
+    assert "<h3>control bm25:2</h3><p>Documents chosen by the client; no policy, and never certified." in page
+    assert "12.3 %</td><td>-</td>" in page
+
+
 def test_flags_of_stock_alone_show() -> None:
     certificate = make_certificate(MAP)
     assert "stock SGLang was served with</dt><dd>the same flags</dd>" in render(None, None, seal(certificate))

@@ -37,7 +37,7 @@ def prefills() -> Prefills:
     return made
 
 
-def ask(prefills: Prefills, req: Any, paths: list[Path]) -> list[Any]:
+def ask(prefills: IsolatedPrefills, req: Any, paths: list[Path]) -> list[Any]:
     """The request's isolated prefills, now behind it in the queue."""
     prefills.waiting.append(req)
     before = list(prefills.waiting)
@@ -90,3 +90,23 @@ def test_one_in_its_last_chunk_ends_by_itself(prefills: Prefills) -> None:
 def test_adapters_in_use(prefills: Prefills) -> None:
     ask(prefills, client(PATHS[:1], "mine"), PATHS[:1])
     assert prefills.uses_adapter("mine") and not prefills.uses_adapter("another")
+
+
+def test_no_row_has_its_logits_computed_for_a_batch_mate_s_log_probabilities() -> None:
+    """SGLang leaves out the rows before `compute_extend_logprob_start_len`, in batches where somebody asks for any."""
+    from sglang.srt.managers.schedule_batch import compute_extend_logprob_start_len
+
+    made = IsolatedPrefills()
+    made.scheduler = SimpleNamespace(
+        waiting_queue=[],
+        model_config=SimpleNamespace(hf_eos_token_id={0}, vocab_size=100),
+        tokenizer=None,
+        init_req_max_new_tokens=lambda req: None,
+    )
+    req = client(PATHS[:1])
+    req.priority = None
+    (prefill,) = ask(made, req, PATHS[:1])
+    first = compute_extend_logprob_start_len(
+        logprob_start_len=prefill.logprob_start_len, prefix_len=0, extend_len=10, full_untruncated_fill_len=10
+    )
+    assert first == 10

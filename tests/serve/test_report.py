@@ -64,8 +64,18 @@ def test_a_segmented_request_reports_what_was_done_and_is_counted() -> None:
     assert (report["mode"], report["policy"], report["segments"]) == ("segmented", "boundary:1", 2)
     assert (report["relocated_tokens"], report["repaired_tokens"]) == (10, 2)
     assert report["cached_tokens"] == 8 - 5, "a segment that was computed for it was not in the cache"
+    assert report["computed_tokens"] == 17 and report["computed_rows"] == 8, "segments are not the request's own work"
     assert report["flops"] == 8 * 1000 and report["dense_flops"] == 20 * 1000
     assert report["kv_bytes"] == 22 * 10 + 5 * 100
+
+
+def test_an_exact_request_has_its_operations_counted_too() -> None:
+    listener, _ = reports()
+    req = request(RequestState())
+    listener.request_ended(req)
+    (report, _) = req.customized_info[KEY]
+    assert (report["mode"], report["flops"], report["dense_flops"]) == ("exact", 12 * 1000, 20 * 1000)
+    assert report["computed_rows"] == report["computed_tokens"] == 12
 
 
 def test_isolated_prefills_are_counted_apart() -> None:
@@ -87,4 +97,5 @@ def test_without_segmented_mode_nothing_is_counted_and_exact_requests_report() -
     req = request(RequestState())
     listener.request_ended(req)
     listener.slots_changed()
-    assert req.customized_info[KEY][0]["mode"] == "exact" and not counts.requests and counts.updates == 1
+    report = req.customized_info[KEY][0]
+    assert report["mode"] == "exact" and "flops" not in report and not counts.requests and counts.updates == 1

@@ -78,6 +78,32 @@ def make_requests(rng: random.Random, count: int, most: int, longest: int, limit
     return [make_request(rng, documents, POLICIES[i % len(POLICIES)], most, limit) for i in range(count)]
 
 
+def make_choosing_requests(rng: random.Random, count: int, longest: int, limit: int) -> list[SegmentedRequest]:
+    """Random requests under `question`, with one of a few leads or without, up to nine documents, text between some of them, and text behind them."""
+    documents = [document for document in make_documents(rng, 8, longest) if document]
+    leads = [[], noise(rng, 3), noise(rng, 40), text(rng)[:60]]
+    found = []
+    for number in range(count):
+        prompt = list(rng.choice(leads))
+        offsets: list[int] = []
+        for document in rng.sample(documents, rng.randint(2, 9)):
+            if len(prompt) + len(document) <= limit:
+                offsets += [len(prompt), len(prompt) + len(document)]
+                prompt = prompt + document
+                prompt = prompt + (noise(rng, 5) if rng.random() < 0.2 else [])
+        found.append(
+            SegmentedRequest(prompt + noise(rng, rng.choice((1, 8, 60))), offsets, f"question:{number % 3 + 1}")
+        )
+    return found
+
+
+def kept(request: SegmentedRequest, report: dict[str, Any]) -> list[int]:
+    """The prompt that is left according to the report."""
+    pairs = list(zip(request.offsets[::2], request.offsets[1::2], strict=True))
+    gone = {at for i, pair in enumerate(pairs) if i not in report["chosen_segments"] for at in range(*pair)}
+    return [token for at, token in enumerate(request.prompt) if at not in gone]
+
+
 def ask_segmented(server: Server, request: SegmentedRequest, length: int) -> tuple[Answer, dict[str, Any]]:
     """The answer and `meta_info.redknot`."""
     sampling = {"custom_params": request.params}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.serving
 PROFILE = (
     "--data tasks --lengths 512 --n 1 --seed 100000 --target-kv 0.45 --at 4096 --windows 128 --methods mass,ablation"
 )
-CERTIFY = "--tasks lookup,tracking --lengths 512 -n 10"
+CERTIFY = "--tasks lookup,tracking --lengths 512 -n 10 --controls bm25:1,none"
 
 
 def test_profile_certify_serve(tmp_path: Path) -> None:
@@ -34,6 +34,12 @@ def test_profile_certify_serve(tmp_path: Path) -> None:
     done = harness.run_redknot("certify", str(harness.MODEL), f"--head-map={path}", *CERTIFY.split(), timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     certificate = read_certificate(certificate_path(path))
+    assert set(certificate.verdicts) == {"exact"}
+    one, nothing = (certificate.document["controls"][name]["cells"][0] for name in ("bm25:1", "no-documents"))
+    exact = certificate.document["policies"]["exact"]["cells"][0]
+    assert one["n"] == 10 and nothing["policy"]["right"] < one["policy"]["right"] <= exact["policy"]["right"]
+    for what in ("rows", "flops"):
+        assert 0 < nothing["computed"][what] < one["computed"][what] < exact["computed"][what] <= 1
 
     with harness.launch(["--redknot", f"--redknot-head-map={path}"], certified=True, forked=False) as server:
         said = server.generate(list(range(400, 520)), 2)["meta_info"]["redknot"]

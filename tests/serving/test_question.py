@@ -19,8 +19,14 @@ from tests.serving import harness
 from tests.serving.answers import Answer, agree, ask
 from tests.serving.conversations import check_no_leak
 from tests.serving.maps import RETRIEVAL, save_retrieval_map
-from tests.serving.prompts import noise, text
-from tests.serving.segmented import SegmentedRequest, ask_all_segmented, ask_segmented, make_documents
+from tests.serving.prompts import noise
+from tests.serving.segmented import (
+    SegmentedRequest,
+    ask_all_segmented,
+    ask_segmented,
+    kept,
+    make_choosing_requests,
+)
 from tests.serving.shared import SharedServers
 
 pytestmark = pytest.mark.serving
@@ -35,32 +41,6 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Flags of a server of the shipped map with retrieval heads."""
     file = save_retrieval_map(tmp_path_factory.mktemp("map"))
     return ("--redknot", f"--redknot-head-map={file}", "--redknot-segment-length=300", "--redknot-uncertified")
-
-
-def requests_of(rng: random.Random, count: int, longest: int, limit: int) -> list[SegmentedRequest]:
-    """Random requests with one of a few leads or without, up to nine documents, text between some of them, and text behind them."""
-    documents = [document for document in make_documents(rng, 8, longest) if document]
-    leads = [[], noise(rng, 3), noise(rng, 40), text(rng)[:60]]
-    found = []
-    for number in range(count):
-        prompt = list(rng.choice(leads))
-        offsets: list[int] = []
-        for document in rng.sample(documents, rng.randint(2, 9)):
-            if len(prompt) + len(document) <= limit:
-                offsets += [len(prompt), len(prompt) + len(document)]
-                prompt = prompt + document
-                prompt = prompt + (noise(rng, 5) if rng.random() < 0.2 else [])
-        found.append(
-            SegmentedRequest(prompt + noise(rng, rng.choice((1, 8, 60))), offsets, f"question:{number % 3 + 1}")
-        )
-    return found
-
-
-def kept(request: SegmentedRequest, report: dict[str, Any]) -> list[int]:
-    """The prompt that is left according to the report."""
-    pairs = list(zip(request.offsets[::2], request.offsets[1::2], strict=True))
-    gone = {at for i, pair in enumerate(pairs) if i not in report["chosen_segments"] for at in range(*pair)}
-    return [token for at, token in enumerate(request.prompt) if at not in gone]
 
 
 def chosen_by_definition(model: ProfiledModel, attend: Attend, request: SegmentedRequest) -> tuple[set[int], float]:
@@ -81,7 +61,7 @@ def test_equals_the_definition(servers: SharedServers, flags: tuple[str, ...], f
     local = [(layer, head) for layer in range(head_map.num_layers) for head in head_map.local_heads(layer)]
     model, _, _ = load_model(harness.MODEL, "cpu", "float32", "auto", 4096)
     attend = under_map(local, head_map.window, head_map.sink)
-    requests = requests_of(random.Random("definition"), 60 if full else 12, longest=300, limit=1500)
+    requests = make_choosing_requests(random.Random("definition"), 60 if full else 12, longest=300, limit=1500)
     server = servers.get(*flags, "--chunked-prefill-size=128")
     decided = 0
     for request, (answer, report) in zip(requests, ask_all_segmented(server, requests, ANSWER, at_once=4), strict=True):
@@ -102,7 +82,7 @@ def test_equals_the_definition(servers: SharedServers, flags: tuple[str, ...], f
 @pytest.mark.parametrize("chunk", [128, 2048])
 def test_a_hit_never_changes_an_answer(servers: SharedServers, flags: tuple[str, ...], chunk: int, full: bool) -> None:
     rng = random.Random(f"question {chunk}")
-    requests = requests_of(rng, 200 if full else 8, longest=1500, limit=7000 if full else 3500)
+    requests = make_choosing_requests(rng, 200 if full else 8, longest=1500, limit=7000 if full else 3500)
     server = servers.get(*flags, f"--chunked-prefill-size={chunk}")
     cold = []
     for request in requests:

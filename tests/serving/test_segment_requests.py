@@ -102,7 +102,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "input logprobs": (
         {"redknot_segments": [0, 50]},
         {"return_logprob": True, "logprob_start_len": 0},
-        "leave logprob_start_len out",
+        "the first position that is allowed is 50,",
     ),
 }
 
