@@ -17,7 +17,8 @@ file without `target.loss` is of a tool that knew "answers" only.
                   "num_q_heads": Q, "head_dim", "config_sha256": of config.json as bytes, "load_format": "auto"|"dummy",
                   "dtype", "device": "cpu"|"cuda"}
     data          {"source": "tasks"|"jsonl"|"text"|"random", "name": of the file or the tasks, "sha256": of token ids, answer
-                  places and segments, with own answers in place of given ones under "own", "examples": n, "with_answers": given ones, "with_documents": n,
+                  places and segments, with own answers in place of given ones under "own", "examples": n,
+                  "with_answers": given ones, "with_documents": n,
                   "tokens": {"smallest", "mean", "largest"}, "lengths": [..], "seeds": [first, last]}
                   seeds: of generated data, last included, the same for every task and length; [] for a JSONL. Validation
                   must use other seeds; name: of tasks a comma-separated list
