@@ -63,8 +63,9 @@ def find(args: argparse.Namespace, model: ProfiledModel, tokenizer: Any) -> tupl
             "harm": {name: {str(w): m for w, m in e.harm.items()} for name, e in evidence.items()},
         }
         if target == args.targets[0]:
-            both = [controls(study, evidence, candidate, args.seed, at) for candidate in maps[target]]
-            maps["random"], maps["reverse"] = (list(kind) for kind in zip(*both, strict=True))
+            like = [candidate for candidate in maps[target] if candidate.budget in args.controls]
+            both = [controls(study, evidence, candidate, args.seed, at) for candidate in like]
+            maps["random"], maps["reverse"] = ([pair[i] for pair in both] for i in range(2))
     first, *others = args.targets
     return [c for kind in (first, "random", *others, "reverse") for c in maps[kind]], shown, at
 
@@ -188,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="F.json", help="the result")
     parser.add_argument("--maps", type=Path, metavar="DIR", help="write the maps there")
     parser.add_argument("--budgets", type=_shares, default=BUDGETS, help="shares of KV bytes (%(default)s)")
+    parser.add_argument(
+        "--controls", type=_shares, default="0.25,0.5,0.75", help="budgets that get controls as well (%(default)s)"
+    )
     parser.add_argument("--targets", type=_names(TARGETS), default="own,answers", help="(%(default)s)")
     parser.add_argument("--methods", type=_names(METHODS), default="ablation,greedy", help="(%(default)s)")
     parser.add_argument("--windows", type=_windows, default="256", help="tokens (%(default)s)")
