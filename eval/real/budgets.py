@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redknot_sglang.heads import HeadMap
@@ -26,6 +26,7 @@ class Candidate:
     kv: the share that it keeps.
     method: that ranked its heads; of a control its kind.
     loss: on the calibration data under the target that chose it, None for a control.
+    tried: loss of the map of each method and window, by `method window`, of which the least is `loss`.
     """
 
     name: str
@@ -34,11 +35,13 @@ class Candidate:
     method: str
     loss: float | None
     head_map: HeadMap
+    tried: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file; the map's classes as in a map's file."""
         return {
             "name": self.name, "budget": self.budget, "kv": self.kv, "method": self.method, "loss": self.loss,
+            "tried": dict(self.tried),
             "global": sum(map(sum, self.head_map.is_global)), "window": self.head_map.window, "sink": self.head_map.sink,
             "layers": self.head_map.to_dict()["layers"],
         }  # fmt: skip
@@ -72,9 +75,10 @@ def best(study: Study, evidence: Mapping[str, Evidence], budget: float, at: int)
             order = ranking(of_method.harm[window])
             found.append((study.loss(order[size:], window)[0], name, window, size))
     loss, name, window, size = min(found)
-    return _candidate(
-        study, f"{study.objective.name} {budget:g}", budget, name, loss, evidence[name].harm[window], window, size, at
-    )
+    tried = {f"{method} {window}": loss for loss, method, window, _ in found}
+    harm = evidence[name].harm[window]
+    label = f"{study.objective.name} {budget:g}"
+    return replace(_candidate(study, label, budget, name, loss, harm, window, size, at), tried=tried)
 
 
 def controls(study: Study, evidence: Mapping[str, Evidence], like: Candidate, seed: int, at: int) -> list[Candidate]:

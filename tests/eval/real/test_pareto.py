@@ -57,6 +57,7 @@ def test_maps_and_controls_are_asked(files: list[str], tmp_path: Path, capsys: p
     assert found["results"]["dense"]["right"] == "11111" and found["results"]["dense"]["same"] == "11111"
     for one in found["maps"]:
         assert one["kv"] == kv_share(one["global"], 24, 32, 4, found["at"]) <= one["budget"]
+        assert one["loss"] == min(one["tried"].values(), default=None)
         saved = load_head_map(tmp_path / "maps" / f"{one['name'].replace(' ', '_')}.json")
         assert saved.to_dict()["layers"] == one["layers"]
     mean = {name: sum(result["divergence"]) / 5 for name, result in found["results"].items()}
