@@ -13,6 +13,8 @@ from redknot_sglang.errors import CliError
 from redknot_sglang.heads.summary import one_line, retrieval_heads
 from redknot_sglang.profile.options import Options
 
+LOSSES = {"own": "divergence from dense attention's own answers", "answers": "loss"}
+
 
 def add_parser(subparsers: Any) -> None:
     """Register `profile` on what `ArgumentParser.add_subparsers` returned."""
@@ -27,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
         "model", metavar="MODEL", type=Path, help="folder of the model: config.json, weights, tokenizer"
     )
     parser.add_argument(
-        "--data", required=True, metavar="D", help="`tasks` (generated), `random` (ids), or a JSONL of prompts"
+        "--data", required=True, metavar="D", help="`tasks` (generated), `random` (ids), a JSONL of prompts, or a .txt"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="F", help="the head map to write")
     parser.add_argument("--report", type=Path, metavar="F", help="write an HTML page of it as well")
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {files[0]}: {one_line(found.head_map)}")
     print(f"ranked by {point['method']}: {record['reason']}")
     print(
-        f"KV bytes at {found.target.at} tokens: {100 * point['kv']:.1f} % of stock's; loss {point['loss']:.5f}, "
+        f"KV bytes at {found.target.at} tokens: {100 * point['kv']:.1f} % of stock's; {LOSSES[options.target]} {point['loss']:.5f}, "
         f"dense {dense['loss']:.5f}"
     )
     if found.head_map.retrieval:
@@ -77,7 +79,7 @@ def _options(args: argparse.Namespace) -> Options:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise CliError(f"--methods: unknown {unknown[0]!r}; use some of {', '.join(METHODS)}")
-    for option in ("n", "rows", "points", "gate_steps", "gate_tokens", "chunk"):
+    for option in ("n", "rows", "points", "gate_steps", "gate_tokens", "chunk", "own_tokens"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
             raise CliError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
     if args.sink < 0 or args.seed < 0 or args.retrieval < 0:

@@ -8,24 +8,45 @@ from pathlib import Path
 
 METHODS = ("mass", "distortion", "gates", "ablation", "greedy")
 REUSE = ("none", "output", "loss")
+TARGETS = ("own", "answers")
 CURVE = "64,128,256,512,1024,2048,4096,8192"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add all options but model, data and output to the parser."""
-    target = parser.add_argument_group("target, one of")
+    target = parser.add_argument_group("target; one of --target-kv and --max-loss")
     target.add_argument("--target-kv", type=float, metavar="R", help="at most this share of stock's KV bytes, as 0.25")
     target.add_argument(
         "--max-loss", type=float, metavar="X", help="at most X nats per token more loss than stock, as 0.01"
     )
     target.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="own",
+        help="what a loss is: divergence from dense attention over what it says itself, or the loss on the answers in the "
+        "data (%(default)s)",
+    )
+    target.add_argument(
+        "--own-tokens",
+        type=int,
+        default=32,
+        metavar="N",
+        help="tokens that dense attention says to a prompt at most, under --target own (%(default)s)",
+    )
+    target.add_argument(
         "--at", type=int, metavar="N", help="tokens of the prefix whose bytes count (default: the longest example's)"
     )
 
-    data = parser.add_argument_group("generated data")
+    data = parser.add_argument_group("generated data and text")
     data.add_argument("--tasks", metavar="NAME,...", help="tasks (default: all)")
-    data.add_argument("--lengths", default="1024", metavar="N,...", help="tokens of a prompt (%(default)s)")
-    data.add_argument("--n", type=int, default=4, metavar="N", help="examples of each task and length (%(default)s)")
+    data.add_argument("--lengths", default="1024", metavar="N,...", help="tokens of a prompt or piece (%(default)s)")
+    data.add_argument(
+        "--n",
+        type=int,
+        default=4,
+        metavar="N",
+        help="examples of each task and length, or pieces of each length (%(default)s)",
+    )
     data.add_argument("--seed", type=int, default=1000, help="seed of the first example (%(default)s)")
     data.add_argument("--task-dir", type=Path, metavar="DIR", help="task package; default: the checkout's eval/tasks")
 

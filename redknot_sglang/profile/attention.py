@@ -12,7 +12,6 @@ share them, except those near a block of rows in `windowed`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,26 +36,53 @@ def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Causal attention over the whole context, [Q, n, D]."""
     # The end of the rows is the end of the keys. A fused kernel knows this bias and makes no mask of it.
     bias = causal_lower_right(q.shape[1], k.shape[1])
-    return _attend(grouped(q, len(k)), k, v, bias, scale).flatten(0, 1)
+    queries = grouped(q, len(k))
+    keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+    with sdpa_kernel(KERNELS):
+        out: Tensor = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+    return out.flatten(0, 1)
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, sink: int) -> Tensor:
     """Attention of local heads, [Q, n, D]: a row at p sees the positions in (p - window, p] and below `sink`.
 
-    Rows are computed in blocks, so that the keys of a block are not many more than those of one row.
+    Rows are computed in blocks, so that the keys of a block are not many more than those of one row; all whole blocks in
+    one call, since a call for each would cost more than its work.
     """
     n, begin = q.shape[1], k.shape[1] - q.shape[1]
     block = max(WINDOW_BLOCK, window)
+    whole = n // block * block
     queries = grouped(q, len(k))
     parts = []
-    for first in range(0, n, block):
-        rows = torch.arange(begin + first, begin + min(n, first + block), device=q.device)
-        at = _near(rows, window, sink)
-        # Finite: a kernel that goes over keys in blocks makes NaN of a row whose first block is all -inf.
-        mask = torch.zeros(len(rows), len(at), dtype=q.dtype, device=q.device)
-        mask.masked_fill_(~_visible(rows, at, window, sink), torch.finfo(q.dtype).min / 2)
-        parts.append(_attend(queries[:, :, first : first + block], k[:, at], v[:, at], mask, scale))
+    for start, stop, size in ((0, whole, block), (whole, n, n - whole)):
+        if start < stop:
+            firsts = torch.arange(begin + start, begin + stop, size, device=q.device)
+            parts.append(_blocks(queries[:, :, start:stop], k, v, scale, firsts, window, sink))
     return torch.cat(parts, 2).flatten(0, 1)
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, firsts: Tensor, window: int, sink: int) -> Tensor:
+    """[H, G, R, D] of q [H, G, R, D], whose rows are blocks of equal length that begin at the positions `firsts`."""
+    size = q.shape[2] // len(firsts)
+    ends = k.shape[1]
+    rows = firsts[:, None] + torch.arange(size, device=q.device)
+    # From the first row's window to the last row; positions below 0 are masked. Then the sink, as far as it lies before that.
+    near = firsts[:, None] + torch.arange(1 - min(window, ends), size, device=q.device)
+    sinks = torch.arange(min(sink, ends), device=q.device).expand(len(firsts), -1)
+    at, row = torch.cat([sinks, near], 1)[:, None], rows[:, :, None]
+    seen = (at >= 0) & (at <= row) & ((at > row - window) | (at < sink))
+    seen[..., : sinks.shape[1]] &= (sinks < near[:, :1])[:, None]
+    # Finite: a kernel that goes over keys in blocks makes NaN of a row whose first block is all -inf.
+    mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
+    mask.masked_fill_(~seen, torch.finfo(q.dtype).min / 2)
+    # With a mask and strides of 0, torch 2.11's memory-efficient kernel gets the last of 64 i + 1 rows wrong.
+    heads = q.flatten(0, 1).unflatten(1, (len(firsts), size)).transpose(0, 1)
+    near_k, near_v = (
+        x[:, at[:, 0].clamp(min=0)].transpose(0, 1).repeat_interleave(q.shape[1], 1).contiguous() for x in (k, v)
+    )
+    with sdpa_kernel(KERNELS):
+        out = scaled_dot_product_attention(heads, near_k, near_v, attn_mask=mask[:, None], scale=scale)
+    return out.transpose(0, 1).flatten(1, 2).unflatten(0, q.shape[:2])
 
 
 def rows_attend(
@@ -135,16 +161,6 @@ def mass_outside(q: Tensor, k: Tensor, rows: Tensor, scale: float, windows: Sequ
     return (outside / total).flatten(1, 2)
 
 
-def _attend(queries: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> Tensor:
-    """[H, G, R, D] of queries of that shape and k, v [H, K, D]."""
-    keys, values = (x[:, None].expand(-1, queries.shape[1], -1, -1) for x in (k, v))
-    if type(mask) is Tensor:
-        # With a mask and strides of 0, torch 2.11's memory-efficient kernel gets the last of 64 i + 1 rows wrong.
-        keys, values = keys.contiguous(), values.contiguous()
-    with sdpa_kernel(KERNELS):
-        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-
-
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """float32 [H, G, R, K] of queries [H, G, R, D] and keys [H, K, D]."""
     # One product per KV head over the rows of all its query heads: broadcasting would repeat the keys.
@@ -169,16 +185,3 @@ def _add_keys(state: State | None, scores: Tensor, v: Tensor) -> State:
     shrink, new = (peak - highest).exp(), (scores - highest).exp_()
     summed = (new.flatten(1, 2) @ v).unflatten(1, shape[1:])
     return total * shrink + summed, weight * shrink + new.sum(-1, keepdim=True), highest
-
-
-def _near(rows: Tensor, window: int, sink: int) -> Tensor:
-    """Positions that any of the ascending `rows` sees through sink or window, ascending."""
-    low = max(0, int(rows[0]) - window + 1)
-    every = torch.arange(int(rows[-1]) + 1, device=rows.device)
-    return torch.cat([every[: min(low, sink)], every[low:]])
-
-
-def _visible(rows: Tensor, at: Tensor, window: int, sink: int) -> Tensor:
-    """bool [R, K]: whether a local head sees position `at` from the row."""
-    row = rows[:, None]
-    return (at <= row) & ((at > row - window) | (at < sink))

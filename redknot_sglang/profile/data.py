@@ -40,10 +40,10 @@ class Example:
 class Data:
     """Examples, and where they come from.
 
-    source: `tasks`, `jsonl` or `random`.
+    source: `tasks`, `jsonl`, `text` or `random`.
     name: of the tasks or of the file.
     examples: at least one.
-    lengths: tokens that generated prompts were made for.
+    lengths: tokens that generated prompts were made for, or of pieces of a text.
     seeds: first and last seed of generated data; empty for a file.
     """
 
@@ -127,6 +127,35 @@ def read_jsonl(path: Path, tokenizer: Any) -> Data:
         except ProfileError as error:
             raise DataError(f"{line.where}: {error}") from None
     return Data("jsonl", path.name, tuple(examples))
+
+
+def read_text_file(path: Path, lengths: Sequence[int], count: int, tokenizer: Any) -> Data:
+    """Pieces of a plain text, whose tokens are their own continuation.
+
+    path: the file, UTF-8.
+    lengths: tokens of pieces.
+    count: pieces of each length, spread evenly over the text; they overlap where it is short.
+    tokenizer: the model's; tokens that it puts before a text stand before each piece and count for its length.
+    Raises DataError if the file cannot be read or is shorter than a piece.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    before = list(tokenizer("", add_special_tokens=True)["input_ids"])
+    examples = []
+    for length in lengths:
+        size = length - len(before)
+        if not 1 < size <= len(ids):
+            raise DataError(
+                f"{path} has {len(ids)} tokens, which make no piece of {length}: give smaller --lengths or more text"
+            )
+        starts = [(len(ids) - size) * number // max(1, count - 1) for number in range(count)]
+        examples += [Example((*before, *ids[start : start + size]), 1) for start in starts]
+    return Data("text", path.name, tuple(examples), tuple(lengths))
 
 
 def task_data(tasks: Any, names: Sequence[str], lengths: Sequence[int], count: int, seed: int, tokenizer: Any) -> Data:

@@ -9,7 +9,6 @@ run that differs from another one only from layer l on need not repeat the layer
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from redknot_sglang.errors import ProfileError
@@ -163,27 +161,6 @@ class ProfiledModel:
         heads = weight.float().unflatten(1, (self.kv_heads, -1)).transpose(0, 1)  # [H, d, Q / H * D]
         rows = attended.unflatten(0, (self.kv_heads, -1)).transpose(1, 2).flatten(2)  # [H, R, Q / H * D]
         return (rows @ heads.transpose(1, 2)).square().sum((1, 2), dtype=torch.float64)
-
-    def loss(self, x: Tensor, ids: Sequence[int], first: int) -> tuple[float, bool]:
-        """Mean loss in nats of the tokens from `first` on, and whether each of them is the most likely one.
-
-        x: [T, d], hidden states after the last layer.
-        ids: the prompt's T tokens.
-        first: 1 to T - 1.
-        Raises ProfileError if the loss is infinite or no number.
-        """
-        targets = torch.tensor(ids[first:], device=self.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        right = torch.ones((), dtype=torch.bool, device=self.device)
-        for begin in range(0, len(targets), LOGIT_ROWS):
-            some = targets[begin : begin + LOGIT_ROWS]
-            logits = self.logits(x[first - 1 + begin : first - 1 + begin + len(some)])
-            total += cross_entropy(logits, some, reduction="sum")
-            right &= (logits.argmax(-1) == some).all()
-        mean = float(total) / len(targets)
-        if not math.isfinite(mean):
-            raise ProfileError(f"the loss of a prompt of {len(ids)} tokens is {mean}: try --dtype bfloat16 or float32")
-        return mean, bool(right)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits, float32 [R, vocabulary], of hidden states [R, d] after the last layer."""

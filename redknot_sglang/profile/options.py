@@ -12,15 +12,17 @@ class Options:
     """The options of one profile; docs/calibrate.md says what each is for.
 
     model: the model's folder.
-    data: `tasks`, `random`, or the path of a JSONL file of prompts.
+    data: `tasks`, `random`, or the path of a JSONL file of prompts or of a .txt file.
     out: the head map to write.
     target_kv: share of stock's KV bytes that the map may keep, or None.
     max_loss: nats per token that the map may lose, or None; one of these two is given.
+    target: what a loss is, one of `objective.TARGETS`.
+    own_tokens: tokens that dense attention says to a prompt at most, under the target `own`.
     at: tokens of the prefix whose bytes count, or None for the longest example's.
     tasks: names of tasks separated by commas, or None for all.
     task_dir: folder of the task package, or None for the checkout's.
-    lengths: tokens of generated prompts, ascending.
-    n: examples of each task and length.
+    lengths: tokens of generated prompts or of pieces of a text, ascending.
+    n: examples of each task and length, or pieces of a text of each length.
     seed: seed of the first of them; the others follow.
     methods: names of methods to measure.
     reuse: one of `reuse.LEVELS`.
@@ -46,6 +48,8 @@ class Options:
     out: Path
     target_kv: float | None
     max_loss: float | None
+    target: str
+    own_tokens: int
     at: int | None
     tasks: str | None
     task_dir: Path | None

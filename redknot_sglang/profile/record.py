@@ -3,8 +3,11 @@
 
 The file is named after the head map: `map.json` has `map.profile.json` (and `map.pareto.json`, `map.pareto.png`). It is
 one JSON object. L layers, H KV heads and Q query heads per layer; "matrix" means a list of L lists of H numbers. Windows
-are keys and therefore strings ("128"). No value is NaN or infinite. Losses are nats per predicted token, over answer
-tokens where the data have answers, else over all tokens of an example; an example counts once, whatever its length.
+are keys and therefore strings ("128"). No value is NaN or infinite. Losses are nats per token; an example counts once,
+whatever its length. Under the target "own" a loss is KL(dense || map), the divergence of the map's distribution over the
+whole vocabulary from that of dense attention, at the tokens that dense attention said to the prompt, or at those of the second
+half of a plain text. Under "answers" it is the loss on answer tokens where the data have answers, else on all tokens. A
+file without `target.loss` is of a tool that knew "answers" only.
 
     format        "redknot-profile"
     version       1
@@ -13,15 +16,19 @@ tokens where the data have answers, else over all tokens of an example; an examp
     model         {"name": last part of the path, "architecture", "model_type", "num_layers": L, "num_kv_heads": H,
                   "num_q_heads": Q, "head_dim", "config_sha256": of config.json as bytes, "load_format": "auto"|"dummy",
                   "dtype", "device": "cpu"|"cuda"}
-    data          {"source": "tasks"|"jsonl"|"random", "name": of the file or the tasks, "sha256": of token ids, answer
-                  places and segments, "examples": n, "with_answers": n, "with_documents": n,
+    data          {"source": "tasks"|"jsonl"|"text"|"random", "name": of the file or the tasks, "sha256": of token ids, answer
+                  places and segments, with own answers in place of given ones under "own", "examples": n,
+                  "with_answers": given ones, "with_documents": n,
                   "tokens": {"smallest", "mean", "largest"}, "lengths": [..], "seeds": [first, last]}
                   seeds: of generated data, last included, the same for every task and length; [] for a JSONL. Validation
                   must use other seeds; name: of tasks a comma-separated list
     settings      {"sink": S, "windows": [W..] candidates, "curve": [W..] of the methods that give whole curves, "rows":
-                  rows looked at per example by mass and distortion, "chunk", "methods": [..], and each method's own}
-    target        {"kv": share or null, "max_loss": nats or null, "at": tokens}; one of kv, max_loss is null
-    dense         {"loss", "exact": share of examples whose answer is the argmax at every token, null without answers}
+                  rows looked at per example by mass and distortion, "chunk", "methods": [..], "own_tokens": of an own answer
+                  at most, null under "answers", and each method's own}
+    target        {"kv": share or null, "max_loss": nats or null, "at": tokens, "loss": "own"|"answers"}; one of kv,
+                  max_loss is null
+    dense         {"loss", "exact": share of examples whose answer is the argmax at every token, null without answers; under
+                  "own": at whose every token the map's argmax is that of dense attention}. Under "own" 0 and 1 for dense
     methods       {NAME: evidence}, NAME one of mass, distortion, gates, ablation, greedy:
                     "harm"     {WINDOW: matrix}: how much the head needs the whole context; higher is more. Comparable
                                within one method and window only

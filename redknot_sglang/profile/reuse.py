@@ -56,7 +56,8 @@ def _measure(study: Study, example: Example, with_loss: bool) -> tuple[list[list
     change = torch.zeros(model.layers, model.kv_heads, dtype=torch.float64, device=model.device)
     size = torch.zeros(model.layers, 1, dtype=torch.float64, device=model.device)
     losses = []
-    before = model.loss(model.run(x.clone(), tables, dense), example.ids, example.first)[0] if with_loss else 0.0
+    loss = study.objective.loss
+    before = loss(model, model.run(x.clone(), tables, dense), example)[0] if with_loss else 0.0
     for layer in range(model.layers):
         isolated = []
         for a, b in example.segments:
@@ -67,7 +68,7 @@ def _measure(study: Study, example: Example, with_loss: bool) -> tuple[list[list
                 y = x.clone()
                 model.run_layer(layer, y, tables, _one_head(isolated, outside, head))
                 model.run(y, tables, dense, first=layer + 1)
-                losses.append(model.loss(y, example.ids, example.first)[0] - before)
+                losses.append(loss(model, y, example)[0] - before)
         model.run_layer(layer, x, tables, _compare(study, isolated, rows, change, size))
     return (change / size.clamp(min=1e-300)).sqrt().tolist(), losses
 

@@ -25,6 +25,7 @@ from redknot_sglang.heads.provenance import provenance
 from redknot_sglang.profile.chart import draw_pareto
 from redknot_sglang.profile.methods import METHODS
 from redknot_sglang.profile.methods.controls import random_harm, reversed_harm
+from redknot_sglang.profile.objective import OWN
 from redknot_sglang.profile.record import FORMAT, VERSION, Matrix, beside, save_record
 from redknot_sglang.profile.retrieval import retrieval_heads
 from redknot_sglang.profile.reuse import reuse_sensitivity
@@ -53,6 +54,7 @@ class Plan:
     model: the `model` of a profile, see `record.py`.
     retrieval: how many retrieval heads the map is to have; 0 if nobody is to look for them.
     info: what the map records of the model.
+    own_tokens: tokens of the model's own answers at most, for the record.
     """
 
     target: Target
@@ -62,6 +64,7 @@ class Plan:
     model: dict[str, Any]
     info: ModelInfo
     retrieval: int = 0
+    own_tokens: int = 0
 
 
 def allowed(study: Study, target: Target) -> dict[int, int]:
@@ -122,7 +125,7 @@ def profile(study: Study, plan: Plan) -> tuple[HeadMap, dict[str, Any], bytes]:
         "model": plan.model,
         "data": study.data.describe(),
         "settings": _settings(study, plan),
-        "target": {"kv": plan.target.kv, "max_loss": plan.target.max_loss, "at": plan.target.at},
+        "target": _target(study, plan),
         "dense": {"loss": dense, "exact": points[0].exact},
         "methods": methods,
         "reuse": reuse,
@@ -210,7 +213,7 @@ def _final(best: Point, plan: Plan, study: Study, dense: float) -> HeadMap:
     record = provenance(
         "profile",
         ranked_by=best.method,
-        target={"kv": plan.target.kv, "max_loss": plan.target.max_loss, "at": plan.target.at},
+        target=_target(study, plan),
         kv=best.kv,
         loss=best.loss,
         dense_loss=dense,
@@ -223,6 +226,11 @@ def _final(best: Point, plan: Plan, study: Study, dense: float) -> HeadMap:
     )
     found = best.head_map
     return HeadMap(found.num_layers, found.num_kv_heads, found.is_global, found.window, found.sink, plan.info, record)
+
+
+def _target(study: Study, plan: Plan) -> dict[str, Any]:
+    kept = {"kv": plan.target.kv, "max_loss": plan.target.max_loss, "at": plan.target.at}
+    return {**kept, "loss": study.objective.name}
 
 
 def _as_json(evidence: Evidence, seconds: float) -> dict[str, Any]:
@@ -239,7 +247,7 @@ def _settings(study: Study, plan: Plan) -> dict[str, Any]:
     names = ("sink", "windows", "curve", "rows", "seed", "gate_steps", "gate_l1", "gate_rate", "gate_tokens")
     found: dict[str, Any] = {name: getattr(study, name) for name in names}
     found |= {"chunk": study.model.chunk, "methods": plan.methods, "reuse": plan.reuse, "points": plan.points}
-    found["retrieval"] = plan.retrieval
+    found |= {"retrieval": plan.retrieval, "own_tokens": plan.own_tokens if study.objective.name == OWN else None}
     return {name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
             for name, value in found.items()}  # fmt: skip
 

@@ -17,9 +17,11 @@ from redknot_sglang import __version__
 from redknot_sglang.errors import ProfileError
 from redknot_sglang.heads.head_map import HeadMap
 from redknot_sglang.measure.tasks import choose_tasks, load_tasks
-from redknot_sglang.profile.data import Data, random_data, read_jsonl, task_data
+from redknot_sglang.profile.data import Data, random_data, read_jsonl, read_text_file, task_data
 from redknot_sglang.profile.model import ProfiledModel, load_model
+from redknot_sglang.profile.objective import OWN, make_objective
 from redknot_sglang.profile.options import Options
+from redknot_sglang.profile.own import own_study
 from redknot_sglang.profile.run import Plan, allowed, profile, write
 from redknot_sglang.profile.select import Target
 from redknot_sglang.profile.study import Study
@@ -57,9 +59,11 @@ def profile_model(options: Options) -> Outcome:
     chunk = options.chunk or (512 if device == "cpu" else 4096)
     model, shape, config_sha256 = load_model(options.model, device, options.dtype, options.load_format, chunk)
     data = _data(options, model.model.config.vocab_size)
-    longest = max(len(example.ids) for example in data.examples)
-    target = Target(longest if options.at is None else options.at, options.target_kv, options.max_loss)
     study = _study(options, model, data, config_sha256)
+    if options.target == OWN:
+        study = own_study(study, options.own_tokens)
+    longest = max(len(example.ids) for example in study.data.examples)
+    target = Target(longest if options.at is None else options.at, options.target_kv, options.max_loss)
     fewest = min(allowed(study, target).values())
     study = study.with_goal(len(study.heads) - fewest)
     described = {
@@ -75,7 +79,16 @@ def profile_model(options: Options) -> Outcome:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.split(":")[0],
     }
-    plan = Plan(target, options.methods, options.reuse, options.points, described, shape.info, options.retrieval)
+    plan = Plan(
+        target,
+        options.methods,
+        options.reuse,
+        options.points,
+        described,
+        shape.info,
+        options.retrieval,
+        options.own_tokens,
+    )
     head_map, record, picture = profile(study, plan)
     return Outcome(head_map, record, target, list(write(options.out, head_map, record, picture)))
 
@@ -86,7 +99,17 @@ def _study(options: Options, model: ProfiledModel, data: Data, config: str) -> S
         path.unlink(missing_ok=True)
     # What a measurement depends on beside its own settings. The chunk is among it because it changes rounding.
     versions = [__version__, torch.__version__, transformers.__version__]
-    base = [*versions, config, _weights(options), str(model.dtype), str(model.device.type), model.chunk, data.sha256]
+    base: list[object] = [
+        *versions,
+        config,
+        _weights(options),
+        str(model.dtype),
+        str(model.device.type),
+        model.chunk,
+        data.sha256,
+    ]
+    if options.target == OWN:
+        base += [OWN, options.own_tokens]
     return Study(
         model=model,
         data=data,
@@ -101,6 +124,7 @@ def _study(options: Options, model: ProfiledModel, data: Data, config: str) -> S
         gate_l1=options.gate_l1,
         gate_rate=options.gate_rate,
         gate_tokens=options.gate_tokens,
+        objective=make_objective(options.target),
     )
 
 
@@ -132,6 +156,8 @@ def _data(options: Options, vocabulary: int) -> Data:
         tasks = load_tasks(options.task_dir)
         names = choose_tasks(tasks, options.tasks)
         return task_data(tasks, names, options.lengths, options.n, options.seed, tokenizer)
+    if Path(options.data).suffix == ".txt":
+        return read_text_file(Path(options.data), options.lengths, options.n, tokenizer)
     return read_jsonl(Path(options.data), tokenizer)
 
 

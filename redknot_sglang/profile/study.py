@@ -16,6 +16,7 @@ from tqdm import tqdm
 from redknot_sglang.profile.attention import full, grouped, windowed
 from redknot_sglang.profile.data import Data, Example
 from redknot_sglang.profile.model import Attend, ProfiledModel, Rows
+from redknot_sglang.profile.objective import GivenAnswers, Objective
 from redknot_sglang.profile.record import Matrix
 from redknot_sglang.work_file import WorkFile
 
@@ -57,6 +58,7 @@ class Study:
     gate_l1: weight of the mean gate in its loss.
     gate_rate: its learning rate.
     gate_tokens: tokens of the longest example that it takes.
+    objective: what a map is judged by; a "loss" is its number.
     """
 
     model: ProfiledModel
@@ -72,6 +74,7 @@ class Study:
     gate_l1: float = 0.05
     gate_rate: float = 0.02
     gate_tokens: int = 16384
+    objective: Objective = field(default_factory=GivenAnswers)
 
     @property
     def heads(self) -> list[Head]:
@@ -101,7 +104,9 @@ class Study:
         yield from tqdm(items, desc=label, total=total, file=sys.stderr, **options)
 
     def loss(self, local: Iterable[Head], window: int) -> tuple[float, float | None]:
-        """Mean loss in nats per token under a map, and the share of examples answered exactly, None without answers.
+        """Mean loss in nats per token under a map, and the share of examples answered exactly, None if none can be.
+
+        Under `own` exactly means: as dense attention does, token for token.
 
         local: the local heads.
         window: in tokens.
@@ -111,12 +116,16 @@ class Study:
 
         def measure(_: int, example: Example) -> tuple[float, bool]:
             x, tables = self.model.embed(example.ids)
-            return self.model.loss(self.model.run(x, tables, attend), example.ids, example.first)
+            return self.objective.loss(self.model, self.model.run(x, tables, attend), example)
 
         # All maps without local heads are one, whatever the window.
         what = ["loss", heads, window if heads else 0, self.sink if heads else 0]
         found = self.each(f"map with {len(self.heads) - len(heads)} global heads, window {window}", measure, what)
-        exact = [right for (_, right), example in zip(found, self.data.examples, strict=True) if example.has_answer]
+        exact = [
+            right
+            for (_, right), example in zip(found, self.data.examples, strict=True)
+            if self.objective.counts(example)
+        ]
         return sum(loss for loss, _ in found) / len(found), sum(exact) / len(exact) if exact else None
 
     def rises(self, label: str, base: Iterable[Head], candidates: Iterable[Head], window: int) -> dict[Head, float]:
@@ -137,7 +146,7 @@ class Study:
             for layer in range(self.model.layers):
                 for head in (head for head in wanted if head[0] == layer):
                     y = self.model.run(x.clone(), tables, under_map([*fixed, head], window, self.sink), first=layer)
-                    losses.append(self.model.loss(y, example.ids, example.first)[0])
+                    losses.append(self.objective.loss(self.model, y, example)[0])
                 self.model.run_layer(layer, x, tables, below)
             return losses
 

@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 # Methods whose evidence at all windows is one curve.
 CURVES = {"mass": "Attention mass outside sink + window", "distortion": "Output distortion"}
 _LENGTHS = (4096, 32768, 131072)
+_LOSSES = {"own": "divergence from dense attention's own answers", "answers": "the loss on given answers"}
 
 
 def classes(head_map: HeadMap | None) -> str:
@@ -163,6 +164,8 @@ def origin(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
         facts |= {
             "calibrated on": f"{data['examples']} examples of {data['name']}, at most {data['tokens']['largest']} tokens",
             "methods": ", ".join(profile["methods"]),
+            # Profiles of older releases do not say.
+            "a loss is": _LOSSES[profile["target"].get("loss", "answers")],
             "profile made by": profile["tool"],
         }
     if certificate is not None:

@@ -15,6 +15,7 @@ from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.profile import start
 from redknot_sglang.profile.methods import METHODS
+from redknot_sglang.profile.objective import TARGETS
 from redknot_sglang.profile.record import load_record
 from redknot_sglang.profile.reuse import LEVELS
 
@@ -62,14 +63,17 @@ def test_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert again["points"] == record["points"] and load_head_map(out) == head_map
 
 
-def test_prompts_of_the_user(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "exact"), [((), 1.0), (("--target", "answers"), None)])
+def test_prompts_of_the_user(target: tuple[str, ...], exact: float | None, tmp_path: Path) -> None:
     data = tmp_path / "prompts.jsonl"
     text = "Report kram:\nblue dog runs\n" * 6
     data.write_text(json.dumps({"prompt": text + "Question:\n", "documents": [text]}) + "\n")
     out = tmp_path / "map.json"
-    assert run(out, "--data", data, "--methods", "distortion", "--max-loss", 5, *QUICK[:-2]) == 0
+    assert run(out, "--data", data, "--methods", "distortion", "--max-loss", 5, *QUICK[:-2], *target) == 0
     record = load_record(tmp_path / "map.profile.json")
-    assert record["data"]["name"] == "prompts.jsonl" and record["dense"]["exact"] is None
+    assert record["data"]["name"] == "prompts.jsonl" and record["dense"]["exact"] == exact
+    assert record["target"]["loss"] == ("answers" if target else "own")
+    assert record["settings"]["own_tokens"] == (None if target else 32)
     assert record["target"]["at"] == record["data"]["tokens"]["largest"]
     assert record["reuse"]["output"][0] == [0.0] * 4
 
@@ -87,6 +91,7 @@ def test_dummy_weights_at_a_shape(tmp_path: Path) -> None:
 def test_names_are_those_of_the_package() -> None:
     """The command line knows them without importing torch."""
     assert tuple(METHODS) == profile_options.METHODS and LEVELS == profile_options.REUSE
+    assert TARGETS == profile_options.TARGETS
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,7 @@ def test_names_are_those_of_the_package() -> None:
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "64,x"], "--windows must be numbers separated by commas"),
         (["--data", "tasks", "--target-kv", 0.5, "--windows", "0"], "--windows must be at least 1, got 0"),
         (["--data", "tasks", "--target-kv", 0.5, "--n", 0], "--n must be at least 1, got 0"),
+        (["--data", "tasks", "--target-kv", 0.5, "--own-tokens", 0], "--own-tokens must be at least 1, got 0"),
         (["--data", "tasks", "--target-kv", 0.5, "--sink", -1], "--sink, --seed and --retrieval must be at least 0"),
         (
             ["--data", "absent.jsonl", "--target-kv", 0.5],
@@ -121,6 +127,21 @@ def test_bad_options(options: list[object], message: str, tmp_path: Path, capsys
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("redknot profile: error: ") and message in said
     assert not (tmp_path / "map.json").exists()
+
+
+def test_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "notes.txt"
+    data.write_text("Report kram:\nblue dog runs\n" * 60)
+    out = tmp_path / "map.json"
+    words = ["--data", data, "--lengths", 150, "--n", 2, "--methods", "mass", "--target-kv", 1, *QUICK]
+    assert run(out, *words) == 0
+    record = load_record(tmp_path / "map.profile.json")
+    assert (record["data"]["source"], record["data"]["examples"], record["data"]["lengths"]) == ("text", 2, [150])
+    assert record["dense"] == {"loss": 0.0, "exact": 1.0}
+    assert "divergence from dense attention's own answers 0.00000, dense 0.00000" in capsys.readouterr().out
+    # What was measured under one target is no measurement under the other.
+    assert run(out, *words, "--target", "answers") == 0
+    assert load_record(tmp_path / "map.profile.json")["dense"]["loss"] > 0.01
 
 
 def test_bad_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from eval.train.model import EmbeddedModel, ModelConfig, read_out, rope_table
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.profile.data import Data, Example, task_data
 from redknot_sglang.profile.model import ProfiledModel, dense, load_model
+from redknot_sglang.profile.objective import GivenAnswers
 from redknot_sglang.profile.study import Study, under_map
 from redknot_sglang.work_file import WorkFile
 
@@ -42,7 +43,7 @@ def test_logits_equal_those_of_the_training_code(profiled: ProfiledModel) -> Non
     x, tables = profiled.embed(ids)
     found = profiled.logits(profiled.run(x, tables, dense))
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-    assert profiled.loss(x, ids, prompt)[1]
+    assert GivenAnswers().loss(profiled, x, Example(tuple(ids), prompt, True))[1]
 
 
 def test_logits_under_the_head_map_equal_those_of_the_definition(profiled: ProfiledModel) -> None:

@@ -71,7 +71,7 @@ def test_controls_of_the_same_size_lose(whole: tuple[HeadMap, dict[str, Any], by
 def test_a_loss_finds_the_fewest_bytes() -> None:
     head_map, record, _ = profile(study(), plan(Target(170, max_loss=0.01), ("ablation",)))
     assert classes(head_map) == GLOBAL
-    assert record["target"] == {"kv": None, "max_loss": 0.01, "at": 170}
+    assert record["target"] == {"kv": None, "max_loss": 0.01, "at": 170, "loss": "answers"}
 
 
 def test_where_no_loss_is_allowed_all_heads_may_stay_global() -> None:

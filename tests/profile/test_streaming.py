@@ -128,7 +128,7 @@ def test_logits_equal_those_of_transformers(kind: str) -> None:
     x, tables = study.model.embed(example.ids)
     found = study.model.logits(study.model.run(x, tables, dense))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    loss, _ = study.model.loss(x, example.ids, 1)
+    loss, _ = study.objective.loss(study.model, x, example)
     reference = torch.nn.functional.cross_entropy(expected[:-1], torch.tensor(example.ids[1:]))
     assert loss == pytest.approx(float(reference), abs=1e-4)
 
@@ -151,4 +151,4 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
     study = small_study("llama", prompt(20), 8)
     x, _ = study.model.embed(range(20))
     with pytest.raises(ProfileError, match="the loss of a prompt of 20 tokens is nan: try --dtype bfloat16 or float32"):
-        study.model.loss(x * torch.nan, list(range(20)), 1)
+        study.objective.loss(study.model, x * torch.nan, prompt(20))

@@ -56,6 +56,13 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert "url(" not in page and "@import" not in page
 
 
+def test_the_page_says_what_a_loss_is() -> None:
+    profile = make_profile(MAP)
+    assert "<dt>a loss is</dt><dd>the loss on given answers</dd>" in render(profile, MAP, None)
+    profile["target"]["loss"] = "own"
+    assert "own answers</dd>" in render(profile, MAP, None)
+
+
 def test_figures_are_those_of_the_files() -> None:
     certificate = seal(make_certificate(MAP))
     page = render(make_profile(MAP), MAP, certificate)

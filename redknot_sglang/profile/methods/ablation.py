@@ -8,7 +8,10 @@ for the other. `greedy` looks at heads together.
 
 from __future__ import annotations
 
+from redknot_sglang.profile.objective import ANSWERS, OWN
 from redknot_sglang.profile.study import Evidence, Study
+
+_UNITS = {OWN: "divergence from dense attention's own answers", ANSWERS: "rise of the loss"}
 
 
 def ablation(study: Study) -> Evidence:
@@ -21,7 +24,7 @@ def ablation(study: Study) -> Evidence:
         harm[window] = study.matrix([rises[head] - before for head in study.heads])
     return Evidence(
         harm,
-        "rise of the loss, nats per token, with the head windowed",
+        f"{_UNITS[study.objective.name]}, nats per token, with the head windowed",
         "single-head ablation, arXiv 1905.10650, with a window in place of removal",
         {"loss": losses},
     )

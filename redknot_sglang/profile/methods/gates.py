@@ -6,6 +6,9 @@ the gates are frozen, gates start at 1, and the loss is the squared difference o
 model's, at the answer's tokens, plus an L1 term that pushes every gate down. Here the difference is relative to the
 full model's norm, so that the weight of the L1 term, over the mean gate, means the same for every model. All heads are
 judged at once, under each other's changes; what is compared is the hidden state, not the answer.
+
+Under the target `own` the loss is that target's, KL(dense || gated), in place of the squared difference: gates then are
+found by what maps are judged by. At most `LOGIT_ROWS` rows of an example, evenly spaced, are compared.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from redknot_sglang.errors import ProfileError
 from redknot_sglang.profile.attention import full, grouped, windowed
 from redknot_sglang.profile.data import Example
-from redknot_sglang.profile.model import dense
-from redknot_sglang.profile.study import Evidence, Study
+from redknot_sglang.profile.model import LOGIT_ROWS, dense
+from redknot_sglang.profile.objective import OWN, divergence, predicting
+from redknot_sglang.profile.study import Evidence, Study, sample_rows
 
 
 def gates(study: Study) -> Evidence:
@@ -61,12 +65,11 @@ def _optimise(study: Study, examples: list[Example], window: int) -> dict[str, A
         turn = turn or torch.randperm(len(examples), generator=order).tolist()
         number = turn.pop()
         example = examples[number]
-        rows = slice(example.first - 1, len(example.ids) - 1)
         if number not in wanted:
             x, tables = model.embed(example.ids)
-            wanted[number] = _last(study, model.run(x, tables, dense)[rows])
-        change = _last(study, gated(study, example, alpha, window)[rows]) - wanted[number]
-        loss = change.square().sum() / wanted[number].square().sum()
+            wanted[number] = _compared(study, model.run(x, tables, dense), example).clone()
+        found = _compared(study, gated(study, example, alpha, window), example)
+        loss = _distance(study, wanted[number], found)
         optimizer.zero_grad()
         (loss + study.gate_l1 * alpha.mean()).backward()
         optimizer.step()
@@ -99,7 +102,19 @@ def gated(study: Study, example: Example, alpha: Tensor, window: int) -> Tensor:
     return x
 
 
-def _last(study: Study, x: Tensor) -> Tensor:
-    """What the output layer reads of rows [R, d], float32."""
-    out: Tensor = study.model.parts.norm(x).float()
-    return out
+def _compared(study: Study, x: Tensor, example: Example) -> Tensor:
+    """Of hidden states [T, d] those that are compared, [R, d]."""
+    rows = predicting(x, example)
+    if study.objective.name == OWN:
+        rows = rows[sample_rows(len(rows), LOGIT_ROWS).to(rows.device)]
+    return rows
+
+
+def _distance(study: Study, wanted: Tensor, found: Tensor) -> Tensor:
+    """The loss of hidden states [R, d] after the last layer."""
+    model = study.model
+    if study.objective.name == OWN:
+        return divergence(model.logits(wanted), model.logits(found)).mean()
+    before, after = (model.parts.norm(rows).float() for rows in (wanted, found))
+    distance: Tensor = (after - before).square().sum() / before.square().sum()
+    return distance
