@@ -43,9 +43,8 @@ def find(name: str) -> Any:
     """What SGLang calls `name`. Raises AttributeError if the table does not have it, or SGLang does not."""
     module = _modules().get(name)
     if module is None:
-        raise AttributeError(
-            f"{name} is not in seams/{version_folder()}/surface.py, the table of what we use of SGLang"
-        )
+        # Python itself asks for `__path__` at every import of a name, requests included, so no file may be read here.
+        raise AttributeError(f"{name} is not in surface.py, the table in seams/ of what we use of the installed SGLang")
     return getattr(import_module(f"sglang.srt.{module}"), name)
 
 

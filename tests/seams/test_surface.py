@@ -97,8 +97,25 @@ def test_a_name_is_found_where_the_table_has_it() -> None:
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
     assert sglang.RadixKey is RadixKey
-    with pytest.raises(AttributeError, match="Wheel is not in seams/v0_5_17/surface.py"):
+    with pytest.raises(AttributeError, match="Wheel is not in surface.py"):
         sglang.Wheel  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_an_import_while_serving_reads_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that serve requests import names late, and the installed version is a file of some 10 KB."""
+
+    def taken() -> object:
+        from redknot_sglang.seams.sglang import RadixKey
+
+        return RadixKey
+
+    first = taken()
+
+    def read(name: str) -> str:
+        raise AssertionError(f"the metadata of {name} were read")
+
+    monkeypatch.setattr("redknot_sglang.versions.version", read)
+    assert taken() is first
 
 
 def test_arguments_that_are_refused_are_in_the_table() -> None:
