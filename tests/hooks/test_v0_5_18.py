@@ -12,7 +12,10 @@ import pytest
 
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.hooks.v0_5_17.refusals import refuse_unsupported
 from redknot_sglang.hooks.v0_5_18 import SEAMS, namespace, scheduler
+from redknot_sglang.hooks.v0_5_18.refusals import ARGUMENTS
 from redknot_sglang.plan.identity import salted
 from tests.radix.simulation import Simulation
 
@@ -90,3 +93,8 @@ def test_a_salt_is_part_of_the_one_namespace_that_our_paths_have(extra_key: str 
     assert queued(True, extra_key, "salt") == (salted(extra_key, "salt"), None)
     assert queued(True, extra_key, None) == (extra_key, None)
     assert queued(False, extra_key, "salt") == (extra_key, "salt")
+
+
+def test_weights_that_come_after_what_is_derived_from_them_are_refused() -> None:
+    with pytest.raises(RedKnotError, match="--startup-weight-load-mode overlap cannot be used with --redknot yet"):
+        refuse_unsupported(SimpleNamespace(startup_weight_load_mode="overlap"), None, ARGUMENTS)
