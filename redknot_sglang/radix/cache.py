@@ -89,7 +89,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         earlier request had the same tokens up to there, so a tail there is worth keeping.
         """
         # Newer SGLang names the request also where it looks for the path that it has just inserted for it.
-        req = None if self._scope.now.inserted else params.req
+        req: Any = None if self._scope.now.inserted else params.req
         state = None if req is None else state_of(req)
         meant = {} if state is None else {"plan": state.plan, "whole": state.whole}
         with self._scope.within(**meant):

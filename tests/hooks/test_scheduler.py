@@ -37,7 +37,7 @@ class Decoding:
         free = ScheduleBatch.maybe_evict_swa
         hook = HOOKS.get("maybe_evict_swa")
         if hook is None:
-            free(self)  # type: ignore[arg-type]
+            free(self)
         else:
             hook(free, self)
 

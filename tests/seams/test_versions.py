@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.seams import Seam, changed_seams
-from redknot_sglang.seams.surface import changed
+from redknot_sglang.seams.surface import Surface, changed
 from redknot_sglang.versions import SUPPORTED_SGLANG, folder_of
 from tests.seams import usage
 
@@ -43,11 +43,11 @@ def test_arguments_that_are_refused_are_in_the_version_s_table(folder: str) -> N
     assert len(refused) >= 21
 
 
-BEFORE = {"one": {"kept": "(a)", "other": None, "lost": None}, "two": {"lost": "()"}}
+BEFORE: Surface = {"one": {"kept": "(a)", "other": None, "lost": None}, "two": {"lost": "()"}}
 
 
 def test_a_table_is_made_by_what_is_different() -> None:
-    rows = {"one": {"other": "(b)", "new": None}, "three": {"new": "()"}}
+    rows: Surface = {"one": {"other": "(b)", "new": None}, "three": {"new": "()"}}
     table = changed(BEFORE, rows, gone=[("one", "lost"), ("two", "lost")])
     assert table == {"one": {"kept": "(a)", "other": "(b)", "new": None}, "three": {"new": "()"}}
     assert BEFORE["one"] == {"kept": "(a)", "other": None, "lost": None}, "the version before stays as it is"

@@ -25,7 +25,7 @@ def test_a_client_cannot_name_the_namespace_of_isolated_segments(key: str | None
     for ours in (namespace_of(key, whole=True), salted(key, "salt")):
         for name in ("extra_key", "cache_salt"):
             with pytest.raises(RedKnotError, match=f"{name} must not contain"):
-                check_unresolved(request(**{name: ours}))
+                check_unresolved(request(None, **{name: ours}))
 
 
 @pytest.mark.parametrize("params", [None, {}, {"mine": 1, 2: 3}, {"redknot_mode": "exact"}])

@@ -97,7 +97,8 @@ def test_a_salt_keeps_documents_apart(server: harness.Server, policy: str) -> No
         answer = client.completions.create(
             model="default", prompt=prompt, max_tokens=4, temperature=0, extra_body=given
         )
-        return int(answer.usage.prompt_tokens_details.cached_tokens)
+        details: Any = answer.usage and answer.usage.prompt_tokens_details
+        return int(details.cached_tokens)
 
     documents = sum(len(tokenizer().encode(part, add_special_tokens=False)) for part in (first, second))
     for salt in (None, "a", "b"):
