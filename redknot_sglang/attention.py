@@ -34,6 +34,10 @@ class RedKnotAttention(AttentionBackend):
     their place in the model's order.
     """
 
+    # Newer SGLang tunes MoE kernels by a forward of made-up prompts; as under its own FlashInfer backend, let them be no more than
+    # there may be requests.
+    extend_dummy_seqs_capped_by_req_pool = True
+
     def __init__(self, runner: Any) -> None:
         """runner: SGLang's ModelRunner, whose KV pool is already made. Raises TypeError if that is not ours."""
         super().__init__()

@@ -7,7 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from redknot_sglang.errors import SeamError
 
-SUPPORTED_SGLANG = ("0.5.17",)
+# The oldest first.
+SUPPORTED_SGLANG = ("0.5.17", "0.5.18")
+# The one of `requirements.txt`, with which everything is tested, on GPUs as well.
+PINNED_SGLANG = "0.5.17"
 
 
 def sglang_version() -> str | None:
@@ -24,16 +27,26 @@ def check_version() -> None:
     if found not in SUPPORTED_SGLANG:
         supported = ", ".join(SUPPORTED_SGLANG)
         raise SeamError(
-            f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={SUPPORTED_SGLANG[-1]}"
+            f"redknot-sglang supports SGLang {supported}, found {found}; pip install sglang=={PINNED_SGLANG}"
         )
 
 
-def version_folder() -> str:
-    """Name of the folders with what is made for the installed SGLang, such as `v0_5_17`.
+def folder_of(version: str) -> str:
+    """Name of the folders with what is made for a known version: `v0_5_17` for 0.5.17."""
+    return "v" + version.replace(".", "_")
 
-    For a version that is not known it is the newest one's: without `--redknot` such an SGLang goes on as it is, and with it
-    `check_version` refuses to start.
+
+def version_folders() -> tuple[str, ...]:
+    """Names of the folders that the installed SGLang is served from: of all versions up to it, each building on the one before.
+
+    For a version that is not known they are those of the newest one: without `--redknot` such an SGLang goes on as it is, and
+    with it `check_version` refuses to start.
     """
     found = sglang_version()
-    known = found if found in SUPPORTED_SGLANG else SUPPORTED_SGLANG[-1]
-    return "v" + known.replace(".", "_")
+    last = SUPPORTED_SGLANG.index(found) if found in SUPPORTED_SGLANG else len(SUPPORTED_SGLANG) - 1
+    return tuple(folder_of(known) for known in SUPPORTED_SGLANG[: last + 1])
+
+
+def version_folder() -> str:
+    """The last of them, which is the door: what it says holds."""
+    return version_folders()[-1]

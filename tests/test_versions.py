@@ -12,12 +12,25 @@ import pytest
 from redknot_sglang import versions
 from redknot_sglang.errors import SeamError
 
-PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+ROOT = Path(__file__).resolve().parent.parent
+# Files of pins by the SGLang that is in them.
+PINS = {
+    version: "requirements.txt" if version == versions.PINNED_SGLANG else f"requirements-{version}.txt"
+    for version in versions.SUPPORTED_SGLANG
+}
 
 
-def test_the_package_asks_for_the_newest_version_that_it_knows() -> None:
-    pinned = re.search(r'"sglang==([\d.]+)"', PROJECT.read_text())
-    assert pinned is not None and pinned[1] == versions.SUPPORTED_SGLANG[-1]
+def test_the_package_asks_for_the_versions_that_it_knows() -> None:
+    asked = re.search(r'"sglang>=([\d.]+),<=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert asked is not None and asked.groups() == (versions.SUPPORTED_SGLANG[0], versions.SUPPORTED_SGLANG[-1])
+
+
+@pytest.mark.parametrize("version", versions.SUPPORTED_SGLANG)
+def test_every_version_has_its_pins(version: str) -> None:
+    lines = (ROOT / PINS[version]).read_text().splitlines()
+    assert f"sglang=={version}" in lines
+    # No address of an index, and nothing without a version.
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines if not line.startswith("#"))
 
 
 def test_the_installed_one_is_known() -> None:
@@ -27,7 +40,8 @@ def test_the_installed_one_is_known() -> None:
 
 def test_other_versions_and_none_at_all_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: "0.4.0")
-    with pytest.raises(SeamError, match=r"supports SGLang 0\.5\.17, found 0\.4\.0; pip install sglang==0\.5\.17"):
+    message = r"supports SGLang 0\.5\.17, 0\.5\.18, found 0\.4\.0; pip install sglang==0\.5\.17"
+    with pytest.raises(SeamError, match=message):
         versions.check_version()
 
     def absent(name: str) -> str:
@@ -39,19 +53,25 @@ def test_other_versions_and_none_at_all_are_refused_with_what_to_install(monkeyp
         versions.check_version()
 
 
-@pytest.mark.parametrize(("installed", "folder"), [("0.5.17", "v0_5_17"), ("0.4.0", "v0_5_17"), (None, "v0_5_17")])
-def test_what_is_made_for_a_version_lies_in_its_folder(
-    installed: str | None, folder: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("installed", "folders"),
+    [
+        ("0.5.17", ("v0_5_17",)),
+        ("0.5.18", ("v0_5_17", "v0_5_18")),
+        ("0.4.0", ("v0_5_17", "v0_5_18")),
+        (None, ("v0_5_17", "v0_5_18")),
+    ],
+)
+def test_a_version_is_served_from_its_folder_and_those_of_versions_before(
+    installed: str | None, folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "sglang_version", lambda: installed)
-    assert versions.version_folder() == folder
-    package = Path(versions.__file__).parent
-    for room in ("seams", "hooks"):
-        assert (package / room / folder / "__init__.py").is_file()
+    assert versions.version_folders() == folders and versions.version_folder() == folders[-1]
 
 
 def test_every_known_version_has_its_folders() -> None:
-    folders = {"v" + known.replace(".", "_") for known in versions.SUPPORTED_SGLANG}
+    folders = {versions.folder_of(known) for known in versions.SUPPORTED_SGLANG}
     package = Path(versions.__file__).parent
     for room in ("seams", "hooks"):
         assert {path.name for path in (package / room).glob("v*")} == folders
+        assert all((package / room / folder / "__init__.py").is_file() for folder in folders)

@@ -7,8 +7,10 @@ from typing import Any
 
 from redknot_sglang.plan.plan import Path
 
+# Begins what we add to a namespace; clients may not use it.
+MARK = "\0redknot"
 # Namespace, beside the request's own, of segments of which local heads keep all rows.
-WHOLE = "\0redknot whole"
+WHOLE = f"{MARK} whole"
 # Namespace and tokens of a path.
 Identity = tuple[str | None, bytes]
 
@@ -16,6 +18,11 @@ Identity = tuple[str | None, bytes]
 def namespace_of(extra_key: str | None, whole: bool) -> str | None:
     """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
     return (extra_key or "") + WHOLE if whole else extra_key
+
+
+def salted(extra_key: str | None, salt: str | None) -> str | None:
+    """One namespace of the two that newer SGLang has, which no other pair has. Without a salt it is `extra_key` itself."""
+    return f"{MARK} salt {len(salt)} {salt}{extra_key or ''}" if salt else extra_key
 
 
 def identity_of(req: Any, path: Path) -> Identity:

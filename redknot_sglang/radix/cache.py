@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -45,7 +46,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         params.component_registry_override = {ComponentType.SWA: LocalHeads}
         super().__init__(params)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
-        self.local_window, self.decode_window, self._budget_window = _windows(self)
+        self.local_window, self.decode_window, self._reported = _windows(self)
         self.listeners: Sequence[Listener] = ()
         self._scope = self.local_heads.scope
         self._next_check = 0.0
@@ -58,7 +59,16 @@ class HeadClassRadixCache(UnifiedRadixCache):
     @property
     def sliding_window_size(self) -> int:
         """Local slots that one running sequence can hold: the scheduler reads this where it budgets the local pool."""
-        return self._budget_window
+        return self._reported
+
+    @contextmanager
+    def reporting_what_a_row_sees(self) -> Iterator[None]:
+        """Within this block `sliding_window_size` is the window of a row, for decisions that are no budgets."""
+        reported, self._reported = self._reported, self.local_window
+        try:
+            yield
+        finally:
+            self._reported = reported
 
     def sanity_check(self) -> None:
         """Check the whole tree, but not each time that SGLang asks, which is whenever it is idle.
@@ -78,7 +88,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         If more of its tokens are in the tree, but without the tail that reuse needs, the `branch` of its state gets how many: an
         earlier request had the same tokens up to there, so a tail there is worth keeping.
         """
-        req = params.req
+        # Newer SGLang names the request also where it looks for the path that it has just inserted for it.
+        req: Any = None if self._scope.now.inserted else params.req
         state = None if req is None else state_of(req)
         meant = {} if state is None else {"plan": state.plan, "whole": state.whole}
         with self._scope.within(**meant):
@@ -133,7 +144,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         span = window + len(req.get_fill_ids()) - req.cache_protected_len if chunked else window
         span = ALL if state.whole else span
         over_dead = chunked and bool(state.dead)
-        with self._scope.within(plan=state.plan, span=span, own_path=chunked, over_dead=over_dead):
+        with self._scope.within(plan=state.plan, span=span, own_path=chunked, over_dead=over_dead, inserted=True):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
         self._slots_changed()
@@ -184,6 +195,15 @@ class HeadClassChunkCache(SWAChunkCache):
         self._head_map = pool.head_map
         self.listeners: Sequence[Listener] = ()
         self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
+
+    @contextmanager
+    def reporting_what_a_row_sees(self) -> Iterator[None]:
+        """As the tree's."""
+        reported, self.sliding_window_size = self.sliding_window_size, self.local_window
+        try:
+            yield
+        finally:
+            self.sliding_window_size = reported
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Finds nothing; notes on the request how many first tokens keep their local slots."""

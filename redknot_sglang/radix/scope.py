@@ -22,6 +22,7 @@ class Meaning:
     span: positions that locks reach back; None for one window.
     own_path: who locks is the request that computes the path, so that its chunk boundaries stay transient.
     over_dead: locks go on over tombstones, since most of a relocated segment has no local slots.
+    inserted: a match is for a path that its request has computed, and tells nothing about the request.
     """
 
     plan: Plan | None = None
@@ -29,6 +30,7 @@ class Meaning:
     span: int | None = None
     own_path: bool = False
     over_dead: bool = False
+    inserted: bool = False
 
 
 class Scope:

@@ -3,7 +3,8 @@
 
 - `sglang.py`: SGLang's classes and functions, for all rooms that need one;
 - `Seam`: a hook on one SGLang function. What the hooks do is in `hooks/`, for they call rooms on all floors;
-- a folder for each version of SGLang that we know, which says where what we use lies and what it takes.
+- a folder for each version of SGLang that we know, which says where what we use lies and what it takes. The oldest one's
+  holds all of that, every other one's what is different from the version before.
 
 A seam looks for the RedKnot configuration on the server arguments and, if there is none, does nothing. SGLang only logs
 a hook that failed to apply, so `verify()` checks them all, and everything else that we use, and stops the server.
@@ -36,6 +37,21 @@ class Seam:
     def path(self) -> str:
         """The function's whole path, by which SGLang's hook registry knows it."""
         return f"sglang.srt.{self.target}"
+
+
+def changed_seams(before: Sequence[Seam], seams: Sequence[Seam], gone: Sequence[str] = ()) -> tuple[Seam, ...]:
+    """The seams of a version of SGLang, by what is different from those of the version before.
+
+    before: those seams. seams: new ones, and others for functions that one of `before` hooks, whose place they take.
+    gone: targets of seams that are no longer there.
+    Raises ValueError if `before` has no seam for one of them.
+    """
+    unknown = set(gone) - {seam.target for seam in before}
+    if unknown:
+        raise ValueError(f"there is no seam for {', '.join(sorted(unknown))} to leave out")
+    new = {seam.target: seam for seam in seams}
+    kept = [new.pop(seam.target, seam) for seam in before if seam.target not in gone]
+    return (*kept, *new.values())
 
 
 _installed: tuple[Seam, ...] = ()

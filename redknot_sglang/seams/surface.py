@@ -12,11 +12,11 @@ import dis
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from redknot_sglang.versions import version_folder
 
@@ -24,7 +24,27 @@ from redknot_sglang.versions import version_folder
 Surface = Mapping[str, Mapping[str, str | None]]
 # By module, then by class: names, with blanks between them.
 Fields = Mapping[str, Mapping[str, str]]
+Row = TypeVar("Row", str, str | None)
 _KINDS: Mapping[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+def changed(
+    before: Mapping[str, Mapping[str, Row]],
+    rows: Mapping[str, Mapping[str, Row]],
+    gone: Collection[tuple[str, str]] = (),
+) -> dict[str, dict[str, Row]]:
+    """The table of a version, by what is different from the table of the version before.
+
+    before: that table.
+    rows: rows that are new or have changed.
+    gone: module and name of rows that are no longer there. Raises KeyError if the table before has not got one of them.
+    """
+    table = {module: dict(names) for module, names in before.items()}
+    for module, name in gone:
+        del table[module][name]
+    for module, names in rows.items():
+        table.setdefault(module, {}).update(names)
+    return {module: names for module, names in table.items() if names}
 
 
 def surface() -> Surface:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from redknot_sglang.certificate.check import refusal
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.plan.identity import WHOLE
+from redknot_sglang.plan.identity import MARK
 from redknot_sglang.plan.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, make_plan, resolve, split_at
 
 
@@ -98,10 +98,15 @@ def custom_params_of(obj: Any, preferred: Mapping[str, Any] | None) -> Any:
     return {**(preferred or {}), **(obj.sampling_params or {})}.get("custom_params")
 
 
-def check_namespace(extra_key: Any) -> None:
-    """Raises RedKnotError if a client's `extra_key`, its namespace in the prefix cache, is one that we use for segments."""
-    if isinstance(extra_key, str) and WHOLE in extra_key:
-        raise RedKnotError(f"extra_key must not contain {WHOLE!r}, which marks cached segments: choose another one")
+def check_namespace(name: str, value: Any) -> None:
+    """Raises RedKnotError if a client's namespace in the prefix cache might be one of ours, such as that of segments.
+
+    name: of the field that names it. value: what the client gave, or None.
+    """
+    if isinstance(value, str) and MARK in value:
+        raise RedKnotError(
+            f"{name} must not contain {MARK!r}, which marks namespaces of RedKnot's own: choose another one"
+        )
 
 
 def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> None:
@@ -112,7 +117,8 @@ def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> No
     preferred: the value of `--preferred-sampling-params`, or None.
     Raises RedKnotError.
     """
-    check_namespace(getattr(obj, "extra_key", None))
+    for name in ("extra_key", "cache_salt"):
+        check_namespace(name, getattr(obj, name, None))
     given = custom_params_of(obj, preferred) or {}
     if not isinstance(given, Mapping):
         raise RedKnotError(f"custom_params must be a JSON object, got {type(given).__name__}")

@@ -108,7 +108,7 @@ def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
     for name in ("extra_key", "repair"):
         if fields[name] is not None and not isinstance(fields[name], str):
             raise RedKnotError(f"{name} must be text, got {type(fields[name]).__name__}")
-    check_namespace(fields["extra_key"])
+    check_namespace("extra_key", fields["extra_key"])
     after_lead = _is_after_lead(config, fields["repair"])
     if after_lead and fields["lead"] is None:
         raise RedKnotError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The diffs of patches/ fit the installed SGLang, and its README accounts for every seam."""
+"""The diffs of patches/ fit the SGLang that they were written for, and its README accounts for every seam."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from redknot_sglang.cpu import install_kernel_stand_in
+from redknot_sglang.versions import SUPPORTED_SGLANG, folder_of
 
 PATCHES = Path(__file__).resolve().parents[2] / "patches"
 FILES = sorted(PATCHES.glob("*.patch"))
@@ -50,11 +51,13 @@ def apply(patches: Sequence[Path], work: Path) -> None:
         py_compile.compile(str(work / name), doraise=True)
 
 
+@pytest.mark.pinned
 def test_all_apply_in_order(tmp_path: Path) -> None:
     assert len(FILES) >= 10
     apply(FILES, tmp_path)
 
 
+@pytest.mark.pinned
 @pytest.mark.parametrize("patch", FILES, ids=lambda patch: patch.stem)
 def test_each_applies_alone(patch: Path, tmp_path: Path) -> None:
     needed = NEEDS.get(patch.name)
@@ -75,19 +78,24 @@ def test_patches_stay_within_sglang() -> None:
         assert all(name.startswith("sglang/srt/") and name.endswith(".py") for name in touched(patch))
 
 
-def table_rows() -> dict[str, list[str]]:
-    """Cells of the README's table by seam, without the backquotes."""
-    rows = [line for line in (PATCHES / "README.md").read_text().splitlines() if line.startswith("| `")]
-    cells = [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
-    return {first: rest for first, *rest in cells}
+def table_rows(version: str) -> dict[str, list[str]]:
+    """Cells of the README's tables by seam, without the backquotes: the first one's, then those of versions up to this one."""
+    rows: dict[str, list[str]] = {}
+    of = SUPPORTED_SGLANG[0]
+    for line in (PATCHES / "README.md").read_text().splitlines():
+        heading = re.match(r"\| Seam on ([\d.]+) ", line)
+        of = heading[1] if heading else of
+        if line.startswith("| `") and SUPPORTED_SGLANG.index(of) <= SUPPORTED_SGLANG.index(version):
+            first, *rest = (cell.strip().replace("`", "") for cell in line.strip("|").split("|"))
+            rows[first] = rest
+    return rows
 
 
-def test_table_names_every_seam_and_how_it_is_hooked() -> None:
-    install_kernel_stand_in()
-    from redknot_sglang.hooks import all_seams
-
-    rows = table_rows()
-    seams = {seam.target: seam for seam in all_seams()}
+@pytest.mark.parametrize("version", SUPPORTED_SGLANG)
+def test_tables_name_every_seam_of_a_version_and_how_it_is_hooked(version: str) -> None:
+    rows = table_rows(version)
+    made = import_module(f"redknot_sglang.hooks.{folder_of(version)}").SEAMS
+    seams = {seam.target: seam for seam in made}
     assert set(rows) == set(seams)
     for target, (why, hook, _) in rows.items():
         assert why
@@ -97,13 +105,13 @@ def test_table_names_every_seam_and_how_it_is_hooked() -> None:
         assert module == "redknot_sglang." + file.removesuffix(".py").replace("/", ".")
 
 
-def test_rows_of_the_table_are_in_the_surface_that_is_checked_at_start() -> None:
-    from redknot_sglang.seams.surface import surface
+@pytest.mark.parametrize("version", SUPPORTED_SGLANG)
+def test_rows_of_the_tables_are_in_the_surface_that_is_checked_at_start(version: str) -> None:
+    surface = import_module(f"redknot_sglang.seams.{folder_of(version)}.surface").SURFACE
+    known = {f"{module}.{name}" for module, names in surface.items() for name in names}
+    assert set(table_rows(version)) <= known
 
-    known = {f"{module}.{name}" for module, names in surface().items() for name in names}
-    assert set(table_rows()) <= known
 
-
-def test_table_names_every_patch() -> None:
-    named = {patch for _, _, patch in table_rows().values()}
+def test_tables_name_every_patch() -> None:
+    named = {patch for _, _, patch in table_rows(SUPPORTED_SGLANG[-1]).values()}
     assert named - {"none yet"} == {patch.name for patch in FILES}

@@ -52,6 +52,7 @@ class SimulatedRequest:
     skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
     redknot: RequestState = field(default_factory=RequestState)
     extra_key: str | None = None
+    cache_salt: str | None = None
     priority: int = 0
     session: Any = None
     finished_reason: Any = None

@@ -92,14 +92,17 @@ def test_finished_prefix_keeps_sinks_and_one_tail(sink: int) -> None:
     assert simulation.tree.swa_evictable_size() == 16 + sink
 
 
-def test_a_branch_is_reusable_from_its_second_visit() -> None:
+@pytest.mark.parametrize("chunk", [1000, 30])
+def test_a_branch_is_reusable_from_its_second_visit(chunk: int) -> None:
+    """Also if the second visitor is computed in chunks, after each of which its path is matched again."""
     simulation = Simulation(2000, 2000, window=16, sink=4)
     shared = list(range(100, 200))
     hits = []
     for number in range(3):
         req = simulation.admit(shared + [number] * 50)
         hits.append(req.cached_tokens)
-        simulation.prefill(req, 1000)
+        while req.computed < len(req.ids):
+            simulation.prefill(req, chunk)
         simulation.finish(req)
     assert hits == [0, 4, 100]
 

@@ -15,7 +15,6 @@ import pytest
 
 from redknot_sglang import seams
 from redknot_sglang.errors import SeamError
-from redknot_sglang.hooks.v0_5_17 import refusals
 from redknot_sglang.seams import sglang
 from redknot_sglang.seams.surface import (
     Fields,
@@ -28,23 +27,18 @@ from redknot_sglang.seams.surface import (
     parameters,
     surface,
 )
+from redknot_sglang.versions import sglang_version, version_folder
 from tests.seams import usage
 
 ROOT = usage.PACKAGE.parent
 TABLE = {(module, name): takes for module, names in surface().items() for name, takes in names.items()}
-VERSION_FOLDER = usage.NAMES.parent
-
-
-def names_of(takes: str) -> set[str]:
-    """Names of the parameters in a row of the table."""
-    return {part.rstrip("=") for part in takes.strip("()").split(", ")}
 
 
 def test_the_table_has_all_that_is_used_and_nothing_else() -> None:
     used = usage.uses()
     missing, idle = sorted(set(used) - set(TABLE)), sorted(set(TABLE) - set(used))
-    assert not missing, f"used, but not in {VERSION_FOLDER.name}/surface.py: {missing}"
-    assert not idle, f"in {VERSION_FOLDER.name}/surface.py, but not used: {idle}"
+    assert not missing, f"used, but not in {version_folder()}/surface.py: {missing}"
+    assert not idle, f"in {version_folder()}/surface.py, but not used: {idle}"
 
 
 def test_the_table_says_what_is_taken_by_all_that_is_called_or_hooked() -> None:
@@ -58,7 +52,7 @@ def test_the_table_says_what_is_taken_by_all_that_is_called_or_hooked() -> None:
             found = parameters(pkgutil.resolve_name(f"sglang.srt.{module}:{name}"))
             assert found == ["*args", "**kwargs"], f"{module}.{name} is called: its row must say ({', '.join(found)})"
         else:
-            assert keywords <= names_of(takes), f"{module}.{name} is called with {keywords}, its row says {takes}"
+            assert keywords <= usage.names_of(takes), f"{module}.{name} is called with {keywords}, its row says {takes}"
 
 
 def test_classes_that_derive_from_sglang_s_are_all_looked_at() -> None:
@@ -78,7 +72,7 @@ def test_the_installed_sglang_has_it() -> None:
 
 def test_only_the_names_of_a_version_import_sglang() -> None:
     found = {path for path, _, _ in usage.sglang_imports()}
-    assert found == {usage.NAMES}
+    assert found == set(usage.NAMES)
 
 
 def test_only_the_border_knows_where_something_lies() -> None:
@@ -88,9 +82,10 @@ def test_only_the_border_knows_where_something_lies() -> None:
 
 
 def test_names_are_asked_for_and_those_asked_for_are_there() -> None:
-    known = [name for _, _, name in usage.sglang_imports()]
-    assert len(known) == len(set(known)), "two names of SGLang's are the same: one of them needs another way"
-    assert {name for _, name in usage.asked()} == set(known)
+    for file in usage.NAMES:
+        known = [name for path, _, name in usage.sglang_imports() if path == file]
+        assert len(known) == len(set(known)), "two names of SGLang's are the same: one of them needs another way"
+    assert {name for _, name in usage.asked()} == set(usage.module_of())
 
 
 def test_a_name_is_found_where_the_table_has_it() -> None:
@@ -116,12 +111,6 @@ def test_an_import_while_serving_reads_no_file(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("redknot_sglang.versions.version", read)
     assert taken() is first
-
-
-def test_arguments_that_are_refused_are_in_the_table() -> None:
-    # One that SGLang has renamed would never be refused again.
-    known = names_of(TABLE["server_args", "ServerArgs.__init__"] or "")
-    assert {name for name, _, _ in refusals._ARGUMENTS} <= known
 
 
 @pytest.mark.parametrize(
@@ -204,7 +193,8 @@ def test_a_start_ends_in_one_line_with_all_that_is_different(monkeypatch: pytest
     monkeypatch.setattr(seams, "surface", lambda: {"environ": {"wheels": None}})
     monkeypatch.setattr(seams, "fields", lambda: {"managers.schedule_batch": {"Req": "axles"}})
     with pytest.raises(
-        SeamError, match=r"^SGLang 0\.5\.17 is not as .*: environ.wheels is missing; managers.+ no field axles. "
+        SeamError,
+        match=rf"^SGLang {re.escape(sglang_version() or '')} is not as .*: environ.wheels is missing; managers.+ no field axles. ",
     ) as found:
         seams.verify()
     assert "\n" not in str(found.value)

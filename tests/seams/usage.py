@@ -20,10 +20,13 @@ from typing import Any
 import redknot_sglang
 from redknot_sglang.hooks import all_seams
 from redknot_sglang.seams.surface import has_field
-from redknot_sglang.versions import version_folder
+from redknot_sglang.versions import SUPPORTED_SGLANG, folder_of, version_folders
 
 PACKAGE = Path(redknot_sglang.__file__).resolve().parent
-NAMES = PACKAGE / "seams" / version_folder() / "names.py"
+# Folders of versions that the installed one is not served from.
+_OTHERS = {folder_of(known) for known in SUPPORTED_SGLANG} - set(version_folders())
+# The oldest first. A version whose names are those of the one before has no such file.
+NAMES = [path for folder in version_folders() if (path := PACKAGE / "seams" / folder / "names.py").is_file()]
 _FROM = "redknot_sglang.seams.sglang"
 # Rooms with classes that derive from SGLang's.
 DERIVING = (
@@ -104,8 +107,13 @@ Use = tuple[tuple[str, str], set[str] | None]
 
 @cache
 def _trees() -> Mapping[Path, ast.Module]:
-    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if "_stub" not in path.parts]
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"_stub", *_OTHERS} & set(path.parts)]
     return {path: ast.parse(path.read_text()) for path in paths}
+
+
+def names_of(takes: str) -> set[str]:
+    """Names of the parameters in a row of the table."""
+    return {part.rstrip("=") for part in takes.strip("()").split(", ")}
 
 
 def sglang_imports() -> Iterator[tuple[Path, str, str]]:
@@ -117,6 +125,14 @@ def sglang_imports() -> Iterator[tuple[Path, str, str]]:
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sglang":
                 module = (node.module or "").removeprefix("sglang.srt.")
                 yield from ((path, module, alias.name) for alias in node.names)
+
+
+def module_of() -> Mapping[str, str]:
+    """Where each name lies in the installed SGLang: as its own `names.py` says, else that of a version before."""
+    modules: dict[str, str] = {}
+    for file in NAMES:
+        modules.update({name: module for path, module, name in sglang_imports() if path == file})
+    return modules
 
 
 def asked() -> Iterator[tuple[Path, str]]:
@@ -150,7 +166,7 @@ def uses() -> Uses:
 
 def _of_names() -> Iterator[Use]:
     """Imported names, what is called, and what is taken of them, such as members of an enumeration."""
-    modules = {name: module for _, module, name in sglang_imports()}
+    modules = module_of()
     for path, name in asked():
         module = modules[name]
         yield (module, name), None
@@ -194,7 +210,7 @@ def _of_classes() -> Iterator[Use]:
 
 def _taken_over() -> dict[tuple[str, type], set[str]]:
     """By module and class of SGLang's that ours derive from: names that our classes define or look up on themselves."""
-    modules = {name: module for _, module, name in sglang_imports()}
+    modules = module_of()
     found: dict[tuple[str, type], set[str]] = {}
     for room in DERIVING:
         for derived in vars(import_module(f"redknot_sglang.{room}")).values():

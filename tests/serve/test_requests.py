@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.plan.identity import namespace_of
+from redknot_sglang.plan.identity import namespace_of, salted
 from redknot_sglang.serve.requests import check_unresolved
 
 
@@ -21,9 +21,11 @@ def request(params: dict[Any, Any] | None = None, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("key", [None, "tenant"])
 def test_a_client_cannot_name_the_namespace_of_isolated_segments(key: str | None) -> None:
-    check_unresolved(request(extra_key=key))
-    with pytest.raises(RedKnotError, match="extra_key must not contain"):
-        check_unresolved(request(extra_key=namespace_of(key, whole=True)))
+    check_unresolved(request(extra_key=key, cache_salt=key))
+    for ours in (namespace_of(key, whole=True), salted(key, "salt")):
+        for name in ("extra_key", "cache_salt"):
+            with pytest.raises(RedKnotError, match=f"{name} must not contain"):
+                check_unresolved(request(None, **{name: ours}))
 
 
 @pytest.mark.parametrize("params", [None, {}, {"mine": 1, 2: 3}, {"redknot_mode": "exact"}])

@@ -84,6 +84,30 @@ def test_openai_chat_needs_nothing_but_text(server: harness.Server) -> None:
     assert documents - 32 <= cached <= swapped.usage.prompt_tokens - 32
 
 
+@pytest.mark.parametrize("policy", ["boundary:16", "blend:0.1"])
+def test_a_salt_keeps_documents_apart(server: harness.Server, policy: str) -> None:
+    """SGLang 0.5.17 makes it a part of `extra_key`; newer ones keep it beside that."""
+    client = OpenAI(base_url=server.url + "/v1", api_key="none")
+    lead, first, second, question = _parts(f"salt {policy}")
+
+    def cached(*documents: str, salt: str | None) -> int:
+        body = {"custom_params": {"redknot_mode": "segmented", "redknot_repair": policy}}
+        given = {**body, "cache_salt": salt} if salt else body
+        prompt = DEFAULT_SEPARATOR.join([lead, *documents, question])
+        answer = client.completions.create(
+            model="default", prompt=prompt, max_tokens=4, temperature=0, extra_body=given
+        )
+        details: Any = answer.usage and answer.usage.prompt_tokens_details
+        # SGLang leaves it out where nothing was cached.
+        return int(details.cached_tokens) if details else 0
+
+    documents = sum(len(tokenizer().encode(part, add_special_tokens=False)) for part in (first, second))
+    for salt in (None, "a", "b"):
+        assert cached(first, second, salt=salt) == 0
+        assert cached(second, first, salt=salt) > documents / 2
+    check_no_leak(server)
+
+
 # What is sent: prompt length, custom_params, further fields; and what the answer must name.
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "out of range": ({"redknot_segments": [0, 999]}, {}, "does not lie in the prompt"),

@@ -182,6 +182,7 @@ def test_new_weights_are_followed(server: harness.Server, other_weights: Path) -
         assert old["meta_info"]["output_token_logprobs"] != new["meta_info"]["output_token_logprobs"]
 
 
+@pytest.mark.pinned
 def test_after_an_update_nothing_says_certified() -> None:
     args = ["--redknot", f"--redknot-head-map={harness.HEAD_MAP}", "--enable-metrics"]
     with harness.launch(args, certified=True) as running:

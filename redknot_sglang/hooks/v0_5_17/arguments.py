@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
 from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
-from redknot_sglang.hooks.v0_5_17.refusals import refuse_unsupported
+from redknot_sglang.hooks.v0_5_17.refusals import ARGUMENTS, Arguments, refuse_unsupported
 from redknot_sglang.plan.policies import WITHOUT_PROBES, parse_repair
 from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL, check_retrieval
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
@@ -45,21 +46,24 @@ def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any
         delattr(cls, _CARRIED)
 
 
-def _construct(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    options = take_options(kwargs) or getattr(type(self), _CARRIED, {})
-    config = make_config(options, kwargs.get("model_path"))
-    if config is None:
-        original(self, *args, **kwargs)
-        return
-    from redknot_sglang import seams
+def _constructing(refused: Arguments) -> Callable[..., None]:
+    def construct(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        options = take_options(kwargs) or getattr(type(self), _CARRIED, {})
+        config = make_config(options, kwargs.get("model_path"))
+        if config is None:
+            original(self, *args, **kwargs)
+            return
+        from redknot_sglang import seams
 
-    seams.verify()
-    registries.register()
-    active.attach(self, config)
-    original(self, *args, **_with_forced(kwargs))
-    _check(self, config)
-    # Last, for it reads weights.
-    active.attach(self, replace(config, certification=_certify(self, config)))
+        seams.verify()
+        registries.register()
+        active.attach(self, config)
+        original(self, *args, **_with_forced(kwargs))
+        _check(self, config, refused)
+        # Last, for it reads weights.
+        active.attach(self, replace(config, certification=_certify(self, config)))
+
+    return construct
 
 
 def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +91,9 @@ def _host_backend(kwargs: dict[str, Any]) -> str:
     return "flashinfer"
 
 
-def _check(server_args: Any, config: RedKnotConfig) -> None:
+def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
     model_config = server_args.get_model_config()
-    refuse_unsupported(server_args, model_config)
+    refuse_unsupported(server_args, model_config, refused)
     if server_args.device == "cpu" and config.attention not in (None, "torch"):
         raise RedKnotError(
             f"--redknot-attention {config.attention} needs a GPU, and this server runs on the CPU; leave it out"
@@ -137,6 +141,16 @@ def _check_sizes(server_args: Any, model_config: Any, config: RedKnotConfig) -> 
         sizes.of_budget(config.kv_budget)
 
 
+def construction(refused: Arguments) -> Seam:
+    """The seam on the constructor of SGLang's arguments. refused: those that do not work with RedKnot."""
+    return Seam(
+        "server_args.ServerArgs.__init__",
+        _constructing(refused),
+        "around",
+        "options of sgl.Engine, checks, forced arguments",
+    )
+
+
 SEAMS = (
     Seam(
         "server_args.ServerArgs.add_cli_args",
@@ -145,10 +159,5 @@ SEAMS = (
         "flags on the command line and in --config",
     ),
     Seam("server_args.ServerArgs.from_cli_args", _from_command_line, "around", "options from the command line"),
-    Seam(
-        "server_args.ServerArgs.__init__",
-        _construct,
-        "around",
-        "options of sgl.Engine, checks, forced arguments",
-    ),
+    construction(ARGUMENTS),
 )

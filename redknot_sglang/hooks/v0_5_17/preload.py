@@ -62,8 +62,8 @@ def _forget(preloaded: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 _CALLS = {WANT: _want, LIST: _list, FORGET: _forget}
 
 
-def _mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
-    """Before the request is matched for the first time."""
+def mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
+    """Before the request is matched for the first time. scheduler: SGLang's Scheduler. req: its Req."""
     if active.config_of(scheduler.server_args) is None:
         return
     options = req.sampling_params.custom_params or {}
@@ -82,7 +82,7 @@ SEAMS = (
     ),
     Seam(
         "managers.scheduler.Scheduler._add_request_to_queue",
-        _mark_preload,
+        mark_preload,
         "before",
         "requests that compute segments ahead of time are marked, and our options are kept from logit processors",
     ),

@@ -7,8 +7,9 @@ from typing import Any
 
 from redknot_sglang.errors import RedKnotError
 
-# (argument, value that means "off", reason)
-_ARGUMENTS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+# (argument, values that mean "off", reason)
+Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
+ARGUMENTS: Arguments = (
     (
         "speculative_algorithm",
         (None,),
@@ -41,9 +42,12 @@ _ARGUMENTS: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
-def refuse_unsupported(server_args: Any, model_config: Any) -> None:
-    """Raises RedKnotError for the first argument or model property that RedKnot cannot serve."""
-    for name, off, reason in _ARGUMENTS:
+def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments) -> None:
+    """Raises RedKnotError for the first argument or model property that RedKnot cannot serve.
+
+    arguments: those of the installed SGLang to look at.
+    """
+    for name, off, reason in arguments:
         value = getattr(server_args, name, off[0])
         if value not in off:
             flag = "--" + name.replace("_", "-")

@@ -27,7 +27,7 @@ def _count_local_slots(result: tuple[int, int], checker: Any, *args: Any, **kwar
 
     A request owns sinks only while its prompt is shorter than the sink or the prefix cache is off: else the tree does.
     """
-    if active.config_of(checker.server_args) is None:
+    if not hasattr(checker.tree_cache, "local_window"):
         return None
     running, last = checker.get_running_batch(), checker.get_last_batch()
     batches = [last] if running is None or running is last else [last, running]

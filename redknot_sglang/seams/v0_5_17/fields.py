@@ -52,7 +52,7 @@ FIELDS: Fields = {
         "SchedulerFlushWrapper": "_is_fully_idle",
     },
     "managers.scheduler_components.invariant_checker": {
-        "SchedulerInvariantChecker": "get_last_batch get_running_batch server_args",
+        "SchedulerInvariantChecker": "get_last_batch get_running_batch tree_cache",
     },
     "managers.scheduler_components.ipc_channels": {
         "SchedulerIpcChannels": "send_to_tokenizer",
@@ -78,6 +78,9 @@ FIELDS: Fields = {
     },
     "mem_cache.cache_init_params": {
         "CacheInitParams": ("component_registry_override enable_metrics token_to_kv_pool_allocator tree_components"),
+    },
+    "mem_cache.chunk_cache": {
+        "SWAChunkCache": "sliding_window_size",
     },
     "mem_cache.kv_cache_configurator": {
         "KVCacheConfigurator": "is_draft_worker kv_cache_dtype model_config server_args",
