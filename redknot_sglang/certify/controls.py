@@ -15,7 +15,6 @@ from redknot_sglang.certify.questions import Question, contains_any
 from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS, make_plan
 from redknot_sglang.plan.policies import parse_repair
-from redknot_sglang.plan.policies.question import WantedDocuments
 
 NOTHING = "no-documents"
 # How the flag may write it, too.
@@ -65,7 +64,7 @@ def _parse(word: str) -> Control:
     kind, _, number = word.partition(":")
     try:
         # As many as the policy that it is compared with may keep.
-        policy = parse_repair(f"{WantedDocuments.kind}:{number}")
+        policy = parse_repair(f"question:{number}")
     except RedKnotError:
         policy = None
     if kind not in CHOICES or policy is None:

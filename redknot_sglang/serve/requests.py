@@ -176,9 +176,9 @@ def _check_logprobs(obj: Any, resolved: Mapping[str, Any], length: int) -> None:
 
     resolved: `custom_params` of a segmented request. length: tokens of its prompt.
     """
-    first = obj.logprob_start_len
-    if not obj.return_logprob or first in (None, -1):
+    if not obj.return_logprob or obj.logprob_start_len in (None, -1):
         return
+    first = obj.logprob_start_len
     plan = make_plan(resolved, length)
     if plan is not None and first < plan.tail:
         raise RedKnotError(
