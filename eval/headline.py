@@ -164,7 +164,7 @@ def _gpu(results: Path) -> list[str]:
             " / ".join(times(cell) for cell in cold),
         ),
         _row(
-            f"Qwen3-8B shape, {documents} (one H200, the default repair, `blend:0.08`)",
+            f"Qwen3-8B shape, {documents} (one H200, `blend:0.08`)",
             f"{1000 * blend['stock']['median']:,.0f} ms",
             f"{1000 * blend['median']:,.0f} ms",
             times(blend),

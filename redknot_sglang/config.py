@@ -16,9 +16,12 @@ from typing import Any
 ATTENTION_CHOICES = ("fa3", "flashinfer", "triton", "torch")
 MODES = ("exact", "segmented")
 LEADS = ("none", "lead")
-DEFAULT_REPAIR = "blend:0.08"
 DEFAULT_SEPARATOR = "<|redknot_segment|>"
 UNCERTIFIED_FLAG = "--redknot-uncertified"
+WHY_NO_REPAIR = (
+    "this server has no repair policy of its own: none passed in a certificate beside the head map, and the map names no retrieval "
+    "heads (`redknot profile --retrieval` finds them)"
+)
 _UPDATED = (
     "the weights were updated while the server ran, and a certificate is about those that it started with: start a server "
     "with the new weights to have them checked"
@@ -87,7 +90,9 @@ class RedKnotConfig:
     attention: one of ATTENTION_CHOICES, or None for the fastest that this device and model can use.
     kv_budget: bytes for the KV of both head classes on one rank, or None for what SGLang's memory fraction leaves.
     mode: one of MODES, for requests that choose none.
-    repair: the repair policy of segmented requests that choose none, e.g. `blend:0.08`, `boundary:16`, `none`.
+    repair: the repair policy of segmented requests that choose none, e.g. `question:2`, `blend:0.08`, `boundary:16`. None: there
+        is none, and such requests are refused. Before the start it is what the flag says, then also the default
+        (`certificate/default_repair.py`).
     segment_lead: one of LEADS. `none` computes each segment by itself; `lead` computes it behind the text that stands
         before the prompt's first segment, so that only requests with the same such text share it.
     separator: text between the lead, the segments and the rest of a prompt; it is removed before the prompt is computed.
@@ -104,7 +109,7 @@ class RedKnotConfig:
     attention: str | None = None
     kv_budget: int | None = None
     mode: str = "exact"
-    repair: str = DEFAULT_REPAIR
+    repair: str | None = None
     segment_lead: str = "none"
     separator: str = DEFAULT_SEPARATOR
     segment_length: int | None = None
@@ -120,8 +125,11 @@ class RedKnotConfig:
 
     @property
     def policy(self) -> str:
-        """Under what requests are answered that choose nothing: `exact`, or the repair policy's `certified_name`."""
-        return self.certified_name(self.repair) if self.mode == "segmented" else self.mode
+        """Under what requests are answered that choose nothing: `exact`, or the repair policy's `certified_name`.
+
+        A server does not start in segmented mode without a repair policy.
+        """
+        return self.mode if self.mode == "exact" or self.repair is None else self.certified_name(self.repair)
 
     def certified_name(self, repair: str) -> str:
         """The name under which certificates list a repair policy on this server.

@@ -14,7 +14,6 @@ from typing import Any
 
 from redknot_sglang.config import (
     ATTENTION_CHOICES,
-    DEFAULT_REPAIR,
     DEFAULT_SEPARATOR,
     LEADS,
     MODES,
@@ -107,7 +106,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         default=None,
         help=f"Which rows of a reused document are computed again in its new context: one of {listed()}. For {KEEPING_WHOLE} the "
-        f"cache keeps the KV of all heads. Default: {DEFAULT_REPAIR}.",
+        "cache keeps the KV of all heads. Default: the first one that passed in the certificate beside the head map; else "
+        "question:2 if the map has retrieval heads; else none, and segmented requests must name one.",
     )
     group.add_argument(
         "--redknot-segment-lead",

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
-from redknot_sglang.config import MODES, RedKnotConfig
+from redknot_sglang.config import MODES, WHY_NO_REPAIR, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.policies import parse_repair
+from redknot_sglang.plan.policies import listed, parse_repair
+from redknot_sglang.plan.policies.base import Policy
 
 MODE, SEGMENTS, CHARS, REPAIR, LEAD = (
     "redknot_mode",
@@ -64,7 +65,8 @@ def resolve(
     mode = given.get(MODE, "segmented" if named else config.mode)
     if mode not in MODES:
         raise RedKnotError(f"{MODE} must be one of {', '.join(MODES)}, got {mode!r}")
-    policy = parse_repair(str(given.get(REPAIR, config.repair)))
+    if REPAIR in given:
+        parse_repair(str(given[REPAIR]))
     if mode == "exact":
         return {key: value for key, value in given.items() if key not in KEYS}
     if offsets is None:
@@ -77,8 +79,23 @@ def resolve(
             f"tail, or give {SEGMENTS} or {CHARS}"
         )
     check_offsets(SEGMENTS, offsets, length, "tokens")
+    policy = repair_of(str(given[REPAIR]) if REPAIR in given else None, config, REPAIR)
     resolved = {**given, MODE: mode, SEGMENTS: list(offsets), REPAIR: policy.name, LEAD: config.segment_lead}
     return resolved if params is not None else {**resolved, ONLY: True}
+
+
+def repair_of(named: str | None, config: RedKnotConfig, field: str) -> Policy:
+    """The repair policy that a client names, or else the server's.
+
+    named: what the client wrote, or None.
+    config: the server's settings.
+    field: name of the client's field, for the message.
+    Raises RedKnotError if there is no such policy, or neither names one.
+    """
+    name = config.repair if named is None else named
+    if name is None:
+        raise RedKnotError(f"{WHY_NO_REPAIR}; give {field}, one of {listed()}")
+    return parse_repair(name)
 
 
 def split_at(

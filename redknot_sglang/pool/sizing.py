@@ -194,7 +194,7 @@ def local_for_global(
 
 def segments_for(config: RedKnotConfig) -> Segments:
     """The segments that a server's flags say to expect. Some repair policies have them keep local slots of all their tokens."""
-    whole = config.expects_segments and parse_repair(config.repair).keeps_whole
+    whole = config.expects_segments and config.repair is not None and parse_repair(config.repair).keeps_whole
     return Segments(config.segment_length, whole, config.segment_tokens)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.identity import namespace_of
-from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS
+from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS, repair_of
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.serve.requests import check_namespace, resolve_request
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PRELOAD_OPTION, RESOLVED, WANT, WHOLE_OPTION
@@ -92,7 +92,7 @@ async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[st
 
 def _is_after_lead(config: RedKnotConfig, repair: str | None) -> bool:
     """Whether segments are computed behind the lead. repair: of the request, or None for the server's. Raises RedKnotError."""
-    return config.segment_lead == "lead" or parse_repair(repair or config.repair).selects
+    return config.segment_lead == "lead" or repair_of(repair, config, "repair").selects
 
 
 def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:

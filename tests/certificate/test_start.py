@@ -15,6 +15,8 @@ import requests
 from redknot_sglang import active
 from redknot_sglang.certificate.document import certificate_path, read_certificate
 from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.errors import RedKnotError
+from redknot_sglang.plan.options import resolve
 from tests.certificate.made import certified_map
 from tests.serving import harness
 from tests.serving.harness import Server
@@ -46,12 +48,35 @@ def test_a_certificate_that_fits_is_found(tmp_path: Path) -> None:
     assert config.certification.covers(config.policy) and config.policy == "blend:0.08"
 
 
+def test_the_repair_of_requests_that_name_none_is_one_that_passed(tmp_path: Path) -> None:
+    head_map = certified_map(tmp_path, policies={"exact": "pass", "blend:0.08": "fail", "boundary:16": "pass"})
+    assert read_flags(flags(head_map, "--redknot-mode=segmented")).policy == "boundary:16"
+    assert read_flags(flags(head_map)).repair == "boundary:16"
+
+
+def test_where_none_passed_each_request_names_one(tmp_path: Path) -> None:
+    head_map = certified_map(tmp_path, policies={"exact": "pass", "blend:0.08": "fail"})
+    config = read_flags(flags(head_map))
+    assert config.repair is None and config.policy == "exact"
+    assert resolve({}, config, 9, [2, 5]) == {}
+    named = resolve({"redknot_segments": [2, 5], "redknot_repair": "none"}, config, 9, None)
+    assert named["redknot_repair"] == "none"
+    with pytest.raises(
+        RedKnotError, match="no repair policy of its own: .* give redknot_repair, one of none, boundary"
+    ):
+        resolve({"redknot_segments": [2, 5]}, config, 9, None)
+    for more in (["--redknot-mode=segmented"], ["--redknot-segment-length=100"]):
+        with pytest.raises(SystemExit, match="none passed in a certificate beside the head map"):
+            read_flags(flags(head_map, *more))
+    assert read_flags(flags(head_map, "--redknot-segment-length=100", "--redknot-uncertified")).repair is None
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         (["--redknot-repair=boundary:8"], "policy boundary:8 is not in the certificate"),
         (["--redknot-repair=none", "--redknot-mode=segmented"], "policy none failed its certification"),
-        (["--redknot-segment-length=100", "--redknot-segment-lead=lead"], "policy blend:0.08+lead is not in"),
+        (["--redknot-repair=blend:0.08", "--redknot-segment-lead=lead"], "policy blend:0.08+lead is not in"),
         (["--load-format=dummy"], "this server has dummy weights"),
         (['--json-model-override-args={"rope_theta": 5}'], "config.json differs"),
         (["--redknot-certificate-key=/nowhere"], "the key /nowhere cannot be read"),

@@ -19,7 +19,7 @@ from redknot_sglang.serve.segment_text import SegmentText
 from redknot_sglang.serve.segments import _checked
 from tests.serving.harness import MODEL
 
-CONFIG = RedKnotConfig(Path("map.json"))
+CONFIG = RedKnotConfig(Path("map.json"), repair="none")
 TEXTS = ("Oslo is", " the capital\n\n", "of Norway.", "  ", "", "é ü 漢字", "x")
 
 
@@ -77,7 +77,7 @@ def test_without_a_tokenizer_token_ids_are_needed() -> None:
 
 
 def test_a_lead_is_given_where_segments_stand_behind_one() -> None:
-    after_lead = RedKnotConfig(Path("map.json"), segment_lead="lead")
+    after_lead = RedKnotConfig(Path("map.json"), repair="none", segment_lead="lead")
     assert _checked({"segments": [], "lead": ""}, after_lead)["lead"] == ""
     with pytest.raises(RedKnotError, match="lead is missing.*give the text in front of the first segment"):
         _checked({"segments": []}, after_lead)

@@ -82,7 +82,7 @@ def _resolved(manager: Any, config: RedKnotConfig, text: str, **params: Any) -> 
 
 @pytest.mark.parametrize("separator", SEPARATORS)
 def test_parts_have_the_same_tokens_however_they_are_named(tokenizer: Any, separator: str) -> None:
-    config = RedKnotConfig(Path("map.json"), separator=separator)
+    config = RedKnotConfig(Path("map.json"), repair="none", separator=separator)
     # Some parts begin or end with spaces, some do not, one is empty.
     parts = [" ".join(WORDS[10:14]), " ".join(WORDS[20:40]) + "  ", " " + " ".join(WORDS[40:60]), "", WORDS[70] + " "]
     parts = [part.replace(separator, "") for part in [*parts, " ".join(WORDS[80:84])]]
@@ -101,7 +101,7 @@ def test_parts_have_the_same_tokens_however_they_are_named(tokenizer: Any, separ
 
 
 def test_a_document_is_the_same_whatever_stands_beside_it(tokenizer: Any) -> None:
-    config = RedKnotConfig(Path("map.json"))
+    config = RedKnotConfig(Path("map.json"), repair="none")
     manager, document = _manager(tokenizer, DEFAULT_SEPARATOR), " ".join(WORDS[20:40])
     found = set()
     for lead, other in (("", "x"), (WORDS[1], ""), (WORDS[1] + " ", " " + WORDS[2]), ("  ", "  ")):
@@ -111,7 +111,7 @@ def test_a_document_is_the_same_whatever_stands_beside_it(tokenizer: Any) -> Non
 
 
 def test_a_document_with_unknown_characters_is_a_segment(tokenizer: Any) -> None:
-    config, manager = RedKnotConfig(Path("map.json")), _manager(tokenizer, DEFAULT_SEPARATOR)
+    config, manager = RedKnotConfig(Path("map.json"), repair="none"), _manager(tokenizer, DEFAULT_SEPARATOR)
     document = f"{WORDS[20]} \u4e2d {WORDS[21]}"
     tokens, offsets = _resolved(manager, config, DEFAULT_SEPARATOR.join([WORDS[1], document, WORDS[2]]))
     assert len(offsets) == 2 and tokens[slice(*offsets)] == SegmentText(manager, config).segment("it", document)
@@ -137,7 +137,7 @@ def test_a_separator_that_every_prompt_has_is_refused(separator: str) -> None:
 
 def test_a_token_that_swallows_a_separator_is_refused_and_not_an_error_of_ours(tokenizer: Any) -> None:
     tokenizer.add_tokens([AddedToken("b###", normalized=False)])
-    config, manager = RedKnotConfig(Path("map.json"), separator="###"), _manager(tokenizer, "###")
+    config, manager = RedKnotConfig(Path("map.json"), repair="none", separator="###"), _manager(tokenizer, "###")
     with pytest.raises(RedKnotError, match="the end of a part together with the separator ### would be cut"):
         _resolved(manager, config, "ab" + "cc" + "d", redknot_segment_chars=[2, 4])
 
@@ -145,7 +145,10 @@ def test_a_token_that_swallows_a_separator_is_refused_and_not_an_error_of_ours(t
 @pytest.mark.parametrize("space", ["", " ", "  "])
 def test_a_word_of_the_vocabulary_separates_with_and_without_spaces(tokenizer: Any, space: str) -> None:
     separator = WORDS[3]
-    config, manager = RedKnotConfig(Path("map.json"), separator=separator), _manager(tokenizer, separator)
+    config, manager = (
+        RedKnotConfig(Path("map.json"), repair="none", separator=separator),
+        _manager(tokenizer, separator),
+    )
     document = " ".join(word for word in WORDS[20:30] if separator not in word)
     text = f"{WORDS[5]}{space}{separator}{space}{document}{space}{separator}{space}{WORDS[6]}"
     tokens, (start, end) = _resolved(manager, config, text)
@@ -154,14 +157,14 @@ def test_a_word_of_the_vocabulary_separates_with_and_without_spaces(tokenizer: A
 
 
 def test_characters_beside_separators_are_refused(tokenizer: Any) -> None:
-    config, manager = RedKnotConfig(Path("map.json")), _manager(tokenizer, DEFAULT_SEPARATOR)
+    config, manager = RedKnotConfig(Path("map.json"), repair="none"), _manager(tokenizer, DEFAULT_SEPARATOR)
     with pytest.raises(RedKnotError, match="use one of them"):
         _resolved(manager, config, f"a{DEFAULT_SEPARATOR}b", redknot_segment_chars=[0, 1])
 
 
 def test_a_border_that_would_make_a_separator_is_refused(tokenizer: Any) -> None:
     # "ccab" + "abab" would be cut behind "cc".
-    config, manager = RedKnotConfig(Path("map.json"), separator="abab"), _manager(tokenizer, "abab")
+    config, manager = RedKnotConfig(Path("map.json"), repair="none", separator="abab"), _manager(tokenizer, "abab")
     with pytest.raises(RedKnotError, match="another --redknot-separator"):
         _resolved(manager, config, "ccab" + "cc", redknot_segment_chars=[4, 5])
     tokens, offsets = _resolved(manager, config, "ccba" + "cc", redknot_segment_chars=[4, 5])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from redknot_sglang.config import DEFAULT_REPAIR, DEFAULT_SEPARATOR
+from redknot_sglang.config import DEFAULT_SEPARATOR
 from redknot_sglang.serve.segments import AT_ONCE
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak, settle
@@ -137,7 +137,7 @@ def test_the_list_shows_what_is_left_of_each(server: harness.Server) -> None:
     preload(server, *documents[1:], extra_key="t", repair="boundary:16")
     listed = server.get(PATH)
     assert [(entry["tokens"], entry["extra_key"], entry["repair"]) for entry in listed] == [
-        (300, None, DEFAULT_REPAIR),
+        (300, None, "blend:0.08"),
         (301, "t", "boundary:16"),
         (302, "t", "boundary:16"),
     ]

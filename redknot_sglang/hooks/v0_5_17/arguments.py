@@ -11,15 +11,16 @@ from typing import Any
 
 from redknot_sglang import __version__, active
 from redknot_sglang.certificate.check import Served, certify_start
+from redknot_sglang.certificate.default_repair import default_repair
 from redknot_sglang.certificate.document import EXACT
 from redknot_sglang.certificate.fingerprint import fingerprint_served
-from redknot_sglang.config import DEFAULT_REPAIR, Certification, RedKnotConfig
+from redknot_sglang.config import WHY_NO_REPAIR, Certification, RedKnotConfig
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
 from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.hooks.v0_5_17.refusals import ARGUMENTS, Arguments, refuse_unsupported
-from redknot_sglang.plan.policies import WITHOUT_PROBES, parse_repair
+from redknot_sglang.plan.policies import WITHOUT_PROBES, listed, parse_repair
 from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL, check_retrieval
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.pool.start_sizes import StartSizes
@@ -59,11 +60,20 @@ def _constructing(refused: Arguments) -> Callable[..., None]:
         registries.register()
         active.attach(self, config)
         original(self, *args, **_with_forced(kwargs))
+        chosen = config.repair is not None
+        config = _with_default_repair(self, config)
         _check(self, config, refused)
         # Last, for it reads weights.
-        active.attach(self, replace(config, certification=_certify(self, config)))
+        active.attach(self, replace(config, certification=_certify(self, config, chosen)))
 
     return construct
+
+
+def _with_default_repair(server_args: Any, config: RedKnotConfig) -> RedKnotConfig:
+    if config.repair is not None:
+        return config
+    heads = head_map_of(server_args.get_model_config())
+    return replace(config, repair=default_repair(heads, config.head_map, config.segment_lead == "lead"))
 
 
 def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -106,28 +116,42 @@ def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
         )
 
     _check_sizes(server_args, model_config, config)
-    heads, repair = head_map_of(model_config), parse_repair(config.repair)
+    heads = head_map_of(model_config)
     check_retrieval(heads, model_config.num_attention_heads // heads.num_kv_heads)
-    if config.mode == "segmented" and repair.selects and (not heads.retrieval or server_args.tp_size > 1):
+    if config.repair is None:
+        # Whoever serves what is not certified may leave the choice to each request.
+        if config.mode == "segmented" or (config.expects_segments and not config.uncertified):
+            raise RedKnotError(
+                f"--redknot-mode segmented and sizes of segments: {WHY_NO_REPAIR}; certify one with `redknot certify --repair`, or name "
+                f"one with --redknot-repair, of {listed()}"
+            )
+        return
+    if config.mode != "segmented":
+        return
+    repair = parse_repair(config.repair)
+    if repair.selects and (not heads.retrieval or server_args.tp_size > 1):
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
         )
     can_probe = probe_width(config, heads, 1, server_args.tp_size) > 0
-    if config.mode == "segmented" and repair.probes and not can_probe:
+    if repair.probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 
 
-def _certify(server_args: Any, config: RedKnotConfig) -> Certification:
-    """What the certificate beside the head map covers. Raises CertificateError where it does not cover the flags."""
-    # A repair policy that somebody chose is meant to be used, also by a server that answers in exact mode by default.
-    segmented = config.expects_segments or config.repair != DEFAULT_REPAIR
+def _certify(server_args: Any, config: RedKnotConfig, chosen: bool) -> Certification:
+    """What the certificate beside the head map covers. Raises CertificateError where it does not cover the flags.
+
+    chosen: whether the flags name a repair policy: that one is meant to be used, also by a server that answers in exact mode by
+        default.
+    """
+    segmented = [config.certified_name(config.repair)] if config.repair and (config.expects_segments or chosen) else []
     served = Served(
         head_map=head_map_of(server_args.get_model_config()),
         map_path=config.head_map,
         model=lambda: fingerprint_served(vars(server_args)),
         sglang=sglang_version(),
         redknot=__version__,
-        policies=(EXACT, config.certified_name(config.repair)) if segmented else (EXACT,),
+        policies=(EXACT, *segmented),
     )
     return certify_start(served, config.certificate_key, config.uncertified)
 
