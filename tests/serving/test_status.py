@@ -36,7 +36,7 @@ if __name__ == "__main__":
     engine = sglang.Engine(
         model_path=model, redknot=True, redknot_head_map=head_map, device="cpu", attention_backend="torch_native",
         sampling_backend="pytorch", grammar_backend="none", disable_overlap_schedule=True, disable_cuda_graph=True,
-        dtype="float32", max_total_tokens=4096, context_length=4096, log_level="error",
+        dtype="float32", max_total_tokens=4096, context_length=4096, log_level="error", redknot_uncertified=True,
     )
     body = engine.generate(
         input_ids=prompt, sampling_params={"temperature": 0, "max_new_tokens": answer, "ignore_eos": True}
