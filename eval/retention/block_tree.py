@@ -117,7 +117,7 @@ class BlockTree:
     def access(self, path: Blocks) -> int:
         """A request with these blocks; returns how many of its tokens were cached."""
         policy, nodes = self.policy, self.nodes
-        hits, known = 0, []
+        hits, known = 0, list[int]()
         for name, tokens in path:
             if name in nodes and not known:
                 hits += tokens
