@@ -18,8 +18,7 @@ from redknot_sglang.radix.uses import Rank, Uses
 from redknot_sglang.seams.sglang import ComponentType, RadixKey
 
 POLICY = "redknot"
-_USES, _START = "uses", "start"
-_SINKS_LAST = 1
+_USES, _START, _REACH = "uses", "start", "reach"
 
 
 def _data(node: Any, component_type: Any) -> dict[str, Any]:
@@ -121,7 +120,9 @@ class Keeper:
         first = state.counted == 0
         if first and state.identity is None:
             self.retention.admit(self._blocks(key.token_ids[: len(key)], key.extra_key))
-        self._use(node, state.start if first else 0, state.whole, state.counted)
+        # It went on from the first of these, and leaves a tail at the other for those that come after it.
+        boundaries = (state.start, state.branch) if first else ()
+        self._use(node, boundaries, state.whole, state.counted)
         state.counted = len(key)
 
     def segment(self, tokens: Sequence[int], namespace: str | None, node: Any, whole: bool) -> None:
@@ -132,9 +133,9 @@ class Keeper:
         whole: whether all its local rows are needed.
         """
         self.retention.admit(self._blocks(tokens, namespace))
-        self._use(node, 0, whole, 0)
+        self._use(node, (), whole, 0)
 
-    def _use(self, node: Any, reused: int, whole: bool, counted: int) -> None:
+    def _use(self, node: Any, boundaries: Sequence[int], whole: bool, counted: int) -> None:
         # The next row is itself the last of its window.
         reach = self._tree.local_heads.window - 1
         end = start_of(node) + len(node.key) if node is not self._tree.tree_core.root_node else 0
@@ -142,8 +143,11 @@ class Keeper:
         while stop > counted:
             start = start_of(node)
             passed.append(global_uses(node))
-            in_tail = stop > end - reach or (start < reused and stop > reused - reach)
-            if whole or in_tail or _data(node, ComponentType.SWA).get(SINK):
+            in_tail = any(start < boundary and stop > boundary - reach for boundary in (end, *boundaries))
+            marks = _data(node, ComponentType.SWA)
+            if marks.get(SINK):
+                marks[_REACH] = max(end, marks.get(_REACH, 0))
+            if whole or in_tail or marks.get(SINK):
                 ended.append(local_uses(node))
             node, stop = node.parent, start
         self.retention.use(passed)
@@ -158,14 +162,21 @@ class Keeper:
         """A leaf's place in the global class: lower goes first."""
         return self.retention.global_rank(global_uses(node), start_of(node))
 
-    def local_rank(self, node: Any) -> tuple[int, Rank]:
-        """A live node's place in the local class: lower goes first, and sinks last, since no boundary holds without them."""
-        if _data(node, ComponentType.SWA).get(SINK):
-            return _SINKS_LAST, self.retention.local_rank(local_uses(node), start_of(node), 1, 0)
+    def local_rank(self, node: Any) -> Rank:
+        """A live node's place in the local class: lower goes first.
+
+        A sink is used with each path behind it, and worth as much as the tail at the end of the longest: so it goes after the
+        tails that need it, and not after those of paths that are used more.
+        """
+        marks = _data(node, ComponentType.SWA)
+        if marks.get(SINK):
+            end = marks.get(_REACH, len(node.key))
+            rows = min(self._tree.local_heads.window, end)
+            return self.retention.local_rank(local_uses(node), end - rows, rows, end - rows)
         gap, above = 0, node.parent
         while above is not self._tree.tree_core.root_node and above.component_data[ComponentType.SWA].value is None:
             gap, above = gap + len(above.key), above.parent
-        return 0, self.retention.local_rank(local_uses(node), start_of(node), len(node.key), gap)
+        return self.retention.local_rank(local_uses(node), start_of(node), len(node.key), gap)
 
 
 class EvictionStrategy:

@@ -151,7 +151,7 @@ class RankedLocalHeads(LocalHeads):
         super()._unlock(node)
         self._noted[node] = None
 
-    def _rank(self, node: Any) -> tuple[int, Rank]:
+    def _rank(self, node: Any) -> Rank:
         keeper: Keeper = self.cache.keeper
         return keeper.local_rank(node)
 

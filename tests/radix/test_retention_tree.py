@@ -147,3 +147,17 @@ def test_the_tree_finds_what_the_bench_counts(kind: str) -> None:
         rates[policy] = 100 * hits / total, 100 * found / total
     assert all(abs(counted - found) < 6 for counted, found in rates.values()), rates
     assert rates["redknot"][1] > rates["lru"][1] - 0.5, rates
+
+
+@pytest.mark.parametrize("kind", ["drifting", "conversations"])
+def test_a_short_local_class_keeps_the_tails_that_are_wanted(kind: str) -> None:
+    """The global class has room for all. Sinks of forgotten paths must not fill the local one, nor new branches go at once."""
+    prompts = [
+        [name * 8 + i for name in request.hash_ids for i in range(8)] + [1 << 30] for request in make(kind, 0, 400)
+    ]
+    longest, tokens = max(map(len, prompts)), sum(map(len, prompts))
+    found = {}
+    for policy in ("lru", "redknot"):
+        tree = RealTree(policy, (tokens, 2 * longest), longest + 1, window=8, sink=2)
+        found[policy] = 100 * sum(map(tree.access, prompts)) / tokens
+    assert found["redknot"] > found["lru"] - 0.5, found
