@@ -17,7 +17,7 @@ _HOST_NAMES = ("torch_native", "flashinfer")
 
 def register() -> None:
     """Fill the registries in this process; idempotent."""
-    from redknot_sglang.seams.sglang import (
+    from redknot_sglang.seams.sglang import (  # type: ignore[attr-defined]  # `import *` leaves private names out
         _EVICTION_POLICY_FACTORIES,
         get_radix_cache_factory,
         register_radix_cache_backend,
