@@ -47,6 +47,11 @@ class Arithmetic:
         seen = self.wide * keys.sum() + self.near * np.minimum(keys, self.window + self.sink).sum()
         return self.row * len(rows) + self.pair * int(seen)
 
+    def cost(self, position: int) -> int:
+        """One row at this position, under the head map."""
+        keys = position + 1
+        return self.row + self.pair * (self.wide * keys + self.near * min(keys, self.window + self.sink))
+
     def dense(self, length: int) -> int:
         """All rows of a prompt, every head over everything before: stock SGLang without a cache."""
         return self.row * length + self.pair * (self.wide + self.near) * (length * (length + 1) // 2)

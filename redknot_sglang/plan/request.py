@@ -65,6 +65,7 @@ class RequestState:
     Where it stands in the tree:
     branch: position up to which its tokens were there, though they could be reused to an earlier one only; 0 for none.
     start: tokens of its prompt that were reused from the tree when it was admitted last, retractions not counted.
+    counted: tokens of its path whose use was counted for the eviction policy `redknot`.
     dead: relocated positions without a local slot, since no row sees them.
     feasible_at: its tokens, prompt and answer, when the pools were found to be large enough for it; None before.
 
@@ -88,6 +89,7 @@ class RequestState:
 
     branch: int = 0
     start: int = 0
+    counted: int = 0
     dead: Spans = field(default_factory=list)
     feasible_at: int | None = None
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -14,9 +14,11 @@ from torch import Tensor
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
+from redknot_sglang.radix.keeper import POLICY, Keeper
 from redknot_sglang.radix.listeners import Listener
 from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.paths import free_unheld
+from redknot_sglang.radix.ranked import RankedGlobalHeads, RankedLocalHeads
 from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
@@ -38,13 +40,23 @@ class HeadClassRadixCache(UnifiedRadixCache):
     """The tree: nodes have global slots for all tokens, and local slots for sinks and tails.
 
     params: SGLang's CacheInitParams.
+    cost: of computing a token at a position, for the eviction policy `redknot`; any unit, at least 1. None: all alike.
     listeners: who is told what happens here; set by whoever builds the tree.
+    keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
     """
 
-    def __init__(self, params: Any) -> None:
+    def __init__(self, params: Any, cost: Callable[[int], int] | None = None) -> None:
         params.tree_components = (ComponentType.FULL, ComponentType.SWA)
-        params.component_registry_override = {ComponentType.SWA: LocalHeads}
+        ranked = params.eviction_policy == POLICY
+        params.component_registry_override = (
+            {ComponentType.FULL: RankedGlobalHeads, ComponentType.SWA: RankedLocalHeads}
+            if ranked
+            else {ComponentType.SWA: LocalHeads}
+        )
+        self.keeper: Keeper | None = None
         super().__init__(params)
+        if ranked:
+            self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = _windows(self)
         self.listeners: Sequence[Listener] = ()
@@ -69,6 +81,15 @@ class HeadClassRadixCache(UnifiedRadixCache):
             yield
         finally:
             self._reported = reported
+
+    def reset(self) -> None:
+        """Forget all paths."""
+        super().reset()
+        for component in self.components.values():
+            if isinstance(component, RankedGlobalHeads | RankedLocalHeads):
+                component.begin()
+        if self.keeper is not None:
+            self.keeper.reset()
 
     def sanity_check(self) -> None:
         """Check the whole tree, but not each time that SGLang asks, which is whenever it is idle.
@@ -147,6 +168,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
         with self._scope.within(plan=state.plan, span=span, own_path=chunked, over_dead=over_dead, inserted=True):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
         self._drop_transient(req)
+        if not chunked:
+            self._count(req, req.get_fill_ids())
         self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
@@ -160,6 +183,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)
+        if is_insert:
+            self._count(req, (req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
         for listener in self.listeners:
             listener.request_ended(req)
         self._slots_changed()
@@ -175,6 +200,25 @@ class HeadClassRadixCache(UnifiedRadixCache):
             return
         node = self.tree_core.node_by_id(req.last_node)
         self._free_values(*self.local_heads.drop_transient(node, state_of(req).branch, end))
+
+    def segment_used(self, namespace: str | None, tokens: Any, node: Any, whole: bool) -> None:
+        """A request has relocated a segment, which counts as a use of it.
+
+        namespace, tokens: of the segment's path, as in `lock_path`.
+        node: its last node, as `lock_path` returns it.
+        whole: whether all its tokens were needed in the local class.
+        """
+        if self.keeper is not None:
+            self.keeper.segment(tokens, namespace, self.tree_core.node_by_id(node), whole)
+
+    def _count(self, req: Any, tokens: Any) -> None:
+        if self.keeper is None or self.disable or req.last_node is None:
+            return
+        state, key = state_of(req), RadixKey(tokens, req.extra_key)
+        key = key if state.plan is None else _planned(state.plan, key)
+        self.keeper.request(state, key, self.tree_core.node_by_id(req.last_node))
+        for component in self.components.values():
+            component.offer_noted()
 
     def _slots_changed(self) -> None:
         for listener in self.listeners:

@@ -120,7 +120,9 @@ class SegmentSources:
         """A request that runs has used all paths but those for `spans`: others decide how long the rest stays locked."""
         sources: Sources = state_of(req).sources
         for span in [span for span in sources if span not in spans]:
-            self.shared.used(req, sources.pop(span))
+            source = sources.pop(span)
+            self._tree.segment_used(source.identity[0], source.path.key, source.node, source.path.whole)
+            self.shared.used(req, source)
 
     def ended(self, req: Any) -> None:
         """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""

@@ -24,6 +24,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.plan.request import RequestState
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.radix.cache import HeadClassRadixCache
@@ -68,9 +69,12 @@ class SimulatedRequest:
 
 
 class Simulation:
-    """Pools of the given sizes under one head map with window and sink."""
+    """Pools of the given sizes under one head map with window and sink, and an eviction policy."""
 
-    def __init__(self, global_slots: int, local_slots: int, window: int, sink: int, requests: int = 16) -> None:
+    def __init__(
+        self, global_slots: int, local_slots: int, window: int, sink: int, requests: int = 16, policy: str = "lru"
+    ) -> None:
+        registries.register()
         heads = HeadMap(1, 2, ((True, False),), window, sink)
         self.window, self.sink = window, sink
         self.pool = HeadClassPool(global_slots, local_slots, heads, 1, torch.float32, "cpu")
@@ -84,6 +88,7 @@ class Simulation:
             token_to_kv_pool_allocator=self.allocator,
             page_size=1,
             sliding_window_size=window,
+            eviction_policy=policy,
         )
         self.tree = HeadClassRadixCache(params)
         self.running: list[SimulatedRequest] = []
@@ -111,6 +116,7 @@ class Simulation:
         req.prefix_indices = match.device_indices
         req.computed = req.cache_protected_len = len(match.device_indices)
         req.decoded = 0
+        req.redknot.start = req.redknot.start or req.computed
         req.cached_tokens = req.computed
         req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
         self.rows.write((req.req_pool_idx, slice(0, req.computed)), match.device_indices)

@@ -66,9 +66,10 @@ class Traffic:
     window=st.sampled_from((1, 2, 7, 16)),
     sink=st.sampled_from((0, 1, 4)),
     pools=st.sampled_from(((900, 900), (900, 160), (300, 300), (250, 120))),
+    policy=st.sampled_from(("lru", "redknot")),
 )
-def test_random_traffic(seed: int, window: int, sink: int, pools: tuple[int, int]) -> None:
-    simulation = Simulation(*pools, window=window, sink=sink)
+def test_random_traffic(seed: int, window: int, sink: int, pools: tuple[int, int], policy: str) -> None:
+    simulation = Simulation(*pools, window=window, sink=sink, policy=policy)
     traffic = Traffic(simulation, seed)
     for _ in range(STEPS):
         traffic.step()

@@ -33,6 +33,7 @@ DERIVING = (
     "radix.cache",
     "radix.local_heads",
     "radix.local_locks",
+    "radix.ranked",
     "pool.configurator",
     "pool.head_class_pool",
     "attention",

@@ -33,6 +33,7 @@ _CARRIED = "_redknot_options"
 
 def _add_flags(result: Any, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
     add_cli_args(parser)
+    registries.offer_eviction_policy()
 
 
 def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any:
@@ -52,6 +53,8 @@ def _constructing(refused: Arguments) -> Callable[..., None]:
         options = take_options(kwargs) or getattr(type(self), _CARRIED, {})
         config = make_config(options, kwargs.get("model_path"))
         if config is None:
+            if kwargs.get("radix_eviction_policy") == registries.EVICTION_POLICY:
+                raise RedKnotError("--radix-eviction-policy redknot needs --redknot; add it or choose another policy")
             original(self, *args, **kwargs)
             return
         from redknot_sglang import seams

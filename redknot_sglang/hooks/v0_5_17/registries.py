@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's own extension points that RedKnot fills: the radix cache backend and the attention backends."""
+"""SGLang's own extension points that RedKnot fills: the radix cache backend, the eviction policies and the attention backends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from redknot_sglang import active
 from redknot_sglang.refuse import one_line
 
-RADIX_BACKEND = "redknot"
+RADIX_BACKEND = EVICTION_POLICY = "redknot"
 # Names under which our backend is built when RedKnot is on. SGLang keys CUDA-graph gates, page sizes and its use of
 # Triton helpers on the name, so a name of our own would be treated as an unknown quantity.
 _HOST_NAMES = ("torch_native", "flashinfer")
@@ -17,10 +17,23 @@ _HOST_NAMES = ("torch_native", "flashinfer")
 
 def register() -> None:
     """Fill the registries in this process; idempotent."""
-    from redknot_sglang.seams.sglang import get_radix_cache_factory, register_radix_cache_backend
+    from redknot_sglang.seams.sglang import (  # type: ignore[attr-defined]  # `import *` leaves private names out
+        _EVICTION_POLICY_FACTORIES,
+        get_radix_cache_factory,
+        register_radix_cache_backend,
+    )
 
     if get_radix_cache_factory(RADIX_BACKEND) is None:
         register_radix_cache_backend(RADIX_BACKEND, _build_tree)
+    _EVICTION_POLICY_FACTORIES[EVICTION_POLICY] = _eviction_strategy
+
+
+def offer_eviction_policy() -> None:
+    """Let `--radix-eviction-policy` take our name; idempotent."""
+    from redknot_sglang.seams.sglang import RADIX_EVICTION_POLICY_CHOICES, add_radix_eviction_policy_choices
+
+    if EVICTION_POLICY not in RADIX_EVICTION_POLICY_CHOICES:
+        add_radix_eviction_policy_choices([EVICTION_POLICY])
 
 
 def register_attention() -> None:
@@ -43,6 +56,12 @@ def _dispatching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     build.redknot = True  # type: ignore[attr-defined]
     return build
+
+
+def _eviction_strategy() -> Any:
+    from redknot_sglang.radix.keeper import EvictionStrategy
+
+    return EvictionStrategy()
 
 
 def _build_tree(context: Any) -> Any:

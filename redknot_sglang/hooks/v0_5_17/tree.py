@@ -31,7 +31,7 @@ def build_tree(context: Any) -> Any:
         tree = HeadClassChunkCache(context.params)
         tree.listeners = (Reports(tree, facts.arithmetic),)
     else:
-        tree = HeadClassRadixCache(context.params)
+        tree = HeadClassRadixCache(context.params, facts.arithmetic and facts.arithmetic.cost)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
         # Ranks compute shares of the same rows: one of them counts.

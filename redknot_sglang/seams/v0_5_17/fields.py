@@ -77,7 +77,9 @@ FIELDS: Fields = {
         "MatchResult": "device_indices full_kv_hit_length last_device_node",
     },
     "mem_cache.cache_init_params": {
-        "CacheInitParams": ("component_registry_override enable_metrics token_to_kv_pool_allocator tree_components"),
+        "CacheInitParams": (
+            "component_registry_override enable_metrics eviction_policy token_to_kv_pool_allocator tree_components"
+        ),
     },
     "mem_cache.chunk_cache": {
         "SWAChunkCache": "sliding_window_size",
@@ -97,6 +99,9 @@ FIELDS: Fields = {
     "mem_cache.swa_memory_pool": {
         "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
     },
+    "mem_cache.unified_cache.components.full_component": {
+        "FullComponent": "cache tree_core",
+    },
     "mem_cache.unified_cache.components.swa_component": {
         "SWAComponent": "cache component_type sliding_window_size tree_core",
     },
@@ -105,7 +110,8 @@ FIELDS: Fields = {
     },
     "mem_cache.unified_cache.unified_tree_core": {
         "UnifiedTreeCore": (
-            "component_evictable_size_ component_protected_size_ evictable_device_leaves lru_lists root_node"
+            "component_evictable_size_ component_protected_size_ evictable_device_leaves eviction_strategy "
+            "lru_lists root_node"
         ),
         "UnifiedTreeNode": "children component_data id key parent",
     },

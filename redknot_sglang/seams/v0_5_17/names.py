@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         SWARebuild,
     )
     from sglang.srt.mem_cache.unified_cache.components import ComponentType
+    from sglang.srt.mem_cache.unified_cache.components.full_component import FullComponent
     from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
     from sglang.srt.mem_cache.unified_cache.components.tree_component import (
         BASE_COMPONENT_TYPE,
@@ -56,12 +57,17 @@ if TYPE_CHECKING:
         next_component_uuid,
     )
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+    from sglang.srt.mem_cache.utils import _EVICTION_POLICY_FACTORIES
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.runtime_context import get_parallel
     from sglang.srt.sampling.sampling_params import SamplingParams
-    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.server_args import (
+        RADIX_EVICTION_POLICY_CHOICES,
+        add_radix_eviction_policy_choices,
+        prepare_server_args,
+    )
     from sglang.srt.utils import get_available_gpu_memory
     from sglang.srt.utils.auth import AuthLevel, auth_level

@@ -197,9 +197,20 @@ SURFACE: Surface = {
         "ComponentType.FULL": None,
         "ComponentType.SWA": None,
     },
+    "mem_cache.unified_cache.components.full_component": {
+        "FullComponent": None,
+        "FullComponent.__init__": "(self, cache, params)",
+        "FullComponent._evict_device_end": "(self)",
+        "FullComponent._evict_device_next_node": "(self, tracker, device_frees, host_frees)",
+        "FullComponent._evict_device_start": "(self, request_cnt)",
+        "FullComponent.redistribute_on_node_split": "(self, new_parent, child)",
+    },
     "mem_cache.unified_cache.components.swa_component": {
         "SWAComponent": None,
         "SWAComponent.__init__": "(self, cache, params)",
+        "SWAComponent._evict_device_end": "(self)",
+        "SWAComponent._evict_device_next_node": "(self, tracker, device_frees, host_frees)",
+        "SWAComponent._evict_device_start": "(self, request_cnt)",
         "SWAComponent.acquire_component_lock": "(self, node, result, lock_host=)",
         "SWAComponent.apply_component_action": "(self, action)",
         "SWAComponent.commit_insert_component_data": "(self, node, is_new_leaf, params, result, cache_actions)",
@@ -225,6 +236,7 @@ SURFACE: Surface = {
         "next_component_uuid": "()",
     },
     "mem_cache.unified_cache.unified_tree_core": {
+        "UnifiedTreeCore._cascade_evict": "(self, node, trigger, tracker, device_frees, host_frees, target=)",
         "UnifiedTreeCore._evict_component_and_detach_lru": (
             "(self, node, comp, device_frees, host_frees, target=, tracker=)"
         ),
@@ -247,10 +259,14 @@ SURFACE: Surface = {
         "UnifiedRadixCache.insert": "(self, params)",
         "UnifiedRadixCache.is_chunk_cache": "(self)",
         "UnifiedRadixCache.match_prefix": "(self, params)",
+        "UnifiedRadixCache.reset": "(self)",
         "UnifiedRadixCache.sanity_check": "(self)",
         "UnifiedRadixCache.sliding_window_size": None,
         "UnifiedRadixCache.swa_evictable_size": "(self)",
         "UnifiedRadixCache.swa_protected_size": "(self)",
+    },
+    "mem_cache.utils": {
+        "_EVICTION_POLICY_FACTORIES": None,
     },
     "model_executor.forward_batch_info": {
         "ForwardBatch.init_new": "(batch, model_runner, *, capture_hidden_mode=, return_hidden_states_before_norm)",
@@ -313,6 +329,8 @@ SURFACE: Surface = {
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",
         "ServerArgs.get_model_config": "(self)",
+        "RADIX_EVICTION_POLICY_CHOICES": None,
+        "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
     },
     "utils": {

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces are read as they are written, bad ones are refused, and policies keep what their names say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval import bench_retention
+from eval.retention.block_tree import POLICIES, BlockTree, token_hits
+from eval.retention.traces import MADE, Request, make, read, write
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_made_up_traces_are_tree_like_and_the_same_each_time(kind: str, tmp_path: Path) -> None:
+    requests = make(kind, 3, 300)
+    assert requests == make(kind, 3, 300) and len(requests) == 300
+    write(tmp_path / "t.jsonl", requests)
+    assert read(tmp_path / "t.jsonl") == requests
+    before: dict[int, int] = {}
+    for request in requests:
+        for above, block in zip([-1, *request.hash_ids], request.hash_ids, strict=False):
+            assert before.setdefault(block, above) == above, "a block's name stands for all before it"
+
+
+def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    for line, message in (("{", "line 1 is no request"), ('{"timestamp": 1}', "line 1 is no request")):
+        path.write_text(line)
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    write(path, [Request(0, 512, 1, [1, 2])])
+    with pytest.raises(ValueError, match="512 tokens in 2 blocks"):
+        read(path)
+
+
+def test_last_blocks_are_shorter_and_a_cache_holds_what_fits() -> None:
+    assert Request(0, 700, 1, [1, 2]).blocks() == [(1, 512), (2, 188)]
+    for policy, made in POLICIES.items():
+        tree = BlockTree(2000, made(2000, lambda position: 1))
+        for request in make("conversations", 1, 200):
+            path = request.blocks()[:3]
+            assert tree.access(path) <= sum(tokens for _, tokens in path), policy
+            assert tree.held == sum(node.tokens for node in tree.nodes.values()) <= 2000
+
+
+def test_policies_differ_as_their_names_say() -> None:
+    twice, fresh = [[(1, 8)], [(2, 8)], [(1, 8)], [(2, 8)]], [[(name, 8)] for name in range(10, 14)]
+    rates = {
+        policy: token_hits([*twice, *fresh, *twice[:2]], 32, made(32, lambda position: 1))[0]
+        for policy, made in POLICIES.items()
+        if policy != "redknot"
+    }
+    assert rates == {"lru": 16, "lfu": 32, "slru": 32}
+
+
+def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "r.json"
+    argv = ["bench", "--kinds", "news", "--requests", "200", "--shares", "0.1", "--json", str(result)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--write", str(tmp_path / "kept")])
+    bench_retention.main()
+    (row,) = json.loads(result.read_text())["rows"]
+    assert set(row["hit_rate"]) == set(POLICIES) and "news" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", str(tmp_path / "kept" / "news.jsonl"), *argv[5:]])
+    bench_retention.main()
+    (again,) = json.loads(result.read_text())["rows"]
+    assert again["hit_rate"] == row["hit_rate"]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The eviction policy `redknot` in the tree: victims go by rank, locked nodes stay, and the count of the bench is the tree's."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from eval.retention.block_tree import POLICIES, token_hits
+from eval.retention.real_tree import RealTree
+from eval.retention.traces import make
+from redknot_sglang.radix import trials
+from redknot_sglang.radix.keeper import Keeper, global_uses, local_uses, start_of
+from redknot_sglang.radix.uses import FRACTION
+from redknot_sglang.seams.sglang import ComponentType
+from tests.radix.simulation import Simulation
+from tests.radix.test_tree_property import Traffic
+
+
+def _nodes(simulation: Any) -> list[Any]:
+    found, stack = [], list(simulation.tree.tree_core.root_node.children.values())
+    while stack:
+        node = stack.pop()
+        found.append(node)
+        stack.extend(node.children.values())
+    return found
+
+
+def _keeper(simulation: Any) -> Keeper:
+    keeper: Keeper = simulation.tree.keeper
+    return keeper
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_victims_are_those_of_the_lowest_rank_and_never_locked(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(900, 160 if seed % 2 else 900, window=7, sink=2, policy="redknot")
+    tree, taken = simulation.tree, []
+    core = tree.tree_core
+    for kind, lowest in ((ComponentType.FULL, "global_rank"), (ComponentType.SWA, "local_rank")):
+        component = tree.components[kind]
+
+        def take(
+            component: Any = component, kind: Any = kind, lowest: str = lowest, original: Any = component._victims.take
+        ) -> Any:
+            chosen = original()
+            rank = getattr(_keeper(simulation), lowest)
+            able = core.evictable_device_leaves if kind is ComponentType.FULL else {
+                node for node in _nodes(simulation)
+                if node.component_data[kind].value is not None and not node.component_data[kind].lock_ref
+            }  # fmt: skip
+            if chosen is None:
+                assert not able
+                return None
+            assert chosen in able and chosen.component_data[kind].lock_ref == 0
+            if kind is ComponentType.FULL:
+                assert rank(chosen) == min(map(rank, able))
+            taken.append(kind)
+            return chosen
+
+        monkeypatch.setattr(component._victims, "take", take)
+    traffic = Traffic(simulation, seed)
+    for _ in range(150):
+        traffic.step()
+        simulation.check_conservation()
+    assert set(taken) >= {ComponentType.FULL}
+
+
+def test_every_node_has_counters_and_its_place() -> None:
+    simulation = Simulation(2000, 2000, window=7, sink=2, policy="redknot")
+    traffic = Traffic(simulation, 5)
+    for _ in range(150):
+        traffic.step()
+        for node in _nodes(simulation):
+            start = (
+                0
+                if node.parent is simulation.tree.tree_core.root_node
+                else start_of(node.parent) + len(node.parent.key)
+            )
+            assert start_of(node) == start
+            assert global_uses(node).count >= 0 and local_uses(node).count >= 0
+
+
+def test_a_request_counts_once_and_its_answer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long a half-life that counts are numbers of uses.
+    monkeypatch.setattr(trials, "HALF_LIVES", ((1000, 1),))
+    simulation = Simulation(600, 600, window=4, sink=2, policy="redknot")
+    for uses in (1, 2):
+        req = simulation.admit(range(40))
+        while req.computed < 40:
+            simulation.prefill(req, 16)
+        for token in range(3):
+            simulation.decode(req, 1000 + token, maintain=False)
+        simulation.finish(req)
+        clock = _keeper(simulation).retention.clock
+        for node in _nodes(simulation):
+            assert clock.decayed(global_uses(node)) >> FRACTION == uses, start_of(node)
+            # The second request went on from 39 tokens, since it has to compute the last one. Its rows see three before.
+            needed = start_of(node) < 2 or start_of(node) + len(node.key) > 36
+            assert (clock.decayed(local_uses(node)) >> FRACTION > 0) == needed, start_of(node)
+
+
+def test_popular_documents_survive_a_scan_and_come_back_known() -> None:
+    found = {}
+    for policy in ("lru", "redknot"):
+        tree, rng = RealTree(policy, (4000, 4000), 120), random.Random(1)
+        popular = [[rng.randrange(1 << 30) for _ in range(100)] for _ in range(20)]
+        hits = 0
+        for number in range(800):
+            prompt = rng.choice(popular) if number % 2 else [rng.randrange(1 << 30) for _ in range(100)]
+            hits += tree.access([*prompt, rng.randrange(1 << 30), rng.randrange(1 << 30)])
+        found[policy] = hits / (800 * 102)
+    assert found["redknot"] > found["lru"] + 0.1, found
+
+
+def test_a_flush_forgets() -> None:
+    simulation = Simulation(300, 300, window=4, sink=2, policy="redknot")
+    for _ in range(2):
+        for seed in range(8):
+            rng = random.Random(seed)
+            req = simulation.admit([rng.randrange(50) for _ in range(60)])
+            while req.computed < 60:
+                simulation.prefill(req, 64)
+            simulation.finish(req)
+        simulation.evict(10**6, 10**6)
+        simulation.tree.reset()
+        simulation.allocator.clear()
+        assert _keeper(simulation).retention.clock.uses == 0
+
+
+@pytest.mark.parametrize("kind", ["drifting", "conversations"])
+def test_the_tree_finds_what_the_bench_counts(kind: str) -> None:
+    """Blocks of 4 tokens. A tree reuses a branch from the second visit on, so it finds a little less under any policy."""
+    tokens_of_a_block, cost = 4, lambda position: 1
+    requests = [[(name, tokens_of_a_block) for name in request.hash_ids] for request in make(kind, 0, 1200)]
+    distinct = len({name for path in requests for name, _ in path}) * tokens_of_a_block
+    capacity, longest = distinct // 12, max(map(len, requests)) * tokens_of_a_block
+    total = sum(tokens for path in requests for _, tokens in path)
+    rates = {}
+    for policy in ("lru", "redknot"):
+        hits, _ = token_hits(requests, capacity, POLICIES[policy](capacity, cost))
+        tree = RealTree(policy, (capacity, 4 * capacity), longest + 1, window=1)
+        prompts = [[name * 4 + i for name, _ in path for i in range(4)] for path in requests]
+        # The last token of a prompt is always computed, so one more is asked behind it.
+        found = sum(tree.access([*prompt, 1 << 30]) for prompt in prompts)
+        rates[policy] = 100 * hits / total, 100 * found / total
+    assert all(abs(counted - found) < 6 for counted, found in rates.values()), rates
+    assert rates["redknot"][1] > rates["lru"][1] - 0.5, rates
+
+
+@pytest.mark.parametrize("kind", ["drifting", "conversations"])
+def test_a_short_local_class_keeps_the_tails_that_are_wanted(kind: str) -> None:
+    """The global class has room for all. Sinks of forgotten paths must not fill the local one, nor new branches go at once."""
+    prompts = [
+        [name * 8 + i for name in request.hash_ids for i in range(8)] + [1 << 30] for request in make(kind, 0, 400)
+    ]
+    longest, tokens = max(map(len, prompts)), sum(map(len, prompts))
+    found = {}
+    for policy in ("lru", "redknot"):
+        tree = RealTree(policy, (tokens, 2 * longest), longest + 1, window=8, sink=2)
+        found[policy] = 100 * sum(map(tree.access, prompts)) / tokens
+    assert found["redknot"] > found["lru"] - 0.5, found

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server with `--radix-eviction-policy redknot` in a small pool: a hit is a miss, and nothing leaks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.serving import harness
+from tests.serving.answers import TOLERANCE, agree, ask_all
+from tests.serving.conversations import check_no_leak
+from tests.serving.prompts import noise
+from tests.serving.segmented import SEGMENTS, ask_all_segmented, make_requests
+
+pytestmark = pytest.mark.serving
+
+ROOM = (*SEGMENTS, "--chunked-prefill-size=128", "--radix-eviction-policy=redknot")
+
+
+def test_a_hit_is_a_miss_while_others_push_it_out(full: bool) -> None:
+    rng = random.Random("retention")
+    popular = [noise(rng, 300) for _ in range(4)]
+    prompts = [
+        (rng.choice(popular) if number % 2 else noise(rng, 300)) + noise(rng, 20)
+        for number in range(80 if full else 24)
+    ]
+    requests = make_requests(rng, 24 if full else 6, most=4, longest=200, limit=800)
+    with harness.launch([*ROOM, "--max-total-tokens=15500"]) as server:
+        cold = ask_all(server, prompts, 4, at_once=1)
+        segmented = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=2)]
+    with harness.launch([*ROOM, "--max-total-tokens=3600"]) as server:
+        for _ in range(2):
+            answers = ask_all(server, prompts, 4, at_once=3)
+            again = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=4)]
+            for answer, expected in zip([*answers, *again], [*cold, *segmented], strict=True):
+                agree(answer, expected, TOLERANCE)
+        check_no_leak(server)
+    assert any(answer.cached > 0 for answer in answers), "the pool was to hold something"
