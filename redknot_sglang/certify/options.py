@@ -30,7 +30,7 @@ class Options:
     lengths: tokens of generated prompts.
     n: prompts of each task and length.
     seed: seed of the first one; the others follow.
-    data: the user's own prompts (JSONL), or None.
+    data: files of the user's own prompts (JSONL).
     max_tokens: tokens of an answer at most.
     key: Ed25519 private key (PEM) to sign with, or None.
     concurrency: requests in flight.
@@ -52,7 +52,7 @@ class Options:
     lengths: Sequence[int] = (1024, 2048, 4096)
     n: int = 400
     seed: int = FIRST_SEED
-    data: Path | None = None
+    data: Sequence[Path] = ()
     max_tokens: int = 64
     key: Path | None = None
     concurrency: int = 8

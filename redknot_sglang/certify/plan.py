@@ -11,7 +11,7 @@ from typing import Any
 
 from redknot_sglang.certify.controls import parse_controls
 from redknot_sglang.certify.options import Options
-from redknot_sglang.certify.questions import Question, load_tokenizer, read_data, task_questions
+from redknot_sglang.certify.questions import Question, load_tokenizer, read_files, task_questions
 from redknot_sglang.certify.verdict import Thresholds
 from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
@@ -28,7 +28,7 @@ class Plan:
     questions: what every server is asked.
     repairs: repair policies by their full names.
     controls: for each control by its name, the questions as it has them asked, in the same order.
-    data: name, SHA-256 and number of prompts of the user's file, or None.
+    data: name, SHA-256 and number of prompts of each of the user's files.
     """
 
     questions: Sequence[Question]
@@ -39,7 +39,7 @@ class Plan:
     lengths: Sequence[int]
     n: int
     seed: int
-    data: dict[str, Any] | None
+    data: Sequence[dict[str, Any]]
     max_tokens: int
     concurrency: int
     thresholds: Thresholds
@@ -80,10 +80,8 @@ def make_plan(options: Options, folder: Path) -> Plan:
     questions: list[Question] = []
     if package is not None:
         questions += task_questions(package, names, options.lengths, seeds, tokenizer)
-    data = None
-    if options.data is not None:
-        more, data = read_data(options.data, tokenizer)
-        questions += more
+    more, data = read_files(options.data, tokenizer)
+    questions += more
     if not questions:
         raise CliError("there is nothing to ask: leave --tasks none out, or give --data")
     for flag, given in (("--repair", repairs), ("--controls", controls)):
@@ -122,7 +120,7 @@ def _tasks(options: Options) -> tuple[TaskPackage | None, list[str]]:
     try:
         package = load_tasks(options.task_dir)
     except CliError:
-        if options.data is None or options.tasks is not None or options.task_dir is not None:
+        if not options.data or options.tasks is not None or options.task_dir is not None:
             raise
         return None, []
     return package, choose_tasks(package, options.tasks)

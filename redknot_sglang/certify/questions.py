@@ -27,7 +27,7 @@ _ROLE = re.compile(r"\s*(?:system|user|assistant|model|tool)\s*(?:\n|$)")
 class Question:
     """One prompt.
 
-    task: name of its task, or `data` for the user's.
+    task: name of its task; for the user's `data`, or the name of their file without its ending where there are several.
     length: tokens that a generated prompt was made for, None for the user's.
     ids: its token ids.
     segments: token offsets of its documents, [start, end, start, end, ...].
@@ -92,27 +92,44 @@ def _task_question(tasks: TaskPackage, name: str, length: int, seed: int, tokeni
     return Question(name, length, ids, segments, score, documents, _asking(tokenizer, prompt, documents), answers)
 
 
-def read_data(path: Path, tokenizer: Any) -> tuple[list[Question], dict[str, Any]]:
+def read_files(paths: Sequence[Path], tokenizer: Any) -> tuple[list[Question], list[dict[str, Any]]]:
+    """Questions of files of prompts, each file a task of its own where there are several.
+
+    paths: the files. tokenizer: the model's.
+    Returns what `read_data` returns, of all files. Raises DataError, and CliError if two files have one name.
+    """
+    names = [path.stem for path in paths] if len(paths) > 1 else [DATA]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CliError(
+            f"--data: two files are called {twice}, and the figures of each stand under its name; rename one"
+        )
+    read = [read_data(path, tokenizer, name) for path, name in zip(paths, names[: len(paths)], strict=True)]
+    return [question for questions, _ in read for question in questions], [told for _, told in read]
+
+
+def read_data(path: Path, tokenizer: Any, task: str = DATA) -> tuple[list[Question], dict[str, Any]]:
     """Questions of a file of prompts.
 
     path: the file, in the format of `measure/prompt_file.py`. `documents` of a line become segments; they must stand in
         the prompt, verbatim and in order.
     tokenizer: the model's.
+    task: name of the questions' task.
     Returns the questions, and name, SHA-256 and number of prompts of the file. Raises DataError, which names the line.
     """
     prompts, sha256 = read_prompts(path, other_keys=True)
-    questions = [_data_question(prompt, tokenizer) for prompt in prompts]
+    questions = [_data_question(prompt, tokenizer, task) for prompt in prompts]
     return questions, {"name": path.name, "sha256": sha256, "prompts": len(questions)}
 
 
-def _data_question(prompt: Prompt, tokenizer: Any) -> Question:
+def _data_question(prompt: Prompt, tokenizer: Any, task: str) -> Question:
     try:
         ids, segments = encode(tokenizer, prompt.prompt, prompt.documents)
     except ValueError as error:
         raise DataError(f"{prompt.where}: {error}") from error
     score = partial(contains_any, prompt.answers) if prompt.answers else None
     asks = _asking(tokenizer, prompt.prompt, prompt.documents)
-    return Question(DATA, None, ids, segments, score, prompt.documents, asks, prompt.answers)
+    return Question(task, None, ids, segments, score, prompt.documents, asks, prompt.answers)
 
 
 def _asking(tokenizer: Any, prompt: str, documents: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def describe_run(plan: Plan, head_map: HeadMap, info: Mapping[str, Any], options
             "n": plan.n,
             # First and last, both included.
             "seeds": [plan.seed, plan.seed + plan.n - 1] if plan.tasks else [],
-            "data": plan.data,
+            "data": list(plan.data),
             "max_tokens": plan.max_tokens,
             "lead": plan.lead,
             # What random controls begin with, each question in its own way.

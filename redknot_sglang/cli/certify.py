@@ -57,7 +57,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=FIRST_SEED, metavar="S", help="seed of the first prompt (%(default)s)"
     )
-    parser.add_argument("--data", type=Path, metavar="F.jsonl", help="prompts of your own, with answers or without")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="F.jsonl",
+        action="append",
+        default=[],
+        help="prompts of your own, with answers or without; repeatable, and each file has figures of its own",
+    )
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N", help="limit of an answer (%(default)s)")
     _add_thresholds(parser)
     parser.add_argument("--key", type=Path, metavar="PEM", help="sign the certificate with this Ed25519 private key")

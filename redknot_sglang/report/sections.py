@@ -154,6 +154,12 @@ def _loss_row(task: str, cell: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _files(settings: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The user's files. Certificates of older releases have one or none, and no list."""
+    data = settings["data"] or ()
+    return [data] if isinstance(data, Mapping) else data
+
+
 def origin(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
     """Where map, profile and certificate come from: data, settings, versions, digests."""
     facts: dict[str, Any] = {}
@@ -173,9 +179,7 @@ def origin(profile: Any, head_map: HeadMap | None, certificate: Any) -> str:
         asked = ", ".join(settings["tasks"]) or "no tasks"
         facts |= {
             "certified on": f"{asked}; n = {settings['n']}, seeds {_span(settings['seeds'])}",
-            "own data": "none"
-            if settings["data"] is None
-            else f"{settings['data']['name']}, {settings['data']['prompts']} prompts",
+            "own data": "; ".join(f"{file['name']}, {file['prompts']} prompts" for file in _files(settings)) or "none",
             "allowed": f"{settings['thresholds']['max_loss']:g} points on average, "
             f"{settings['thresholds']['max_task_loss']:g} on a task, by {settings['thresholds']['by']}",
             "versions": f"SGLang {certificate['versions']['sglang']}, redknot-sglang {certificate['versions']['redknot']}",

@@ -207,8 +207,28 @@ def test_own_data_with_and_without_answers(monkeypatch: pytest.MonkeyPatch, head
     assert code == 1 and len(exact["reasons"]) == 2
     assert (exact["cells"][0]["task"], exact["cells"][0]["dense"]["right"]) == ("data", 1)
     assert exact["agreement"]["agreed_tokens"] == 0.25
-    assert document["settings"]["data"]["prompts"] == 2 and document["settings"]["tasks"] == []
+    assert [file["prompts"] for file in document["settings"]["data"]] == [2] and document["settings"]["tasks"] == []
     assert certify(monkeypatch, Servers(), head_map, "--tasks=none", f"--data={data}")[0] == 0
+
+
+def test_each_of_several_files_has_figures_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path
+) -> None:
+    options = ["--tasks=none"]
+    for name, answers in (("nq_2k", ["four", "five"]), ("nq_8k", ["four"])):
+        lines = [{"prompt": f"{name}: two and {answer}?", "answer": answer} for answer in answers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        options.append(f"--data={tmp_path / name}.jsonl")
+    code, document = certify(monkeypatch, Servers(), head_map, *options)
+    cells = document["policies"]["exact"]["cells"]
+    assert code == 0 and [(cell["task"], cell["n"], cell["dense"]["right"]) for cell in cells] == [
+        ("nq_2k", 2, 1),
+        ("nq_8k", 1, 1),
+    ]
+    assert [file["name"] for file in document["settings"]["data"]] == ["nq_2k.jsonl", "nq_8k.jsonl"]
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "nq_2k.jsonl", tmp_path / "other")
+    assert certify(monkeypatch, Servers(), head_map, *options, f"--data={tmp_path}/other/nq_2k.jsonl")[0] == 2
 
 
 def test_any_of_several_answers_is_right(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
