@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.gpu.maps import describe, find_map, make_map
+from eval.gpu.maps import describe, find_map, heads, make_map, with_retrieval
 from eval.servers import ROOT
 from redknot_sglang.errors import CliError
 from redknot_sglang.heads.head_map import load_head_map
@@ -55,3 +55,12 @@ def test_global_heads_lie_evenly(rho: float) -> None:
 def test_other_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(CliError, match="rho"):
         find_map(name, ROOT / "model", tmp_path)
+
+
+def test_a_map_gets_retrieval_heads(tmp_path: Path) -> None:
+    path = find_map("one_of_eight", QWEN, tmp_path)
+    found = load_head_map(with_retrieval(path, heads("12.0,20.3"), tmp_path))
+    assert found.retrieval == ((12, 0), (20, 3)) and found.is_global == load_head_map(path).is_global
+    assert with_retrieval(path, (), tmp_path) == path
+    with pytest.raises(CliError, match="--retrieval: retrieval head 36.0: there are 36 layers"):
+        with_retrieval(path, heads("36.0"), tmp_path)
