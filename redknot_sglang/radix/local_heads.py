@@ -25,7 +25,8 @@ import torch
 
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
-from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
+from redknot_sglang.radix.local_host import LocalHost
+from redknot_sglang.radix.local_locks import SINK, TRANSIENT
 from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.sglang import (
     BASE_COMPONENT_TYPE,
@@ -39,7 +40,7 @@ from redknot_sglang.seams.sglang import (
 _MARKS = (SINK, TRANSIENT)
 
 
-class LocalHeads(LocalLocks):
+class LocalHeads(LocalHost):
     """The local class's component of the tree: what is inserted live, what can be reused, what is dropped again."""
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
@@ -188,6 +189,8 @@ class LocalHeads(LocalLocks):
         """A function that is called for each node from the root down and says whether a prefix can be reused up to its end.
 
         It can if all sinks are live and so are the W - 1 positions before: the next row is itself the W-th of its window.
+
+        match_device_only: whether local KV on the host does not count.
         """
         component_type, needed = self.component_type, ALL if self.scope.now.whole else self.window - 1
         run: float = float("inf")
@@ -196,7 +199,7 @@ class LocalHeads(LocalLocks):
         def validator(node: Any) -> bool:
             nonlocal run, sinks_live
             data = node.component_data[component_type]
-            if data.value is None:
+            if data.value is None and (match_device_only or data.host_value is None):
                 run = 0
                 sinks_live = sinks_live and not data.metadata.get(SINK)
             else:

@@ -82,7 +82,9 @@ class SegmentSources:
             if path.span in sources:
                 continue
             identity = identity_of(req, path)
-            locked = self._tree.lock_path(path.key, identity[0], path.whole)
+            # What is on the host comes back now: the plan reads it before the request's own forward.
+            room = adder.rem_total_tokens, adder.rem_swa_tokens
+            locked = self._tree.lock_path(path.key, identity[0], path.whole, room)
             if locked is None:
                 missing.append(path)
             else:

@@ -84,6 +84,7 @@ class Simulation:
             page_size=1,
             sliding_window_size=window,
         )
+        self.params = params
         self.tree = HeadClassRadixCache(params)
         self.running: list[SimulatedRequest] = []
         self.global_content: dict[int, tuple[int, ...]] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import active
+from redknot_sglang.refuse import one_line
 
 
 def build_tree(context: Any) -> Any:
@@ -32,6 +33,8 @@ def build_tree(context: Any) -> Any:
         tree.listeners = (Reports(tree, facts.arithmetic),)
     else:
         tree = HeadClassRadixCache(context.params)
+        if context.enable_hierarchical_cache:
+            _add_host_tier(tree, context)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
         # Ranks compute shares of the same rows: one of them counts.
@@ -39,3 +42,21 @@ def build_tree(context: Any) -> Any:
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments))
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree
+
+
+def _add_host_tier(tree: Any, context: Any) -> None:
+    """Give the tree host memory and what copies to it and back. A machine without enough of it is refused, in one line."""
+    from redknot_sglang.pool.host_copies import HostStack
+    from redknot_sglang.pool.sizing import PoolSlots
+    from redknot_sglang.pool.start_sizes import StartSizes
+    from redknot_sglang.seams.sglang import register_stack_strategy
+
+    config, server_args = active.config_of(context.server_args), context.server_args
+    assert config is not None
+    allocator = tree.token_to_kv_pool_allocator
+    on_device = PoolSlots(allocator.size_full, allocator.size_swa)
+    with one_line(server_args.dp_size > 1):
+        slots = StartSizes(server_args, context.model_config, config).of_host(server_args, on_device)
+        # The last one registered is asked first.
+        register_stack_strategy(HostStack(slots))
+        tree.init_hicache(server_args, context.params)
