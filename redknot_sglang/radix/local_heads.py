@@ -116,9 +116,12 @@ class LocalHeads(LocalHost):
         Returns how many of these slots SGLang is to free as duplicates: all, or none if they were taken over.
         """
         start, end = total_prefix_len, total_prefix_len + prefix_len
-        if params.prev_prefix_len >= end or node.component_data[self.component_type].value is not None:
+        data, live = node.component_data[self.component_type], clip(params.live_spans, start, end)
+        if params.prev_prefix_len >= end or data.value is not None:
+            if data.metadata.get(TRANSIENT) and not params.transient:
+                # Of what is left of earlier chunks only these spans stay.
+                self._cut(node, start, end, self._within(live, start, end), cache_actions)
             return prefix_len
-        live = clip(params.live_spans, start, end)
         if not live:
             return prefix_len
         for piece, (a, b) in self._cut(node, start, end, self._edges(live, start, end), cache_actions):
@@ -142,9 +145,12 @@ class LocalHeads(LocalHost):
         self._make_live(pieces, live, params.transient, cache_actions)
 
     def _edges(self, live: Spans, start: int, end: int) -> list[int]:
-        tail = end - self.window  # a lock on the end then pins one window, not the whole node
-        edges = {edge for span in live for edge in span} | {self.sink, tail}
-        return sorted(edge for edge in edges if start < edge < end)
+        # With an edge one window before the end a lock on that pins one window, not the whole node.
+        return self._within([*live, (self.sink, end - self.window)], start, end)
+
+    @staticmethod
+    def _within(spans: Spans, start: int, end: int) -> list[int]:
+        return sorted({edge for span in spans for edge in span if start < edge < end})
 
     def _cut(
         self, node: Any, start: int, end: int, edges: list[int], cache_actions: list[Any]

@@ -129,6 +129,9 @@ class LocalLocks(SWAComponent):
         data.lock_ref -= 1
         if data.lock_ref == 0 and data.value is not None:
             self._protect(-len(node.key))
+        if data.lock_ref == 0:
+            # SGLang looks at the path's end only, and above one that is on the host alone other nodes may be leaves.
+            self.tree_core._update_evictable_leaf_sets(node)
 
     def _protect(self, tokens: int) -> None:
         self.tree_core.component_evictable_size_[self.component_type] -= tokens

@@ -35,7 +35,7 @@ class Traffic:
             simulation.notice()
         if not running or (action < 0.25 and len(running) < 4):
             text = rng.choice(self.texts)
-            prompt = text[: rng.randrange(1, len(text) + 1)] + self._new_tokens()
+            prompt = text[: rng.randrange(1, len(text) + 1) if rng.random() < 0.3 else len(text)] + self._new_tokens()
             # Whole paths have a namespace of their own.
             tenant = rng.choice(("one", "two", "whole"))
             simulation.admit(prompt, tenant, whole=tenant == "whole")
@@ -73,7 +73,7 @@ class Traffic:
         self.simulation.retract(req)
 
     def _new_tokens(self) -> list[int]:
-        return [self.rng.randrange(50) for _ in range(self.rng.choice((1, 4, 25)))]
+        return [self.rng.randrange(50) for _ in range(self.rng.choice((1, 1, 4, 25)))]
 
 
 def play(seed: int, steps: int = STEPS) -> HostSimulation:
@@ -81,7 +81,9 @@ def play(seed: int, steps: int = STEPS) -> HostSimulation:
     rng = random.Random(seed)
     pools, host = rng.choice(SIZES)
     policy = rng.choice(("write_through", "write_through_selective"))
-    simulation = HostSimulation(pools, host, window=rng.choice((1, 2, 7, 16)), sink=rng.choice((0, 1, 4)), policy=policy)
+    simulation = HostSimulation(
+        pools, host, window=rng.choice((1, 2, 7, 16)), sink=rng.choice((0, 1, 4)), policy=policy
+    )
     traffic = Traffic(simulation, seed)
     for _ in range(steps):
         traffic.step()
