@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from redknot_sglang.kernels.host_copy import pinned
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.pool.host import host_pools
 from redknot_sglang.pool.sizing import PoolSlots
@@ -57,6 +58,11 @@ class HostCopies(HybridCacheController):
         """Copy to the host what `write` has queued, on a stream of its own, behind all that the current stream has to do."""
         if not self._held:
             super().start_writing()
+
+    def move_indices(self, host_indices: Tensor, device_indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Both on the device, where the copies look them up; nobody waits for that. Both int64 [n]."""
+        device = device_indices.device
+        return pinned(host_indices, device).to(device, non_blocking=True), device_indices
 
     def load(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """Allocate device slots for what is to be loaded, and queue it for the next forward.

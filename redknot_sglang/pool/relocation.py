@@ -94,6 +94,7 @@ class RelocationQueue:
         pool: the HeadClassPool.
         rotation: how the model rotates keys; None if it relocates nothing.
         """
+        self.wait()
         jobs, self._jobs = self._jobs, []
         loads: list[Any] = []
         for job in jobs:

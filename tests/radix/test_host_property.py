@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from redknot_sglang.radix.listeners import Move
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots, SimulatedRequest

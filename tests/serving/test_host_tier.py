@@ -9,14 +9,11 @@ from __future__ import annotations
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests as http
 
-from redknot_sglang.heads import load_head_map
 from tests.serving import harness
 from tests.serving.answers import Answer, ask, read_answer
 from tests.serving.conversations import settle
@@ -271,26 +268,21 @@ def test_metrics_say_what_the_status_says(server: Server) -> None:
     for move, tokens in status["evicted_tokens"].items():
         pattern = rf'redknot:tier_tokens_total\{{.*head_class="global".*move="{move}".*\}}'
         assert metric(server, pattern) == tokens["global"]
-    assert metric(server, r"redknot:load_back_seconds_count\{.*\}") == status["loads"]
+    assert metric(server, r"redknot:load_back_seconds_count(?:\{.*\})?") == status["loads"]
     pattern = r'redknot:tier_hit_tokens_total\{.*head_class="global".*tier="host".*\}'
     assert metric(server, pattern) == status["hit_tokens"]["host"]["global"] > 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["--hicache-write-policy=write_back"], "evicting would wait for the copy"),
-        (["--hicache-storage-backend=file"], "storage behind the host"),
-        (["--hicache-ratio=0.01"], "cannot hold a single request"),
-    ],
-)
-def test_what_cannot_work_is_refused_in_one_line(flags: list[str], reason: str, tmp_path: Path) -> None:
-    path = tmp_path / "map.json"
-    replace(load_head_map(harness.HEAD_MAP), window=64).save(path)
-    args = ["--redknot", f"--redknot-head-map={path}", "--redknot-uncertified", "--enable-hierarchical-cache", *flags]
-    code, log = harness.refused([*args, f"--max-total-tokens={POOL}"])
-    assert code != 0
-    (line,) = [
-        line for line in log.splitlines() if line.startswith("redknot: error:") and "reason given above" not in line
+def test_a_host_tier_that_holds_no_request_is_refused_in_one_line() -> None:
+    # The scheduler does it: only there it is known how many slots the device has.
+    args = [
+        "--redknot",
+        f"--redknot-head-map={harness.HEAD_MAP}",
+        "--enable-hierarchical-cache",
+        "--hicache-ratio=0.01",
     ]
-    assert reason in line
+    code, log = harness.refused([*args, "--redknot-uncertified"])
+    said = [line for line in log.splitlines() if "redknot: error:" in line]
+    assert code == 1 and "given above" in said[-1], log
+    assert "--hicache-ratio 0.01 cannot hold a single request" in said[0] and len(said) == 2
+    assert "Traceback" not in log

@@ -171,6 +171,7 @@ SURFACE: Surface = {
             "model_name=, storage_backend_extra_config=, transfer_layer_num=, enable_storage_metrics=)"
         ),
         "HybridCacheController.load": "(self, host_indices, priority=, node_id=, extra_pools=)",
+        "HybridCacheController.move_indices": "(self, host_indices, device_indices)",
         "HybridCacheController.reset": "(self)",
         "HybridCacheController.start_loading": "(self)",
         "HybridCacheController.start_writing": "(self)",
@@ -305,6 +306,7 @@ SURFACE: Surface = {
         ),
         "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees)",
         "UnifiedTreeCore._split_node": "(self, key, child, split_len)",
+        "UnifiedTreeCore._update_evictable_leaf_sets": "(self, node)",
         "UnifiedTreeCore.node_by_id": "(self, node_id)",
     },
     "mem_cache.unified_radix_cache": {
