@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,7 +151,7 @@ def sizes_of(monkeypatch: pytest.MonkeyPatch, heads: HeadMap) -> StartSizes:
     monkeypatch.setattr(start_sizes, "head_map_of", lambda model_config: heads)
     server_args = SimpleNamespace(tp_size=1, kv_cache_dtype="auto", chunked_prefill_size=64)
     model_config = SimpleNamespace(num_attention_heads=3, head_dim=DIM, dtype=torch.float32, context_len=1000)
-    return StartSizes(server_args, model_config, RedKnotConfig(head_map="", context_length=1000))
+    return StartSizes(server_args, model_config, RedKnotConfig(head_map=Path("map.json"), context_length=1000))
 
 
 def test_host_slots_follow_the_device_s_by_ratio_or_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
