@@ -74,7 +74,7 @@ class HostTierCache(UnifiedRadixCache):
         """Copy a node to the host, its local KV if that stays. Returns whether there was room."""
         kept = self.local_heads.is_kept(node)
         # What is copied is locked until it is there, and no more: part of a chunk must still go when the next one is cached.
-        with self._scope.within(span=1 if kept else 0, own_path=True):
+        with self._scope.within(span=1 if kept else 0):
             written = super()._execute_and_commit_kv_backup(BackupKV([node.id]))
         if written:
             self._moved(Move.BACKED_UP, len(node.key), len(node.key) if kept else 0)
@@ -90,7 +90,7 @@ class HostTierCache(UnifiedRadixCache):
         if self.cache_controller.write(none, node_id=node.id, extra_pools=transfers) is None:
             return False
         self.local_heads.commit_hicache_transfer(node, CacheTransferPhase.BACKUP_HOST, transfers, cache_actions=[])
-        with self._scope.within(span=1, own_path=True):
+        with self._scope.within(span=1):
             lock = self.inc_lock_ref(node.id).to_dec_params()
         self._track_write_through_node(node.id, lock)
         self._moved(Move.BACKED_UP, 0, len(node.key))
