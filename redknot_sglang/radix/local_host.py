@@ -170,8 +170,6 @@ class LocalHost(LocalLocks):
         data = node.component_data[self.component_type]
         assert data.host_lock_ref > 0, f"node {node.id} is not locked on the host"
         data.host_lock_ref -= 1
-        if data.host_lock_ref == 0:
-            self.tree_core._update_evictable_leaf_sets(node)
 
     def _is_between(self, node: Any) -> bool:
         """Whether a node lies between the sinks and the end of a path."""

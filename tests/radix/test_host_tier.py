@@ -154,12 +154,12 @@ def test_a_refused_load_leaves_leaves_that_can_go() -> None:
     visit(simulation, prompt[:20])
     visit(simulation, prompt)
     simulation.notice()
-    # The part behind the first 20 goes, and all local KV, so that nothing can be reused as it is.
-    simulation.evict(25, 10**6)
-    blocker = simulation.admit([99] * 38)
-    simulation.prefill(blocker, 38)
+    # Its end goes. What then is the end on the device has no local KV, so the first 20 tokens can be reused as they are.
+    simulation.evict(8, 0)
+    blocker = simulation.admit([99] * 17)
+    simulation.prefill(blocker, 17)
     req = simulation.admit(prompt)
-    assert req.cached_tokens == 0
+    assert req.cached_tokens == 20 and moved(simulation, Move.LOADED_BACK) == [0, 0]
     simulation.finish(req, insert=False)
     simulation.finish(blocker, insert=False)
     simulation.check_conservation()
