@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from time import monotonic
 from typing import Any
 
@@ -108,14 +108,15 @@ class HeadClassRadixCache(HostTierCache):
         return count
 
     def lock_path(
-        self, key: Any, extra_key: str | None, whole: bool, room: tuple[float, float] = (0, 0)
+        self, key: Any, extra_key: str | None, whole: bool, room: Callable[[], tuple[float, float]] | None = None
     ) -> tuple[Tensor, Any, Any] | None:
         """Lock a path, so that nothing of it is evicted, if all of it is in the tree.
 
         key: its tokens.
         extra_key: its namespace, or None.
         whole: whether all its tokens must have local slots, too, and are locked there.
-        room: if some of it is on the host only, it is loaded, provided that it takes fewer global and local slots than this.
+        room: if some of it is on the host only, it is loaded, provided that it takes fewer global and local slots than this says
+            when what is on the device is locked; None: it is not loaded.
         Returns its global slots, int64 [tokens], its last node, and what `dec_lock_ref` needs to release it; None if some of
         it is missing.
         """
@@ -124,16 +125,22 @@ class HeadClassRadixCache(HostTierCache):
         with self._scope.within(whole=whole, span=span):
             match = self.match_prefix(params)
             missing = len(key) - len(match.device_indices)
-            if missing and self._tokens_between(match) == missing and self._fits(match, room):
-                self.load_back(match.best_match_node)
+            if missing and room is not None and self._tokens_between(match) == missing:
+                self._load(match, room)
                 match = self.match_prefix(params)
         if len(match.device_indices) != len(key):
             return None
         with self._scope.within(span=span):
             return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
 
-    def _fits(self, match: MatchResult, room: tuple[float, float]) -> bool:
-        return self._tokens_between(match) < room[0] and match.swa_host_hit_length < room[1]
+    def _load(self, match: MatchResult, room: Callable[[], tuple[float, float]]) -> None:
+        # The load locks all that the path has on the device, until it is done. Whoever was promised room before counts on evicting
+        # what nobody has locked, so the room is what is left beside that.
+        lock = self.inc_lock_ref(match.last_device_node)
+        global_room, local_room = room()
+        if self._tokens_between(match) < global_room and match.swa_host_hit_length < local_room:
+            self.load_back(match.best_match_node)
+        self.dec_lock_ref(match.last_device_node, lock.to_dec_params())
 
     def free_path(self, key: RadixKey, held: Set[int]) -> int:
         """Free what nothing else needs of a path; returns the number of tokens freed. Parameters as in `free_unheld`."""

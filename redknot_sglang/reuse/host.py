@@ -21,12 +21,15 @@ def load_own_path(tree: Any, adder: Any, req: Any) -> None:
     """
     if not req.needs_host_load_back():
         return
-    missing = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+    missing, last = len(req.full_untruncated_fill_ids) - len(req.prefix_indices), req.last_node
+    # As for SGLang's own loads, the room is what is left beside what it has on the device, which the load locks.
+    lock = tree.inc_lock_ref(last)
     if missing < adder.rem_total_tokens and req.swa_host_hit_length < adder.rem_swa_tokens:
         params = InitLoadBackParams(req.best_match_node, req.host_hit_length, req=req)
         slots, req.last_node = tree.init_load_back(params)
         req.prefix_indices = torch.cat([req.prefix_indices, slots])
         req.cache_protected_len = len(req.prefix_indices)
+    tree.dec_lock_ref(last, lock.to_dec_params())
     req.best_match_node = req.last_node
     req.host_hit_length = req.swa_host_hit_length = 0
 

@@ -99,12 +99,12 @@ class SegmentSources:
 
         adder: of this pass, if what is on the host may be loaded; else paths that are there count as missing.
         """
+        room = None if adder is None else lambda: (adder.rem_total_tokens, adder.rem_swa_tokens)
         missing = []
         for path in paths:
             if path.span in sources:
                 continue
             identity = identity_of(req, path)
-            room = (0, 0) if adder is None else (adder.rem_total_tokens, adder.rem_swa_tokens)
             locked = self._tree.lock_path(path.key, identity[0], path.whole, room)
             if locked is None:
                 missing.append(path)

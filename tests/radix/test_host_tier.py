@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
 
 from redknot_sglang.radix.listeners import Move
-from redknot_sglang.seams.sglang import ComponentType
+from redknot_sglang.seams.sglang import ComponentType, RadixKey
 from tests.radix.host_simulation import HostSimulation
 
 WINDOW, SINK = 8, 2
@@ -168,6 +169,28 @@ def test_a_refused_load_leaves_leaves_that_can_go() -> None:
     assert simulation.allocator.full_available_size() == 60
 
 
+@pytest.mark.parametrize(("promised", "loads"), [(99, True), (100, False)])
+def test_a_path_is_loaded_only_into_room_that_is_left_beside_it(promised: int, loads: bool) -> None:
+    """What it has on the device looks like room, which others were promised, until the load locks it."""
+    simulation = simulate(pools=(200, 200))
+    path = array("q", range(100))
+    visit(simulation, list(path[:70]))
+    visit(simulation, list(path))
+    simulation.notice()
+    # Its last 30 tokens go. 130 slots are free then, and 70 could be evicted.
+    simulation.evict(30, 0)
+    tree, allocator = simulation.tree, simulation.allocator
+    assert (allocator.full_available_size(), tree.full_evictable_size()) == (130, 70)
+    locked = tree.lock_path(
+        path, None, False, lambda: (allocator.full_available_size() + tree.full_evictable_size() - promised, 1000)
+    )
+    assert (locked is not None) is loads
+    assert moved(simulation, Move.LOADED_BACK)[0] == (30 if loads else 0)
+    if locked is not None:
+        tree.dec_lock_ref(locked[1], locked[2].to_dec_params())
+    simulation.check_no_locks()
+
+
 def test_a_full_host_keeps_beginnings() -> None:
     """Without room nothing is copied behind what was not, and nothing breaks."""
     simulation = simulate(host=(70, 30))
@@ -192,10 +215,6 @@ def test_tenants_share_nothing_on_the_host() -> None:
 
 
 def test_a_path_is_freed_at_both_ends() -> None:
-    from array import array
-
-    from redknot_sglang.seams.sglang import RadixKey
-
     simulation = simulate()
     kept, gone = list(range(60)), [*range(40), *range(300, 320)]
     visit(simulation, kept)

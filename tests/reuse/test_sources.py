@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,9 +47,11 @@ class Tree:
         self.on_host: set[bytes] = set()
         self.lookups = self.locks = 0
 
-    def lock_path(self, key: array[int], namespace: str | None, whole: bool, room: tuple[float, float] = (0, 0)) -> Any:
+    def lock_path(
+        self, key: array[int], namespace: str | None, whole: bool, room: Callable[[], tuple[float, float]] | None = None
+    ) -> Any:
         self.lookups += 1
-        if key.tobytes() in self.on_host and len(key) < min(room):
+        if room is not None and key.tobytes() in self.on_host and len(key) < min(room()):
             self.held.add(key.tobytes())
         if key.tobytes() not in self.held:
             return None
