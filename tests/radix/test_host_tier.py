@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from typing import Any
 
 import pytest
 
 from redknot_sglang.radix.listeners import Move
-from redknot_sglang.seams.sglang import ComponentType, RadixKey
+from redknot_sglang.seams.sglang import ComponentType, MatchPrefixParams, RadixKey
 from tests.radix.host_simulation import HostSimulation
 
 WINDOW, SINK = 8, 2
@@ -80,6 +81,22 @@ def test_a_whole_path_moves_wholly() -> None:
         push_out(simulation)
     assert moved(simulation, Move.BACKED_UP) == [50, 50]
     assert moved(simulation, Move.LOADED_BACK) == [49, 49]
+
+
+def test_a_match_counts_the_local_slots_that_it_will_hold() -> None:
+    """Those that come from the host, and those behind the boundary that can be reused without them."""
+    simulation = simulate()
+    prompt = list(range(50))
+    visit(simulation, prompt)
+    simulation.notice()
+    core, heads = simulation.tree.tree_core, simulation.tree.local_heads
+    (sinks,) = [node for node, path, _ in simulation.nodes() if len(path) == SINK]
+    frees: tuple[Any, Any] = defaultdict(list), defaultdict(list)
+    core._evict_component_and_detach_lru(sinks, heads, *frees)
+    simulation.tree._free_values(*frees)
+    match = simulation.tree.match_prefix(MatchPrefixParams(key=RadixKey(array("q", prompt), None)))
+    assert len(match.device_indices) == 0 and match.swa_host_hit_length == SINK + WINDOW
+    simulation.check_conservation()
 
 
 def test_a_tail_that_comes_later_is_copied_by_itself() -> None:
