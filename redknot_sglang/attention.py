@@ -129,6 +129,8 @@ class RedKnotAttention(AttentionBackend):
         self.extend_path = path
         self._begin(in_whole_graph=True)
         self._relocate()
+        # Within the graph nobody can wait for a layer.
+        self.token_to_kv_pool.relocations.wait()
         return self._recorded.index(path)
 
     def _path_of(self, batch: ExtendBatch) -> ExtendPath:
@@ -159,8 +161,7 @@ class RedKnotAttention(AttentionBackend):
         self._in_decode_graph, self._in_whole_graph = in_decode_graph, in_whole_graph
 
     def _relocate(self) -> None:
-        if self.facts.rotation is not None:
-            self.token_to_kv_pool.relocations.run(self.token_to_kv_pool, self.facts.rotation)
+        self.token_to_kv_pool.relocations.run(self.token_to_kv_pool, self.facts.rotation)
 
     def _decode_batch(self, forward_batch: Any, bs: int) -> DecodeBatch:
         return decode_batch(forward_batch, bs, self.req_to_token_pool.req_to_token, self._full_to_local())
@@ -227,6 +228,7 @@ class RedKnotAttention(AttentionBackend):
         pool, split = self.token_to_kv_pool, self.splits[layer.layer_id]
         index = layer.layer_id
         pools = pool.global_kv(index), pool.local_kv(index)
+        pool.relocations.wait_for_layer(index)
         if self.local_loc is None or index == 0:
             # Once per forward; inside a graph this gather is recorded with the first layer.
             self.local_loc = pool.translate_loc_from_full_to_swa(forward_batch.out_cache_loc)

@@ -47,6 +47,7 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
     yield f"  weights {_size(weights)}"
     try:
         slots, why = _slots(sizes, server_args, config.kv_budget, share)
+        host = sizes.of_host(server_args, slots) if server_args.enable_hierarchical_cache else None
     except RedKnotError as error:
         raise StartError(str(error)) from None
     kv = sizes.bytes_of(slots)
@@ -56,6 +57,10 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
         yield f"    {slots.local_slots} local slots of {sizes.cost.local} bytes"
     yield f"    stock SGLang would hold {kv // sizes.cost.stock} tokens in it"
     yield f"  together {_size(weights + kv)}"
+    if host is not None:
+        flag = "--hicache-size" if server_args.hicache_size > 0 else "--hicache-ratio"
+        yield f"  in host memory {_size(sizes.bytes_of(host))} more ({flag})"
+        yield f"    {host.global_slots} global and {host.local_slots} local slots"
     if config.kv_budget is not None and config.kv_budget > share:
         raise StartError(
             f"--redknot-kv-budget asks for {_size(config.kv_budget)}, only {_size(max(0, share))} are free for KV here; "

@@ -33,6 +33,8 @@ _LONG = (
     "tests/serving/test_conversations.py",
     "tests/serving/test_calibrate.py",
     "tests/serving/test_question.py",
+    "tests/serving/test_host_tier.py",
+    "tests/radix/test_host_property.py",
     "tests/serving/test_segment_pressure.py",
     "tests/serving/test_stress.py",
     "tests/kernels/test_extend_torch.py",

@@ -46,6 +46,17 @@ def test_what_a_start_would_take_is_what_it_takes() -> None:
     assert f"KV {total:.1f} MiB (--max-total-tokens)" in said
 
 
+def test_it_says_what_the_host_tier_takes() -> None:
+    tier = ["--enable-hierarchical-cache", "--hicache-ratio=3"]
+    said = _estimate("--max-total-tokens=4096", "--redknot-context-length=1024", *tier)
+    # Of twelve sequences of 1,024 tokens: 4 + 128 + 128 + 32 local slots each, and none for chunks in flight.
+    assert "12288 global and 3504 local slots" in said
+    size = (12288 * 6 * 2 * 64 * 4 + 3504 * (18 + 4) * 2 * 64 * 4) / 2**20
+    assert f"in host memory {size:.1f} MiB more (--hicache-ratio)" in said
+    with pytest.raises(StartError, match="--hicache-ratio 0.001 cannot hold a single request"):
+        _estimate("--max-total-tokens=4096", "--enable-hierarchical-cache", "--hicache-ratio=0.001")
+
+
 def test_without_a_size_it_says_what_sglang_would_take_and_what_makes_it_less() -> None:
     code, said = _doctor()
     assert code == 0 and re.search(r"KV \d+\.\d GiB \(SGLang's share of what is free now", said), said

@@ -64,8 +64,10 @@ class RequestState:
 
     Where it stands in the tree:
     branch: position up to which its tokens were there, though they could be reused to an earlier one only; 0 for none.
+    found: tokens of the longest prefix that its last match found, those included that would have to be loaded from the host.
     start: tokens of its prompt that were reused from the tree when it was admitted last, retractions not counted.
     counted: tokens of its path whose use was counted for the eviction policy `redknot`.
+    loaded: tokens whose global and local KV was loaded from the host when it was admitted last.
     dead: relocated positions without a local slot, since no row sees them.
     feasible_at: its tokens, prompt and answer, when the pools were found to be large enough for it; None before.
 
@@ -88,8 +90,10 @@ class RequestState:
     whole: bool = False
 
     branch: int = 0
+    found: int = 0
     start: int = 0
     counted: int = 0
+    loaded: tuple[int, int] = (0, 0)
     dead: Spans = field(default_factory=list)
     feasible_at: int | None = None
 

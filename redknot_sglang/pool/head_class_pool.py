@@ -45,11 +45,6 @@ class ClassBuffers:
         """Bytes of all K and of all V buffers."""
         return sum(k.nbytes for k in self.k), sum(v.nbytes for v in self.v)
 
-    def register_layer_transfer_counter(self, counter: Any) -> None:
-        """Does nothing. SGLang's two-pool class calls it where KV may come from a host cache, layer by layer, and have to be
-        waited for; --redknot refuses such caches at start-up.
-        """
-
     def copy_slots(self, target: Tensor, source: Tensor) -> None:
         """Copy KV between slots in every layer.
 
@@ -145,6 +140,9 @@ class HeadClassPool(SWAKVPool):
     def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
         """Raises TypeError: the attention backend stores KV, in the same launch that parts the heads (`split_heads`)."""
         raise TypeError("KV of this pool is stored per head class, by the attention backend: call kernels.split_heads")
+
+    def register_layer_transfer_counter(self, layer_transfer_counter: Any) -> None:
+        """Does nothing: SGLang says here who knows which layers have come from the host, and attention asks `relocations`."""
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
         """Copy KV of tokens to other slots in both classes.

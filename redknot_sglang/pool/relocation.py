@@ -2,14 +2,16 @@
 """Relocation: KV of cached documents is copied to the slots of a request, its keys turned to their new positions.
 
 Jobs are made while the scheduler admits a request, and run at the start of that request's forward. All that writes KV
-runs on the forward's CUDA stream, so a source slot that the scheduler gives away in between is still intact by then. Jobs
-run in the order in which they were made, since a later job may write where an earlier one reads.
+runs on the forward's CUDA stream, or begins behind it, so a source slot that the scheduler gives away in between is still intact by
+then. Jobs run in the order in which they were made, since a later job may write where an earlier one reads. Loads from the host
+tier (`pool/host_copies.py`) are jobs, too: a relocation waits for all loads before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,36 +44,98 @@ class Relocation:
     local_rows: ClassMove
 
 
+class Loads(Protocol):
+    """What copies from the host tier."""
+
+    def begin(self, operations: Sequence[Any]) -> None:
+        """Start loads, behind all that the current stream has to do."""
+
+    def wait_for_layer(self, layer: int) -> None:
+        """Have the current stream wait for a layer of the loads that were begun last."""
+
+    def wait(self) -> None:
+        """Have the current stream wait for all layers of them."""
+
+
 class RelocationQueue:
-    """Relocations that wait for the next forward."""
+    """Relocations and loads that wait for the next forward.
+
+    loads: what copies from the host tier, set where there is one.
+    """
 
     def __init__(self) -> None:
-        self._jobs: list[Relocation] = []
+        self._jobs: list[Any] = []
         self._layers: list[KVLayers] | None = None
+        self.loads: Loads | None = None
+
+    @property
+    def has_loads(self) -> bool:
+        """Whether a load waits here."""
+        return any(not isinstance(job, Relocation) for job in self._jobs)
 
     def add(self, job: Relocation) -> None:
         """Queue a job for the next forward."""
         self._jobs.append(job)
 
-    def run(self, pool: Any, rotation: Rotation) -> None:
+    def add_load(self, operation: Any) -> None:
+        """Queue a load for the next forward. operation: what `Loads.begin` takes."""
+        self._jobs.append(operation)
+
+    def forget_loads(self) -> None:
+        """Drop the loads that wait: what they were for is gone."""
+        self._jobs = [job for job in self._jobs if isinstance(job, Relocation)]
+
+    def run(self, pool: Any, rotation: Rotation | None) -> None:
         """Do all jobs on the current CUDA stream and forget them.
 
+        Loads behind which no relocation waits may go on beside what the stream does next: it must call `wait_for_layer` before it
+        reads a layer, or `wait`.
+
         pool: the HeadClassPool.
-        rotation: how the model rotates keys.
+        rotation: how the model rotates keys; None if it relocates nothing.
         """
+        self.wait()
         jobs, self._jobs = self._jobs, []
-        if jobs and self._layers is None:
+        loads: list[Any] = []
+        for job in jobs:
+            if not isinstance(job, Relocation):
+                loads.append(job)
+                continue
+            if loads:
+                self._begin(loads)
+                self.wait()
+                loads = []
+            assert rotation is not None, "relocation without a rotation"
+            self._relocate(job, pool, rotation)
+        if loads:
+            self._begin(loads)
+
+    def wait_for_layer(self, layer: int) -> None:
+        """Have the current stream wait until one layer of what is being loaded is there."""
+        if self.loads is not None:
+            self.loads.wait_for_layer(layer)
+
+    def wait(self) -> None:
+        """Have the current stream wait until all that is being loaded is there."""
+        if self.loads is not None:
+            self.loads.wait()
+
+    def _begin(self, operations: Sequence[Any]) -> None:
+        assert self.loads is not None, "a load without a host tier"
+        self.loads.begin(operations)
+
+    def _relocate(self, job: Relocation, pool: Any, rotation: Rotation) -> None:
+        if self._layers is None:
             classes = pool.full_kv_pool, pool.swa_kv_pool
             self._layers = [KVLayers(buffers.k, buffers.v) for buffers in classes]
-        for job in jobs:
-            for move, layers in zip((job.global_rows, job.local_rows), self._layers or (), strict=True):
-                for indices in (move.source, move.target, move.origin, move.position):
-                    if indices.is_cuda:
-                        # They were made on the scheduler's stream, which may reuse their memory once it is done with them;
-                        # this tells the allocator that the forward's stream still reads them.
-                        indices.record_stream(torch.cuda.current_stream())
-                cos, sin = rotation.turn(move.origin, move.position)
-                relocate(layers, move.source, move.target, cos, sin, rotation.is_neox)
+        for move, layers in zip((job.global_rows, job.local_rows), self._layers, strict=True):
+            for indices in (move.source, move.target, move.origin, move.position):
+                if indices.is_cuda:
+                    # They were made on the scheduler's stream, which may reuse their memory once it is done with them;
+                    # this tells the allocator that the forward's stream still reads them.
+                    indices.record_stream(torch.cuda.current_stream())
+            cos, sin = rotation.turn(move.origin, move.position)
+            relocate(layers, move.source, move.target, cos, sin, rotation.is_neox)
 
 
 def move_rows(

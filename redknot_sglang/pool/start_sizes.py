@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
@@ -49,6 +50,24 @@ class StartSizes:
         """Slots of what SGLang finds for KV, bytes. Raises as `of_tokens`."""
         slots = split_budget(self.head_map, self.cost, max(0, share), *self._lengths)
         return holding_a_request(self.head_map, slots)
+
+    def of_host(self, server_args: Any, on_device: PoolSlots) -> PoolSlots:
+        """Host slots of each class, of `--hicache-size` in units of 10^9 bytes for each rank, else `--hicache-ratio` times the global ones
+        of the device. Chunks in flight need none.
+
+        server_args: SGLang's.
+        on_device: slots of each class there.
+        Raises as `of_tokens`.
+        """
+        context_length, _, segments = self._lengths
+        lengths = context_length, 0, replace(segments, tokens=None)
+        if server_args.hicache_size > 0:
+            budget = int(server_args.hicache_size * 10**9)
+            slots = split_budget(self.head_map, self.cost, budget, *lengths)
+            return self._checked(slots, f"--hicache-size {server_args.hicache_size}")
+        tokens = int(on_device.global_slots * server_args.hicache_ratio)
+        slots = local_for_global(self.head_map, tokens, *lengths)
+        return self._checked(slots, f"--hicache-ratio {server_args.hicache_ratio}")
 
     def _checked(self, slots: PoolSlots, flag: str) -> PoolSlots:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
+from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.keeper import POLICY, Keeper
 from redknot_sglang.radix.listeners import Listener
 from redknot_sglang.radix.local_heads import LocalHeads
@@ -29,14 +30,13 @@ from redknot_sglang.seams.sglang import (
     MatchResult,
     RadixKey,
     SWAChunkCache,
-    UnifiedRadixCache,
 )
 
 # Share of an idle scheduler's time that checks of the whole tree may take.
 _CHECKING = 0.05
 
 
-class HeadClassRadixCache(UnifiedRadixCache):
+class HeadClassRadixCache(HostTierCache):
     """The tree: nodes have global slots for all tokens, and local slots for sinks and tails.
 
     params: SGLang's CacheInitParams.
@@ -119,8 +119,8 @@ class HeadClassRadixCache(UnifiedRadixCache):
                 params = dataclasses.replace(params, key=_planned(plan, params.key))
             result = super().match_prefix(params)
         if state is not None:
-            matched = len(result.device_indices)
-            state.branch = result.full_kv_hit_length if result.full_kv_hit_length > matched else 0
+            state.found = len(result.device_indices) + self._tokens_between(result)
+            state.branch = result.full_kv_hit_length if result.full_kv_hit_length > state.found else 0
             req.swa_evict_floor = self.local_heads.sink
         return result
 
@@ -131,24 +131,54 @@ class HeadClassRadixCache(UnifiedRadixCache):
             params.key = _planned(plan, params.key)
         return super().insert(params)
 
-    def lock_path(self, key: Any, extra_key: str | None, whole: bool) -> tuple[Tensor, Any, Any] | None:
+    def _tokens_between(self, match: MatchResult) -> int:
+        """Tokens of a match behind those that can be reused without a load from the host."""
+        node, count = self.tree_core.node_by_id(match.best_match_node), 0
+        while node.id != match.last_device_node:
+            count += len(node.key)
+            node = node.parent
+        return count
+
+    def lock_path(
+        self, key: Any, extra_key: str | None, whole: bool, room: Callable[[], tuple[float, float]] | None = None
+    ) -> tuple[Tensor, Any, Any] | None:
         """Lock a path, so that nothing of it is evicted, if all of it is in the tree.
 
         key: its tokens.
         extra_key: its namespace, or None.
         whole: whether all its tokens must have local slots, too, and are locked there.
+        room: if some of it is on the host only, it is loaded, provided that it takes fewer global and local slots than this says
+            when what is on the device is locked; None: it is not loaded.
         Returns its global slots, int64 [tokens], its last node, and what `dec_lock_ref` needs to release it; None if some of
         it is missing.
         """
-        with self._scope.within(whole=whole):
-            match = self.match_prefix(MatchPrefixParams(key=RadixKey(key, extra_key)))
+        params = MatchPrefixParams(key=RadixKey(key, extra_key))
+        span = ALL if whole else None
+        with self._scope.within(whole=whole, span=span):
+            match = self.match_prefix(params)
+            missing = len(key) - len(match.device_indices)
+            if missing and room is not None and self._tokens_between(match) == missing:
+                self._load(match, room)
+                match = self.match_prefix(params)
         if len(match.device_indices) != len(key):
             return None
-        with self._scope.within(span=ALL if whole else None):
+        with self._scope.within(span=span):
             return match.device_indices, match.last_device_node, self.inc_lock_ref(match.last_device_node)
+
+    def _load(self, match: MatchResult, room: Callable[[], tuple[float, float]]) -> None:
+        # The load locks all that the path has on the device, until it is done. Whoever was promised room before counts on evicting
+        # what nobody has locked, so the room is what is left beside that.
+        lock = self.inc_lock_ref(match.last_device_node)
+        global_room, local_room = room()
+        if self._tokens_between(match) < global_room and match.swa_host_hit_length < local_room:
+            self.load_back(match.best_match_node)
+        self.dec_lock_ref(match.last_device_node, lock.to_dec_params())
 
     def free_path(self, key: RadixKey, held: Set[int]) -> int:
         """Free what nothing else needs of a path; returns the number of tokens freed. Parameters as in `free_unheld`."""
+        if self.has_host_tier:
+            # A copy to the host holds a lock until it is noticed to be done.
+            self.check_hicache_events()
         freed = free_unheld(self, key, held)
         self._slots_changed()
         return freed
@@ -170,6 +200,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self._drop_transient(req)
         if not chunked:
             self._count(req, req.get_fill_ids())
+            self._save(req)
         self._slots_changed()
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
@@ -185,6 +216,7 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self._drop_transient(req, kv_len_to_handle if is_insert else 0)
         if is_insert:
             self._count(req, (req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
+            self._save(req)
         for listener in self.listeners:
             listener.request_ended(req)
         self._slots_changed()
@@ -219,6 +251,17 @@ class HeadClassRadixCache(UnifiedRadixCache):
         self.keeper.request(state, key, self.tree_core.node_by_id(req.last_node))
         for component in self.components.values():
             component.offer_noted()
+
+    def _save(self, req: Any) -> None:
+        """Give the host tier what it should have of a request's path.
+
+        The path of a segmented request is of use to a prompt of the very same beginning only. It is copied when a second one has come.
+        """
+        state = state_of(req)
+        if self.disable or not self.has_host_tier or (state.plan is not None and not state.start):
+            self._wanted.clear()
+            return
+        self._save_path(req.last_node)
 
     def _slots_changed(self) -> None:
         for listener in self.listeners:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, Protocol
 
 
@@ -14,3 +15,23 @@ class Listener(Protocol):
 
     def slots_changed(self) -> None:
         """KV slots have changed hands between a request, the tree and the free ones."""
+
+
+class Move(Enum):
+    """What has happened to KV in the tree."""
+
+    BACKED_UP = "backed_up"  # copied to the host, and still on the device
+    LOADED_BACK = "loaded_back"  # copied to the device, and still on the host
+    DEMOTED = "demoted"  # freed on the device for want of room there; the host has it
+    DROPPED = "dropped"  # freed on the device for want of room there, and nowhere else
+    HOST_DROPPED = "host_dropped"  # freed on the host for want of room there
+
+
+class TierListener(Protocol):
+    """Told by the tree where KV goes."""
+
+    def kv_moved(self, move: Move, global_tokens: int, local_tokens: int) -> None:
+        """So many tokens' KV of each head class was moved; copies may still be under way."""
+
+    def loads_done(self, seconds: float) -> None:
+        """Loads that were begun together are done, after this time."""

@@ -25,7 +25,8 @@ import torch
 
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Spans, clip, gaps, kept_local, union
-from redknot_sglang.radix.local_locks import SINK, TRANSIENT, LocalLocks
+from redknot_sglang.radix.local_host import LocalHost
+from redknot_sglang.radix.local_locks import SINK, TRANSIENT
 from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.sglang import (
     BASE_COMPONENT_TYPE,
@@ -39,7 +40,7 @@ from redknot_sglang.seams.sglang import (
 _MARKS = (SINK, TRANSIENT)
 
 
-class LocalHeads(LocalLocks):
+class LocalHeads(LocalHost):
     """The local class's component of the tree: what is inserted live, what can be reused, what is dropped again."""
 
     # ---- what a request hands to the tree -------------------------------------------------------------------------
@@ -115,9 +116,12 @@ class LocalHeads(LocalLocks):
         Returns how many of these slots SGLang is to free as duplicates: all, or none if they were taken over.
         """
         start, end = total_prefix_len, total_prefix_len + prefix_len
-        if params.prev_prefix_len >= end or node.component_data[self.component_type].value is not None:
+        data, live = node.component_data[self.component_type], clip(params.live_spans, start, end)
+        if params.prev_prefix_len >= end or data.value is not None:
+            if data.metadata.get(TRANSIENT) and not params.transient:
+                # Of what is left of earlier chunks only these spans stay.
+                self._cut(node, start, end, self._within(live, start, end), cache_actions)
             return prefix_len
-        live = clip(params.live_spans, start, end)
         if not live:
             return prefix_len
         for piece, (a, b) in self._cut(node, start, end, self._edges(live, start, end), cache_actions):
@@ -141,9 +145,12 @@ class LocalHeads(LocalLocks):
         self._make_live(pieces, live, params.transient, cache_actions)
 
     def _edges(self, live: Spans, start: int, end: int) -> list[int]:
-        tail = end - self.window  # a lock on the end then pins one window, not the whole node
-        edges = {edge for span in live for edge in span} | {self.sink, tail}
-        return sorted(edge for edge in edges if start < edge < end)
+        # With an edge one window before the end a lock on that pins one window, not the whole node.
+        return self._within([*live, (self.sink, end - self.window)], start, end)
+
+    @staticmethod
+    def _within(spans: Spans, start: int, end: int) -> list[int]:
+        return sorted({edge for span in spans for edge in span if start < edge < end})
 
     def _cut(
         self, node: Any, start: int, end: int, edges: list[int], cache_actions: list[Any]
@@ -188,6 +195,8 @@ class LocalHeads(LocalLocks):
         """A function that is called for each node from the root down and says whether a prefix can be reused up to its end.
 
         It can if all sinks are live and so are the W - 1 positions before: the next row is itself the W-th of its window.
+
+        match_device_only: whether local KV on the host does not count.
         """
         component_type, needed = self.component_type, ALL if self.scope.now.whole else self.window - 1
         run: float = float("inf")
@@ -196,7 +205,7 @@ class LocalHeads(LocalLocks):
         def validator(node: Any) -> bool:
             nonlocal run, sinks_live
             data = node.component_data[component_type]
-            if data.value is None:
+            if data.value is None and (match_device_only or data.host_value is None):
                 run = 0
                 sinks_live = sinks_live and not data.metadata.get(SINK)
             else:

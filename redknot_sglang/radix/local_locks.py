@@ -56,9 +56,8 @@ class LocalLocks(SWAComponent):
 
         node: where the request's path ends.
         result: gets `swa_uuid_for_lock`, which release needs.
-        lock_host: for SGLang's host cache, which --redknot refuses.
+        lock_host: see `LocalHost`; False here.
         """
-        assert not lock_host, "local heads have no host tier"
         covered, uppermost, current = 0, None, node
         span = self.window if self.scope.now.span is None else self.scope.now.span
         while covered < span and (self._in_tail(current) or self._dead_in_span(current)):
@@ -66,7 +65,8 @@ class LocalLocks(SWAComponent):
             covered += len(current.key)
             uppermost, current = current, current.parent
         for sink in self._sinks_above(node):
-            assert sink.component_data[self.component_type].value is not None, f"sink node {sink.id} is not live"
+            is_live = sink.component_data[self.component_type].value is not None
+            assert is_live or self.scope.now.over_dead, f"sink node {sink.id} is not live"
             self._lock(sink)
         result.swa_uuid_for_lock = None
         if uppermost is not None:
@@ -129,6 +129,9 @@ class LocalLocks(SWAComponent):
         data.lock_ref -= 1
         if data.lock_ref == 0 and data.value is not None:
             self._protect(-len(node.key))
+        if data.lock_ref == 0:
+            # SGLang looks at the path's end only, and above one that is on the host alone other nodes may be leaves.
+            self.tree_core._update_evictable_leaf_sets(node)
 
     def _protect(self, tokens: int) -> None:
         self.tree_core.component_evictable_size_[self.component_type] -= tokens

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from redknot_sglang.seams.sglang import BASE_COMPONENT_TYPE, RadixKey
+from redknot_sglang.seams.sglang import RadixKey
 
 
 def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:
@@ -37,17 +38,17 @@ class _Beginning:
 
 
 def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
-    """Tokens of the longest prefix of a path that a match would return.
+    """Tokens of the longest prefix of a path that a match would find, on the device or on the host.
 
     tree: the HeadClassRadixCache.
     key: the path's tokens and namespace.
     whole: whether all tokens of the prefix must have local slots, as segments under `blend` need.
     """
     with tree.local_heads.scope.within(whole=whole):
-        valid = tree.local_heads.create_match_validator(match_device_only=True)
+        valid = tree.local_heads.create_match_validator()
     reusable = at = 0
     for node, matched in nodes_along(tree, key):
-        if node.component_data[BASE_COMPONENT_TYPE].value is None:
+        if node.evicted and not node.backuped:
             break
         at += matched
         if valid(node if matched == len(node.key) else _Beginning(node.component_data, range(matched))):
@@ -56,7 +57,9 @@ def reusable_tokens(tree: Any, key: RadixKey, whole: bool) -> int:
 
 
 def free_unheld(tree: Any, key: RadixKey, held: Set[int]) -> int:
-    """Free a path from its end upward, as far as nothing else needs it; returns the number of tokens freed.
+    """Free a path from its end upward, on the device and on the host, as far as nothing else needs it.
+
+    Returns the number of tokens freed.
 
     Needed by others are nodes that a request has locked, and nodes from which another path branches off.
 
@@ -66,9 +69,24 @@ def free_unheld(tree: Any, key: RadixKey, held: Set[int]) -> int:
     """
     freed = 0
     for node, matched in reversed(nodes_along(tree, key)):
-        own = matched == len(node.key) and node.id not in held
-        if not own or node not in tree.tree_core.evictable_device_leaves:
+        if matched != len(node.key) or node.id in held or not _free(tree, node):
             break
-        tree._evict_device_leaf(node.id, dict.fromkeys(tree.tree_components, 0))
         freed += matched
     return freed
+
+
+def _free(tree: Any, node: Any) -> bool:
+    """Free a node that nothing needs, at both ends; whether there was nothing that needed it."""
+    tree_core, is_backed_up = tree.tree_core, node.backuped
+    if node.children:
+        return False
+    if node in tree_core.evictable_device_leaves:
+        tree._evict_device_leaf(node.id, dict.fromkeys(tree.tree_components, 0))
+        if not is_backed_up:
+            return True
+    if node not in tree_core.evictable_host_leaves:
+        return False
+    frees: tuple[Any, Any] = defaultdict(list), defaultdict(list)
+    tree_core._evict_host_leaf(node, defaultdict(int), *frees)
+    tree._free_values(*frees)
+    return True

@@ -21,7 +21,8 @@ class Meaning:
     whole: a boundary is reusable only if every position before it is live.
     span: positions that locks reach back; None for one window.
     own_path: who locks is the request that computes the path, so that its chunk boundaries stay transient.
-    over_dead: locks go on over tombstones, since most of a relocated segment has no local slots.
+    over_dead: locks go on over tombstones, since most of a relocated segment has no local slots, and a path that is about to be
+        loaded has not got them yet.
     inserted: a match is for a path that its request has computed, and tells nothing about the request.
     """
 

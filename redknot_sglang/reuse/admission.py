@@ -18,6 +18,7 @@ from redknot_sglang.plan.spans import Flags, Span, positions_of, spans_of
 from redknot_sglang.pool.relocation import move_rows
 from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
+from redknot_sglang.reuse.host import load_own_path, settle
 from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.selection import DocumentSelection
@@ -64,6 +65,10 @@ class SegmentAdmission:
     def slots_changed(self) -> None:
         """Nothing: in each pass the requests that wait are asked again."""
 
+    def begin_pass(self) -> None:
+        """A scheduler's pass begins: loads from the host that the last one left without a forward are done now."""
+        settle(self._pool, self._facts, self.sources.isolated)
+
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.
 
@@ -90,6 +95,9 @@ class SegmentAdmission:
     def _admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         state = state_of(req)
         plan = state.plan
+        state.loaded = 0, 0
+        if plan is not None and not plan.repair.selects:
+            load_own_path(self._tree, adder, req)
         if plan is not None and plan.repair.selects:
             waits = self._select(adder, req, plan)
             if waits is not None:
@@ -101,7 +109,11 @@ class SegmentAdmission:
             state.start = start
         if plan is None or not plan.reuses(start):
             self.sources.release(req)
-            return call()
+            result = call()
+            if not req.retracted_stain:
+                # SGLang may have loaded more of it.
+                state.start = len(req.prefix_indices)
+            return result
         if not self._is_possible(req, plan):
             return AddReqResult.CONTINUE
         waits = self.sources.gather(adder, req, plan, start)
@@ -175,6 +187,7 @@ class SegmentAdmission:
         sources = sorted(state.sources.items())
         before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
         pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
+        settle(self._pool, self._facts, self.sources.isolated)
         self.sources.isolated.wait_for_forwards()
         assert self._facts.arithmetic is not None, "admitted without a rotation"
         state.probed_flops = self._facts.arithmetic.probed(positions_of(undecided))

@@ -41,19 +41,27 @@ def slots_of_paths(tree: Any, paths: Iterable[Path], whole: bool) -> Slots:
     return lead + sum(len(path.key) - path.origin for path in keys.values()), tails
 
 
-def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
-    """Whether there is room now for a request and paths that have to be computed for it; if so, keep its own free.
+def has_room_for(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
+    """Whether there is room now for a request and paths that have to be computed, or loaded from the host, for it.
 
-    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    adder: of this pass.
     """
     own, own_local = slots_of_request(tree, req, plan)
     kept, tails = slots_of_paths(tree, missing, plan.repair.keeps_whole)
     # SGLang wants a slot for the answer and one to spare of each isolated prefill.
     if own + kept + 2 * len(missing) >= adder.rem_total_tokens:
         return False
-    if tree.sliding_window_size < UNBOUNDED_WINDOW and own_local + tails >= adder.rem_swa_tokens:
+    return tree.sliding_window_size >= UNBOUNDED_WINDOW or own_local + tails < adder.rem_swa_tokens
+
+
+def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
+    """The same; and if there is, keep the request's own free.
+
+    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    """
+    if not has_room_for(tree, adder, req, plan, missing):
         return False
-    adder.rem_total_token_offset += own
+    adder.rem_total_token_offset += slots_of_request(tree, req, plan)[0]
     return True
 
 

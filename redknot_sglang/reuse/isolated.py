@@ -9,7 +9,8 @@ isolated prefill computes it. Where rows have to be chosen (`reuse/probe.py`), t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,6 +114,17 @@ class IsolatedPrefills:
         stream = getattr(self.scheduler, "forward_stream", None)
         if stream is not None and torch.cuda.is_available():
             torch.cuda.current_stream().wait_stream(stream)
+
+    @contextmanager
+    def behind_forwards(self) -> Iterator[None]:
+        """What is queued on the device within this block runs behind the forwards that are under way, and before the next one."""
+        stream = getattr(self.scheduler, "forward_stream", None)
+        if stream is None or not torch.cuda.is_available():
+            yield
+            return
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
 
     def _make(self, req: Any, key: array[int]) -> Any:
         from redknot_sglang.seams.sglang import Req, SamplingParams

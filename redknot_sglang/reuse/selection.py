@@ -12,6 +12,7 @@ import numpy as np
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import PendingDocuments, Selection, state_of
 from redknot_sglang.plan.spans import Positions, inside
+from redknot_sglang.reuse.host import settle
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Piece
@@ -52,7 +53,7 @@ class DocumentSelection:
         positions = plan.left(chosen, prompt)
         _shorten(req, positions)
         req.init_next_round_input(self._tree)
-        hit = positions[: len(req.prefix_indices)]
+        hit = positions[: state.found]
         cached = len(hit) - int(inside(hit, sorted(state.fresh)).sum())
         if state.fresh.issuperset(plan.segments):
             # Then its lead, too, was computed for this request.
@@ -65,6 +66,7 @@ class DocumentSelection:
             Piece(span, source.path.origin, source.slots[source.path.origin :])
             for span, source in sorted(state_of(req).sources.items())
         )
+        settle(self._pool, self._facts, self._isolated)
         self._isolated.wait_for_forwards()
         assert self._facts.rotation is not None, "admitted without a rotation"
         mapping = self._allocator.full_to_swa_index_mapping

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from redknot_sglang.plan.identity import Identity, identity_of
 from redknot_sglang.plan.plan import Path, Plan
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.plan.spans import Span
-from redknot_sglang.reuse.feasible import reserve
+from redknot_sglang.reuse.feasible import has_room_for, reserve
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.shared import SharedSegments
 from redknot_sglang.seams.sglang import AddReqResult, MatchPrefixParams, RadixKey
@@ -77,16 +77,11 @@ class SegmentSources:
             self._check_room(adder)
             return AddReqResult.CONTINUE
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
-        missing = []
-        for path in self._paths(req, plan, start):
-            if path.span in sources:
-                continue
-            identity = identity_of(req, path)
-            locked = self._tree.lock_path(path.key, identity[0], path.whole)
-            if locked is None:
-                missing.append(path)
-            else:
-                sources[path.span] = Source(path, identity, *locked)
+        missing = self._lock(req, self._paths(req, plan, start), sources)
+        may_load = self._tree.has_host_tier and bool(missing)
+        if may_load and (first or has_room_for(self._tree, adder, req, plan, missing)):
+            # What is on the host comes back now: the plan reads it before the request's own forward.
+            missing = self._lock(req, missing, sources, adder)
         if not missing:
             self._pinned = None if first else self._pinned
             state.sources = sources
@@ -98,6 +93,24 @@ class SegmentSources:
         state.awaited = [identity_of(req, path) for path in missing]
         state.fresh |= self.isolated.request(req, missing)
         return AddReqResult.CONTINUE
+
+    def _lock(self, req: Any, paths: Iterable[Path], sources: Sources, adder: Any = None) -> list[Path]:
+        """Lock the paths that are in the tree, and note them in `sources`; returns those that are not.
+
+        adder: of this pass, if what is on the host may be loaded; else paths that are there count as missing.
+        """
+        room = None if adder is None else lambda: (adder.rem_total_tokens, adder.rem_swa_tokens)
+        missing = []
+        for path in paths:
+            if path.span in sources:
+                continue
+            identity = identity_of(req, path)
+            locked = self._tree.lock_path(path.key, identity[0], path.whole, room)
+            if locked is None:
+                missing.append(path)
+            else:
+                sources[path.span] = Source(path, identity, *locked)
+        return missing
 
     def _yet_to_begin(self, req: Any, paths: list[Path]) -> list[Path]:
         """Those of which no isolated prefill has slots already."""

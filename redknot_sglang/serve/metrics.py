@@ -110,3 +110,50 @@ class SegmentMetrics:
         """
         self._rows.labels("isolated").inc(rows)
         self._flops.labels("isolated").inc(flops)
+
+
+class TierMetrics:
+    """Of the device and of the host tier behind it, all with the label `head_class` (but for the seconds).
+
+    Counters: `redknot:tier_hit_tokens_total{tier}`, prefixes that requests went on from; `redknot:tier_tokens_total{move}` and
+    `redknot:tier_bytes_total{move}`, copies `backed_up` to the host and `loaded_back`, and of tokens also those evicted: `demoted`
+    where the host keeps a copy, `dropped` where none is left, `host_dropped` on the host. Gauge: `redknot:host_slots_used`. Histogram:
+    `redknot:load_back_seconds`, of loads that were begun together.
+    """
+
+    def __init__(self) -> None:
+        # Imported here for the reason above.
+        from prometheus_client import Counter, Gauge, Histogram
+
+        def counter(name: str, text: str, label: str) -> Any:
+            return Counter(f"redknot:tier_{name}", text, labelnames=["head_class", label])
+
+        self._hits = counter("hit_tokens", "Tokens of prefixes found in the cache, by where their KV was", "tier")
+        self._tokens = counter("tokens", "Tokens whose KV was copied or evicted", "move")
+        self._bytes = counter("bytes", "Bytes of KV copied", "move")
+        self._used = Gauge(
+            "redknot:host_slots_used", "Host slots in use", labelnames=["head_class"], multiprocess_mode="mostrecent"
+        )
+        self._seconds = Histogram(
+            "redknot:load_back_seconds",
+            "Time of loads from the host",
+            buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )
+
+    def count_hit(self, tier: str, head_class: str, tokens: int) -> None:
+        """Add tokens of a prefix hit. tier: `device` or `host`."""
+        self._hits.labels(head_class, tier).inc(tokens)
+
+    def count_move(self, move: str, head_class: str, tokens: int, size: int) -> None:
+        """Add tokens that were copied or evicted. size: bytes copied, 0 for an eviction."""
+        self._tokens.labels(head_class, move).inc(tokens)
+        if size:
+            self._bytes.labels(head_class, move).inc(size)
+
+    def set_used(self, head_class: str, slots: int) -> None:
+        """Show how many host slots are in use."""
+        self._used.labels(head_class).set(slots)
+
+    def observe_load(self, seconds: float) -> None:
+        """Add loads that were begun together."""
+        self._seconds.observe(seconds)

@@ -12,8 +12,8 @@ from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
-    """A rank's state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, and
-    tokens in the prefix cache.
+    """A rank's state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in
+    the prefix cache, and what went between device and host (None with the prefix cache off).
 
     config: the server's settings.
     tree: the prefix cache.
@@ -31,6 +31,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
             "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local),
         },
         "tree": tree_sizes(tree),
+        "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from redknot_sglang.hooks.v0_5_17 import segments
 from redknot_sglang.plan.request import RequestState
+from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.reuse.admission import SegmentAdmission
 from redknot_sglang.reuse.model_facts import ModelFacts
 
@@ -54,7 +55,8 @@ def test_only_clients_fill_the_queue() -> None:
 
 @pytest.mark.parametrize("admitted", [[], ["somebody"]])
 def test_who_was_preempted_for_nobody_waits_again(admitted: list[str]) -> None:
-    tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: None))
+    pool = SimpleNamespace(relocations=RelocationQueue())
+    tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool))
     reuse, queue = SegmentAdmission(tree, ModelFacts()), list[str]()
     scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), _add_request_to_queue=queue.append)
     adder = SimpleNamespace(can_run_list=admitted, preempt_list=["preempted"])

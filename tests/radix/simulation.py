@@ -90,6 +90,7 @@ class Simulation:
             sliding_window_size=window,
             eviction_policy=policy,
         )
+        self.params = params
         self.tree = HeadClassRadixCache(params)
         self.running: list[SimulatedRequest] = []
         self.global_content: dict[int, tuple[int, ...]] = {}

@@ -14,6 +14,7 @@ from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.plan.request import RequestState
 from redknot_sglang.plan.spans import Span
+from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.reuse import admission
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.probe import Choice
@@ -48,7 +49,8 @@ def make(under_way: bool) -> tuple[Any, Any]:
     it.sources, it._asked = Sources(), 0
     it.sources.isolated.scheduler.result_queue += [object()] * under_way
     it.allocator = SimpleNamespace(full_to_swa_index_mapping=None)
-    it._pool, it._facts = None, SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
+    it._pool = SimpleNamespace(relocations=RelocationQueue())
+    it._facts = SimpleNamespace(arithmetic=SimpleNamespace(probed=len))
     source = SimpleNamespace(path=SimpleNamespace(origin=0), slots=torch.zeros(0))
     req = SimpleNamespace(redknot=RequestState(Plan(tuple(SEGMENTS), parse_repair("blend:0.25"))))
     req.redknot.sources = dict.fromkeys([(0, 2), *SEGMENTS], source)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,13 +40,19 @@ class Tree:
     """Holds some paths, counts lookups and locks."""
 
     sliding_window_size, local_heads = 8, SimpleNamespace(window=6, sink=2)
+    has_host_tier = False
 
     def __init__(self) -> None:
         self.held: set[bytes] = set()
+        self.on_host: set[bytes] = set()
         self.lookups = self.locks = 0
 
-    def lock_path(self, key: array[int], namespace: str | None, whole: bool) -> Any:
+    def lock_path(
+        self, key: array[int], namespace: str | None, whole: bool, room: Callable[[], tuple[float, float]] | None = None
+    ) -> Any:
         self.lookups += 1
+        if room is not None and key.tobytes() in self.on_host and len(key) < min(room()):
+            self.held.add(key.tobytes())
         if key.tobytes() not in self.held:
             return None
         self.locks += 1
@@ -134,3 +141,21 @@ def test_a_path_that_was_dropped_is_asked_for_again(sources: SegmentSources, tre
     sources.left_queue([first])
     assert sources.gather(Adder(), first, PLAN, 0) is WAITS
     assert len(sources.isolated.scheduler.waiting_queue) == 2
+
+
+@pytest.mark.parametrize(("slots", "comes_back"), [(70, True), (69, False)])
+def test_what_is_on_the_host_comes_back_if_there_is_room(
+    sources: SegmentSources, tree: Tree, slots: int, comes_back: bool
+) -> None:
+    """The first that waits takes any room for it; others only what leaves room for themselves."""
+    _, second = PLAN.paths(TOKENS, 0)
+    waits, other = request(sources), request(sources)
+    # Nobody can load yet, so that the first waits.
+    assert sources.gather(Adder(), waits, PLAN, 0) is WAITS
+    sources.isolated.done(sources.isolated.scheduler.waiting_queue[1])
+    tree.has_host_tier = True
+    tree.on_host.add(second.key.tobytes())
+    assert sources.gather(Adder(slots), other, PLAN, 0) is (None if comes_back else NO_ROOM)
+    assert (second.key.tobytes() in tree.held) is comes_back
+    assert sources.gather(Adder(50), waits, PLAN, 0) is None
+    assert second.key.tobytes() in tree.held

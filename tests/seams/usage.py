@@ -32,10 +32,14 @@ _FROM = "redknot_sglang.seams.sglang"
 DERIVING = (
     "radix.cache",
     "radix.local_heads",
+    "radix.host_tier",
+    "radix.local_host",
     "radix.local_locks",
     "radix.ranked",
     "pool.configurator",
     "pool.head_class_pool",
+    "pool.host",
+    "pool.host_copies",
     "attention",
 )
 # Those that get objects of SGLang's, and the names under which they hold them, wherever they do.

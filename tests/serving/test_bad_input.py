@@ -62,7 +62,17 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--speculative-algorithm=NGRAM", "--speculative-num-draft-tokens=4"],
         "--speculative-algorithm NGRAM",
     ),
-    "hierarchical cache": (["--enable-hierarchical-cache"], "--enable-hierarchical-cache"),
+    "write back": (["--enable-hierarchical-cache", "--hicache-write-policy=write_back"], "evicting would wait"),
+    "eviction by rank with a host": (
+        ["--enable-hierarchical-cache", "--radix-eviction-policy=redknot"],
+        "it does not know nodes that are on the host only",
+    ),
+    "storage": (["--enable-hierarchical-cache", "--hicache-storage-backend=file"], "namespace and head map"),
+    "host copies": (["--enable-hierarchical-cache", "--hicache-io-backend=direct"], "--hicache-io-backend direct"),
+    "host layout": (
+        ["--enable-hierarchical-cache", "--hicache-mem-layout=page_head"],
+        "--hicache-mem-layout page_head",
+    ),
     "fp8 KV": (["--kv-cache-dtype=fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
     "attention backend": (["--attention-backend=triton"], "--attention-backend triton"),
     "pipeline stages": (["--pp-size=2"], "--pp-size 2"),

@@ -39,6 +39,8 @@ LIMIT, LONGEST_ANSWER = 1200, 12
 FLAGS = ["--redknot", "--redknot-uncertified", "--chunked-prefill-size=128", "--enable-mixed-chunk"]
 # A request of 1,200 tokens needs itself, its segments and its answer.
 TIGHT = [*FLAGS, "--max-total-tokens=3000", "--redknot-segment-length=100"]
+# The same with a host tier, which is fuller than it has room for, too.
+TIERS = [*TIGHT, "--enable-hierarchical-cache", "--hicache-ratio=3"]
 ROOMY = [*FLAGS, "--max-total-tokens=24000", "--redknot-segment-length=300"]
 
 
@@ -179,7 +181,7 @@ def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[
     return cases, answers
 
 
-@pytest.mark.parametrize("flags", [TIGHT, ROOMY], ids=["pool of 1.2 requests", "room"])
+@pytest.mark.parametrize("flags", [TIGHT, TIERS, ROOMY], ids=["pool of 1.2 requests", "host tier behind it", "room"])
 def test_answers_are_the_cold_ones_whatever_happens(
     flags: list[str],
     servers: SharedServers,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.hooks.v0_5_17.registries import EVICTION_POLICY
 
 # (argument, values that mean "off", reason)
 Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
@@ -20,7 +21,18 @@ ARGUMENTS: Arguments = (
     ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
     ("enable_dp_attention", (False,), "data-parallel attention shards KV heads in another way"),
     ("disaggregation_mode", ("null",), "prefill/decode transfer does not ship sinks yet"),
-    ("enable_hierarchical_cache", (False,), "the host tier does not know head classes yet"),
+    (
+        "hicache_write_policy",
+        ("write_through", "write_through_selective"),
+        "evicting would wait for the copy to the host, and every admission behind it",
+    ),
+    (
+        "hicache_storage_backend",
+        (None,),
+        "storage behind the host names KV by tokens alone, and KV here also depends on namespace and head map",
+    ),
+    ("hicache_io_backend", ("kernel",), "KV per head class is copied by SGLang's kernels only"),
+    ("hicache_mem_layout", ("page_first", "layer_first"), "host memory is laid out per head class and layer"),
     ("enable_lmcache", (False,), "LMCache reads whole-token KV buffers"),
     ("enable_flexkv", (False,), "FlexKV reads whole-token KV buffers"),
     ("enable_hisparse", (False,), "HiSparse replaces the KV pool"),
@@ -52,6 +64,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         if value not in off:
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
+    if server_args.enable_hierarchical_cache and server_args.radix_eviction_policy == EVICTION_POLICY:
+        raise RedKnotError(
+            f"--radix-eviction-policy {EVICTION_POLICY} cannot be used with --enable-hierarchical-cache yet: it does not know nodes that "
+            "are on the host only; use lru"
+        )
     graphs = server_args.cuda_graph_config.prefill.backend
     if graphs not in ("breakable", "disabled"):
         # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.

@@ -16,6 +16,7 @@ def _one_pass(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     if reuse is None:
         return original(scheduler, *args, **kwargs)
     reuse.sources.isolated.scheduler = scheduler
+    reuse.begin_pass()
     found = original(scheduler, *args, **kwargs)
     for req in reuse.take_preempted():
         scheduler._add_request_to_queue(req)

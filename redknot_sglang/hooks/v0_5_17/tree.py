@@ -6,20 +6,22 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang import active
+from redknot_sglang.refuse import one_line
 
 
 def build_tree(context: Any) -> Any:
     """The prefix cache for SGLang's `TreeCacheBuildContext`; a cache without reuse if the radix cache is disabled.
 
-    Beside it, as its attributes for the hooks: `reuse`, the admission of segmented requests, unless the cache is without
-    reuse; and `certification_metric`, None without metrics.
+    Beside it, as its attributes for the hooks: `reuse`, the admission of segmented requests, and `tiers`, where its KV lies and goes,
+    unless the cache is without reuse; and `certification_metric`, None without metrics.
     """
     from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
     from redknot_sglang.reuse.admission import SegmentAdmission
     from redknot_sglang.seams.sglang import envs, get_parallel
-    from redknot_sglang.serve.metrics import CertificationMetric, ClassMetrics, SegmentMetrics
+    from redknot_sglang.serve.metrics import CertificationMetric, ClassMetrics, SegmentMetrics, TierMetrics
     from redknot_sglang.serve.report import Reports
+    from redknot_sglang.serve.tiers import TierFigures
 
     facts = context.tp_worker.model_runner.attn_backend.facts
     config = active.config_of(context.server_args)
@@ -32,10 +34,33 @@ def build_tree(context: Any) -> Any:
         tree.listeners = (Reports(tree, facts.arithmetic),)
     else:
         tree = HeadClassRadixCache(context.params, facts.arithmetic and facts.arithmetic.cost)
+        if context.enable_hierarchical_cache:
+            _add_host_tier(tree, context)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
         # Ranks compute shares of the same rows: one of them counts.
         segments = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
-        tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments))
+        cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
+        tree.tiers = TierFigures(tree, cost, TierMetrics() if metered else None)
+        tree.tier_listeners = (tree.tiers,)
+        tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree
+
+
+def _add_host_tier(tree: Any, context: Any) -> None:
+    """Give the tree host memory and what copies to it and back. A machine without enough of it is refused, in one line."""
+    from redknot_sglang.pool.host_copies import HostStack
+    from redknot_sglang.pool.sizing import PoolSlots
+    from redknot_sglang.pool.start_sizes import StartSizes
+    from redknot_sglang.seams.sglang import register_stack_strategy
+
+    config, server_args = active.config_of(context.server_args), context.server_args
+    assert config is not None
+    allocator = tree.token_to_kv_pool_allocator
+    on_device = PoolSlots(allocator.size_full, allocator.size_swa)
+    with one_line(server_args.dp_size > 1):
+        slots = StartSizes(server_args, context.model_config, config).of_host(server_args, on_device)
+        # The last one registered is asked first.
+        register_stack_strategy(HostStack(slots))
+        tree.init_hicache(server_args, context.params)

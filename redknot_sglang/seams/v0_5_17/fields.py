@@ -25,10 +25,10 @@ FIELDS: Fields = {
     },
     "managers.schedule_batch": {
         "Req": (
-            "cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
-            "full_untruncated_fill_ids kv last_node logprob_start_len lora_id origin_input_ids "
-            "origin_input_ids_unpadded output_ids prefix_indices priority "
-            "req_pool_idx retracted_stain sampling_params swa_evict_floor time_stats to_finish tokenizer"
+            "best_match_node cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
+            "full_untruncated_fill_ids host_hit_length kv last_node logprob_start_len lora_id origin_input_ids "
+            "origin_input_ids_unpadded output_ids prefix_indices priority req_pool_idx retracted_stain sampling_params "
+            "swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
         ),
         "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",
         "ScheduleBatch": (
@@ -74,15 +74,19 @@ FIELDS: Fields = {
     "mem_cache.base_prefix_cache": {
         "InsertParams": "key prev_prefix_len",
         "MatchPrefixParams": "key req",
-        "MatchResult": "device_indices full_kv_hit_length last_device_node",
+        "MatchResult": "best_match_node device_indices full_kv_hit_length last_device_node swa_host_hit_length",
     },
     "mem_cache.cache_init_params": {
         "CacheInitParams": (
-            "component_registry_override enable_metrics eviction_policy token_to_kv_pool_allocator tree_components"
+            "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_metrics eviction_policy page_size "
+            "pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
         ),
     },
     "mem_cache.chunk_cache": {
         "SWAChunkCache": "sliding_window_size",
+    },
+    "mem_cache.hybrid_cache.hybrid_cache_controller": {
+        "HybridCacheController": "layer_done_counter layer_num load_queue",
     },
     "mem_cache.kv_cache_configurator": {
         "KVCacheConfigurator": "is_draft_worker kv_cache_dtype model_config server_args",
@@ -90,11 +94,16 @@ FIELDS: Fields = {
     "mem_cache.memory_pool": {
         "ReqToTokenPool": "req_to_token",
     },
+    "mem_cache.pool_host.base": {
+        "HostKVCache": "kv_buffer pin_memory size size_per_token",
+    },
     "mem_cache.radix_cache": {
         "RadixKey": "extra_key limit token_ids",
     },
     "mem_cache.registry": {
-        "TreeCacheBuildContext": "disable_radix_cache params server_args tp_worker",
+        "TreeCacheBuildContext": (
+            "disable_radix_cache enable_hierarchical_cache model_config params server_args tp_worker"
+        ),
     },
     "mem_cache.swa_memory_pool": {
         "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
@@ -106,18 +115,19 @@ FIELDS: Fields = {
         "SWAComponent": "cache component_type sliding_window_size tree_core",
     },
     "mem_cache.unified_cache.components.tree_component": {
-        "ComponentData": "lock_ref metadata value",
+        "ComponentData": "host_lock_ref host_value lock_ref metadata value",
     },
     "mem_cache.unified_cache.unified_tree_core": {
         "UnifiedTreeCore": (
-            "component_evictable_size_ component_protected_size_ evictable_device_leaves eviction_strategy "
+            "component_evictable_size_ component_protected_size_ evictable_device_leaves evictable_host_leaves eviction_strategy "
             "lru_lists root_node"
         ),
-        "UnifiedTreeNode": "children component_data id key parent",
+        "UnifiedTreeNode": "backuped children component_data evicted id key parent write_through_pending_id",
     },
     "mem_cache.unified_radix_cache": {
         "UnifiedRadixCache": (
-            "components disable page_size sliding_window_size token_to_kv_pool_allocator tree_components tree_core"
+            "cache_controller components disable host_pool_group page_size sliding_window_size "
+            "token_to_kv_pool_allocator tree_components tree_core"
         ),
     },
     "model_executor.forward_batch_info": {
@@ -143,8 +153,9 @@ FIELDS: Fields = {
     },
     "server_args": {
         "ServerArgs": (
-            "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size kv_cache_dtype "
-            "max_total_tokens mem_fraction_static tp_size"
+            "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size enable_hierarchical_cache "
+            "hicache_ratio hicache_size hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
+            "tp_size"
         ),
     },
 }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
     from sglang.srt.mem_cache.base_prefix_cache import (
         EvictParams,
+        InitLoadBackParams,
         InsertParams,
         InsertResult,
         MatchPrefixParams,
@@ -37,11 +38,23 @@ if TYPE_CHECKING:
     )
     from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
     from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+    from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import (
+        StackBuildResult,
+        StackStrategy,
+        build_pool_entry,
+        register_stack_strategy,
+    )
     from sglang.srt.mem_cache.memory_pool import KVCache
+    from sglang.srt.mem_cache.memory_pool_host import HostPoolGroup
+    from sglang.srt.mem_cache.pool_host.base import HostKVCache
+    from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS, HostTensorAllocator
     from sglang.srt.mem_cache.radix_cache import RadixKey
     from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.mem_cache.unified_cache.cache_action import (
+        BackupKV,
         FreeComponentDeviceSlot,
         FreeDeviceKV,
         RecoverSWAWithLockedFull,
@@ -52,6 +65,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.unified_cache.components.swa_component import SWAComponent
     from sglang.srt.mem_cache.unified_cache.components.tree_component import (
         BASE_COMPONENT_TYPE,
+        CacheTransferPhase,
         EvictLayer,
         LRURefreshPhase,
         next_component_uuid,

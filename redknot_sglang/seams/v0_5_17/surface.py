@@ -68,6 +68,7 @@ SURFACE: Surface = {
         "Req.finished": "(self)",
         "Req.get_fill_ids": "(self)",
         "Req.init_next_round_input": "(self, tree_cache=, ...)",
+        "Req.needs_host_load_back": "(self)",
         "Req.set_extend_range": "(self, start, end)",
         "Req.set_finish_with_abort": "(self, error_msg)",
         "ScheduleBatch._evict_swa": "(self, req, pre_len)",
@@ -135,10 +136,12 @@ SURFACE: Surface = {
     "mem_cache.base_prefix_cache": {
         "EvictParams": "(num_tokens=, swa_num_tokens=, mamba_num=)",
         "IncLockRefResult.to_dec_params": "(self)",
+        "InitLoadBackParams": "(best_match_node, host_hit_length, mem_quota=, req=)",
         "InsertParams": None,
         "InsertResult": None,
         "MatchPrefixParams": "(key, cow_mamba=, req=)",
         "MatchResult": None,
+        "MatchResult._replace": "(self, **kwds)",
     },
     "mem_cache.chunk_cache": {
         "SWAChunkCache": None,
@@ -152,6 +155,44 @@ SURFACE: Surface = {
             "is_chunk_cache=)"
         ),
     },
+    "mem_cache.hicache_storage": {
+        "PoolName": None,
+        "PoolName.KV": None,
+        "PoolName.SWA": None,
+        "PoolTransfer": (
+            "(name, host_indices=, device_indices=, keys=, hit_policy=, nodes_to_load=, indices_from_pool=)"
+        ),
+    },
+    "mem_cache.hybrid_cache.hybrid_cache_controller": {
+        "HybridCacheController": None,
+        "HybridCacheController.__init__": (
+            "(self, token_to_kv_pool_allocator, mem_pool_host, page_size, tp_group, load_cache_event, attn_cp_group=, "
+            "attn_tp_group=, pp_group=, write_policy=, io_backend=, storage_backend=, prefetch_threshold=, "
+            "model_name=, storage_backend_extra_config=, transfer_layer_num=, enable_storage_metrics=)"
+        ),
+        "HybridCacheController.load": "(self, host_indices, priority=, node_id=, extra_pools=)",
+        "HybridCacheController.move_indices": "(self, host_indices, device_indices)",
+        "HybridCacheController.reset": "(self)",
+        "HybridCacheController.start_loading": "(self)",
+        "HybridCacheController.start_writing": "(self)",
+    },
+    "mem_cache.hybrid_cache.hybrid_pool_assembler": {
+        "StackBuildResult": (
+            "(host_pool_group, cache_controller, component_host_pools, sidecars=, register_req_to_token_counter=, "
+            "transfer_layer_num=, pools_desc=)"
+        ),
+        "StackStrategy": None,
+        "StackStrategy.build": (
+            "(self, *, cache, kvcache, params, server_args, load_cache_event, storage_backend=, "
+            "storage_backend_extra_config=, prefetch_threshold=, model_name=, enable_storage_metrics=)"
+        ),
+        "StackStrategy.matches": "(self, kvcache, components)",
+        "build_pool_entry": (
+            "(*, name, host_pool, device_pool, layer_mapping, transfer_layer_num, is_anchor=, host_evict_fn=, "
+            "device_evict_fn=, device_alloc_fn=, device_free_fn=)"
+        ),
+        "register_stack_strategy": "(strategy)",
+    },
     "mem_cache.kv_cache_configurator": {
         "KVCacheConfigurator._build_hybrid_swa_kv_pool": (
             "(self, *, full_max_total_num_tokens, swa_max_total_num_tokens, mha_pool_class)"
@@ -163,6 +204,28 @@ SURFACE: Surface = {
             "(self, size, page_size, dtype, layer_num, device, enable_memory_saver, start_layer=, end_layer=, "
             "allocation_label=)"
         ),
+    },
+    "mem_cache.memory_pool_host": {
+        "HostPoolGroup": "(entries)",
+    },
+    "mem_cache.pool_host.base": {
+        "HostKVCache": None,
+        "HostKVCache.__init__": (
+            "(self, device_pool, host_to_device_ratio, host_size, page_size, layout, pin_memory, device, "
+            "allocator_type=, dcp_size=, dcp_rank=, *, pool_label=)"
+        ),
+        "HostKVCache.backup_from_device_all_layer": "(self, device_pool, host_indices, device_indices, io_backend)",
+        "HostKVCache.clear": "(self)",
+        "HostKVCache.get_data_page": "(self, index, flat=)",
+        "HostKVCache.get_size_per_token": "(self)",
+        "HostKVCache.init_kv_buffer": "(self)",
+        "HostKVCache.load_to_device_per_layer": (
+            "(self, device_pool, host_indices, device_indices, layer_id, io_backend)"
+        ),
+    },
+    "mem_cache.pool_host.common": {
+        "ALLOC_MEMORY_FUNCS": None,
+        "HostTensorAllocator": "()",
     },
     "mem_cache.radix_cache": {
         "RadixKey": "(token_ids, extra_key=, is_bigram=, limit=)",
@@ -183,10 +246,12 @@ SURFACE: Surface = {
         "SWAKVPool.get_kv_size_bytes": "(self)",
         "SWAKVPool.move_kv_cache": "(self, tgt_loc, src_loc)",
         "SWAKVPool.post_capture_active": None,
+        "SWAKVPool.register_layer_transfer_counter": "(self, layer_transfer_counter)",
         "SWAKVPool.set_kv_buffer": "(self, layer, loc_info, cache_k, cache_v, k_scale=, v_scale=)",
         "SWAKVPool.translate_loc_from_full_to_swa": "(self, kv_indices)",
     },
     "mem_cache.unified_cache.cache_action": {
+        "BackupKV": "(node_ids)",
         "FreeComponentDeviceSlot": None,
         "FreeDeviceKV": "(indices)",
         "RecoverSWAWithLockedFull": "(node_id, kept_full, incoming_full, component_type=)",
@@ -213,9 +278,17 @@ SURFACE: Surface = {
         "SWAComponent._evict_device_start": "(self, request_cnt)",
         "SWAComponent.acquire_component_lock": "(self, node, result, lock_host=)",
         "SWAComponent.apply_component_action": "(self, action)",
+        "SWAComponent.build_hicache_transfers": (
+            "(self, node, phase, *, mamba_pool_idx=, host_indices=, token_ids=, prefetch_tokens=, last_hash=)"
+        ),
+        "SWAComponent.commit_hicache_transfer": (
+            "(self, node, phase, transfers=, *, cache_actions, insert_result=, pool_storage_result=)"
+        ),
         "SWAComponent.commit_insert_component_data": "(self, node, is_new_leaf, params, result, cache_actions)",
         "SWAComponent.component_type": None,
         "SWAComponent.create_match_validator": "(self, match_device_only=)",
+        "SWAComponent.evict_component": "(self, node, device_frees, host_frees, target=)",
+        "SWAComponent.finalize_match_result_in_tree_core": "(self, result, params, value_chunks, best_value_len)",
         "SWAComponent.free_out_of_window_slots": "(self, req, pre_len, insert_params)",
         "SWAComponent.prepare_for_caching_req": "(self, req, insert_params, token_ids_len, is_finished)",
         "SWAComponent.recover_after_unevict": "(self, node, prefix_len, total_prefix_len, params, cache_actions)",
@@ -229,6 +302,9 @@ SURFACE: Surface = {
     },
     "mem_cache.unified_cache.components.tree_component": {
         "BASE_COMPONENT_TYPE": None,
+        "CacheTransferPhase": None,
+        "CacheTransferPhase.BACKUP_HOST": None,
+        "CacheTransferPhase.LOAD_BACK": None,
         "EvictLayer": None,
         "EvictLayer.DEVICE": None,
         "LRURefreshPhase": None,
@@ -240,7 +316,9 @@ SURFACE: Surface = {
         "UnifiedTreeCore._evict_component_and_detach_lru": (
             "(self, node, comp, device_frees, host_frees, target=, tracker=)"
         ),
+        "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees)",
         "UnifiedTreeCore._split_node": "(self, key, child, split_len)",
+        "UnifiedTreeCore._update_evictable_leaf_sets": "(self, node)",
         "UnifiedTreeCore.node_by_id": "(self, node_id)",
     },
     "mem_cache.unified_radix_cache": {
@@ -248,16 +326,27 @@ SURFACE: Surface = {
         "UnifiedRadixCache.__init__": "(self, params)",
         "UnifiedRadixCache._dec_req_lock": "(self, req, *, skip_swa=)",
         "UnifiedRadixCache._evict_device_leaf": "(self, node_id, tracker)",
+        "UnifiedRadixCache._execute_and_commit_kv_backup": "(self, action, write_back=)",
         "UnifiedRadixCache._free_values": "(self, device_frees, host_frees)",
+        "UnifiedRadixCache._load_back_transfers": (
+            "(self, *, node_id, mem_quota, req, result, ancestor_lock_params, host_anchor_params)"
+        ),
+        "UnifiedRadixCache._track_write_through_node": "(self, node_id, lock_params)",
         "UnifiedRadixCache.cache_finished_req": "(self, req, is_insert=, *, kv_len_to_handle, **kwargs)",
         "UnifiedRadixCache.cache_unfinished_req": "(self, req, chunked=, **kwargs)",
+        "UnifiedRadixCache.check_hicache_events": "(self)",
         "UnifiedRadixCache.dec_lock_ref": "(self, node_id, params=, skip_swa=)",
         "UnifiedRadixCache.evict": "(self, params)",
+        "UnifiedRadixCache.evict_host": "(self, num_tokens, component_type=)",
         "UnifiedRadixCache.full_evictable_size": "(self)",
         "UnifiedRadixCache.full_protected_size": "(self)",
         "UnifiedRadixCache.inc_lock_ref": "(self, node_id, skip_lock_components=)",
+        "UnifiedRadixCache.init_hicache": "(self, server_args, params)",
+        "UnifiedRadixCache.init_load_back": "(self, params)",
         "UnifiedRadixCache.insert": "(self, params)",
         "UnifiedRadixCache.is_chunk_cache": "(self)",
+        "UnifiedRadixCache.load_back": "(self, node_id, mem_quota=, req=)",
+        "UnifiedRadixCache.loading_check": "(self, finish_count=)",
         "UnifiedRadixCache.match_prefix": "(self, params)",
         "UnifiedRadixCache.reset": "(self)",
         "UnifiedRadixCache.sanity_check": "(self)",
@@ -322,8 +411,9 @@ SURFACE: Surface = {
             "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
             "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
             "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
-            "enable_hierarchical_cache=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, "
-            "enable_flexkv=, dllm_algorithm=, disaggregation_mode=, enable_pdmux=, enable_deterministic_inference=, "
+            "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
+            "hicache_storage_backend=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
+            "dllm_algorithm=, disaggregation_mode=, enable_pdmux=, enable_deterministic_inference=, "
             "enable_memory_saver=, ...)"
         ),
         "ServerArgs.add_cli_args": "(parser)",

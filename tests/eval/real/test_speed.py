@@ -63,7 +63,7 @@ def test_prompts_are_the_documents_in_new_orders_and_a_question(file: Path) -> N
 
 
 def test_the_table_compares_with_stock_over_the_same_documents() -> None:
-    def cell(documents: int, side: str, seconds: float, told: dict[str, float] | None) -> dict[str, Any]:
+    def cell(documents: int, side: str, seconds: float, told: dict[str, int] | None) -> dict[str, Any]:
         return {
             "documents": documents,
             "side": side,

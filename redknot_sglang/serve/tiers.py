@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where KV lies and where it goes, for the status and the metrics: hits by tier, copies to the host and back, evictions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from redknot_sglang.plan.request import is_own_work, state_of
+from redknot_sglang.pool.sizing import ClassBytes
+from redknot_sglang.serve.metrics import TierMetrics
+
+CLASSES = ("global", "local")
+# Moves that copy something; the others free.
+_COPIES = ("backed_up", "loaded_back")
+
+
+class TierFigures:
+    """Listens to a tree and its tiers, and counts since the server began.
+
+    tree: a HeadClassRadixCache, its host tier already there if it has one.
+    cost: bytes of a slot of each head class.
+    metrics: to keep up, None without.
+    """
+
+    def __init__(self, tree: Any, cost: ClassBytes, metrics: TierMetrics | None = None) -> None:
+        self._tree, self._metrics = tree, metrics
+        self._bytes = {"global": cost.global_slot, "local": cost.local}
+        self._hits: Counter[tuple[str, str]] = Counter()
+        self._moved: Counter[tuple[str, str]] = Counter()
+        self._loads, self._seconds = 0, 0.0
+        self._host = [entry.host_pool for entry in tree.host_pool_group.entries] if tree.has_host_tier else []
+
+    def request_ended(self, req: Any) -> None:
+        """Count what a client's request found in the cache: the prefix that it went on from."""
+        if req.finished_reason is None or is_own_work(req):
+            return
+        state, (window, sink) = state_of(req), self._tree.local_reach
+        # Its first row sees so many earlier positions in the local class.
+        seen = min(state.start, sink + window - 1)
+        for head_class, found, loaded in zip(CLASSES, (state.start, seen), state.loaded, strict=True):
+            self._count_hit("host", head_class, min(found, loaded))
+            self._count_hit("device", head_class, max(0, found - loaded))
+
+    def slots_changed(self) -> None:
+        """Show the new state."""
+        if self._metrics is not None:
+            for head_class, pool in zip(CLASSES, self._host, strict=False):
+                self._metrics.set_used(head_class, pool.size - pool.available_size())
+
+    def kv_moved(self, move: Any, global_tokens: int, local_tokens: int) -> None:
+        """Count tokens that were copied or freed. move: the tree's `Move`."""
+        for head_class, tokens in zip(CLASSES, (global_tokens, local_tokens), strict=True):
+            self._moved[move.value, head_class] += tokens
+            if self._metrics is not None and tokens:
+                size = tokens * self._bytes[head_class] if move.value in _COPIES else 0
+                self._metrics.count_move(move.value, head_class, tokens, size)
+
+    def loads_done(self, seconds: float) -> None:
+        """Count loads from the host that were begun together, and their time."""
+        self._loads += 1
+        self._seconds += seconds
+        if self._metrics is not None:
+            self._metrics.observe_load(seconds)
+
+    def status(self) -> dict[str, Any]:
+        """As JSON types: `host`, slots of each head class there, or None; and what was counted since the server began.
+
+        `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`); `evicted_tokens`,
+        with copies left on the host (`demoted`) or not (`dropped`), and on the host (`host_dropped`), each by head class; `loads`
+        and the seconds that they took.
+        """
+        moved = {move: self._by_class(self._moved, move) for move in (*_COPIES, "demoted", "dropped", "host_dropped")}
+        return {
+            "host": self._host_state(),
+            "hit_tokens": {tier: self._by_class(self._hits, tier) for tier in ("device", "host")},
+            "copied_tokens": {move: moved[move] for move in _COPIES},
+            "copied_bytes": {
+                move: {name: tokens * self._bytes[name] for name, tokens in moved[move].items()} for move in _COPIES
+            },
+            "evicted_tokens": {move: by_class for move, by_class in moved.items() if move not in _COPIES},
+            "loads": self._loads,
+            "load_seconds": self._seconds,
+        }
+
+    def _host_state(self) -> dict[str, dict[str, int]] | None:
+        if not self._host:
+            return None
+        return {
+            head_class: {
+                "slots": pool.size,
+                "used": pool.size - pool.available_size(),
+                "bytes_per_slot": pool.size_per_token,
+            }
+            for head_class, pool in zip(CLASSES, self._host, strict=True)
+        }
+
+    def _count_hit(self, tier: str, head_class: str, tokens: int) -> None:
+        self._hits[tier, head_class] += tokens
+        if self._metrics is not None and tokens:
+            self._metrics.count_hit(tier, head_class, tokens)
+
+    @staticmethod
+    def _by_class(counts: Counter[tuple[str, str]], kind: str) -> dict[str, int]:
+        return {head_class: counts[kind, head_class] for head_class in CLASSES}

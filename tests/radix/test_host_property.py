@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random traffic over the tree with a host tier: reads always find the right KV, no slot is lost at either end, no lock is left."""
+
+from __future__ import annotations
+
+import random
+
+from redknot_sglang.radix.listeners import Move
+from tests.radix.host_simulation import HostSimulation
+from tests.radix.simulation import OutOfSlots, SimulatedRequest
+
+STEPS = 150
+SEEDS, ALL_SEEDS = 25, 300
+# Slots on the device, and on the host: less than there, about as many, and room for everything.
+SIZES = (((250, 120), (150, 60)), ((250, 120), (600, 200)), ((160, 90), (4000, 2000)), ((900, 900), (300, 300)))
+
+
+class Traffic:
+    """Conversations over a few shared beginnings of two tenants, some with whole paths, driven by one seed."""
+
+    def __init__(self, simulation: HostSimulation, seed: int) -> None:
+        self.simulation = simulation
+        self.rng = random.Random(seed)
+        lengths = (2, 5, 30, 60, 90)
+        self.texts = [[self.rng.randrange(50) for _ in range(self.rng.choice(lengths))] for _ in range(4)]
+
+    def step(self) -> None:
+        """One scheduler decision, whatever is possible."""
+        simulation, rng = self.simulation, self.rng
+        running = simulation.running
+        action = rng.random()
+        if rng.random() < 0.4:
+            simulation.notice()
+        if not running or (action < 0.25 and len(running) < 4):
+            text = rng.choice(self.texts)
+            prompt = text[: rng.randrange(1, len(text) + 1) if rng.random() < 0.3 else len(text)] + self._new_tokens()
+            # Whole paths have a namespace of their own.
+            tenant = rng.choice(("one", "two", "whole"))
+            simulation.admit(prompt, tenant, whole=tenant == "whole")
+        elif action < 0.33:
+            simulation.evict(rng.randrange(80), rng.randrange(60))
+        elif action < 0.37:
+            simulation.evict_from_host(rng.randrange(60), rng.randrange(30))
+        elif action < 0.41:
+            self._start_again(rng.choice(running))
+        elif action < 0.46:
+            simulation.finish(rng.choice(running), insert=rng.random() < 0.5)
+        elif action < 0.49:
+            simulation.forward_begins()
+        else:
+            self._advance(rng.choice(running))
+
+    def _advance(self, req: SimulatedRequest) -> None:
+        simulation, rng = self.simulation, self.rng
+        try:
+            if req.computed < len(req.ids):
+                simulation.prefill(req, rng.choice((1, 3, 8, 20, 64)), finish=rng.random() < 0.1)
+            elif rng.random() < 0.25:
+                self.texts.append(list(req.ids))
+                simulation.finish(req)
+            elif not req.redknot.whole:
+                for _ in range(rng.choice((1, 5, 15))):
+                    simulation.decode(req, rng.randrange(50), maintain=rng.random() < 0.3)
+                simulation.release_tail(req)
+        except OutOfSlots:
+            self._start_again(req)
+            if rng.random() < 0.5:
+                simulation.finish(req, insert=False)
+
+    def _start_again(self, req: SimulatedRequest) -> None:
+        self.simulation.retract(req)
+
+    def _new_tokens(self) -> list[int]:
+        return [self.rng.randrange(50) for _ in range(self.rng.choice((1, 1, 4, 25)))]
+
+
+def play(seed: int, steps: int = STEPS) -> HostSimulation:
+    """A run to its end, in which everything is checked after every step."""
+    rng = random.Random(seed)
+    pools, host = rng.choice(SIZES)
+    policy = rng.choice(("write_through", "write_through_selective"))
+    simulation = HostSimulation(
+        pools, host, window=rng.choice((1, 2, 7, 16)), sink=rng.choice((0, 1, 4)), policy=policy
+    )
+    traffic = Traffic(simulation, seed)
+    for _ in range(steps):
+        traffic.step()
+        simulation.check_conservation()
+    for req in list(simulation.running):
+        simulation.finish(req)
+    simulation.check_no_locks()
+    simulation.check_conservation()
+    simulation.evict(10**6, 10**6)
+    simulation.check_conservation()
+    assert simulation.allocator.full_available_size() == simulation.allocator.size_full
+    assert simulation.allocator.swa_available_size() == simulation.allocator.size_swa
+    simulation.evict_from_host(10**6, 10**6)
+    assert [pool.available_size() for pool in simulation.host] == [pool.size for pool in simulation.host]
+    assert not simulation.nodes()
+    return simulation
+
+
+def test_random_traffic(full: bool) -> None:
+    loaded = [0, 0]
+    for seed in range(ALL_SEEDS if full else SEEDS):
+        try:
+            simulation = play(seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        for kind, tokens in enumerate(simulation.figures.tokens[Move.LOADED_BACK]):
+            loaded[kind] += tokens
+    assert min(loaded) > 0
+    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded")
