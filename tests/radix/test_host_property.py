@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from redknot_sglang.radix.listeners import Move
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots, SimulatedRequest
+
+pytestmark = pytest.mark.pinned
 
 STEPS = 150
 SEEDS, ALL_SEEDS = 25, 300

@@ -14,6 +14,8 @@ from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.reuse.host import load_own_path, settle
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 
+pytestmark = pytest.mark.pinned
+
 
 class Loads:
     """Notes what is begun and waited for."""

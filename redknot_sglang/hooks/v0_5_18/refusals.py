@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments that are new in SGLang 0.5.18 and cannot work together with RedKnot yet."""
+"""Arguments that cannot work together with RedKnot under SGLang 0.5.18 yet, beside those that cannot under 0.5.17."""
 
 from __future__ import annotations
 
@@ -11,5 +11,10 @@ ARGUMENTS: refusals.Arguments = (
         "startup_weight_load_mode",
         ("serial",),
         "probes are derived from weights before this mode has loaded them",
+    ),
+    (
+        "enable_hierarchical_cache",
+        (False,),
+        "host memory is served with SGLang 0.5.17 only: this version asks host pools in another way",
     ),
 )

@@ -155,7 +155,7 @@ FIELDS: Fields = {
         "ServerArgs": (
             "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size enable_hierarchical_cache "
             "hicache_ratio hicache_size hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
-            "tp_size"
+            "radix_eviction_policy tp_size"
         ),
     },
 }

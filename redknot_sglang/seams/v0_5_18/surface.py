@@ -41,8 +41,9 @@ SURFACE: Surface = changed(
                 "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
                 "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
                 "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
-                "enable_hierarchical_cache=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, "
-                "enable_flexkv=, dllm_algorithm=, disaggregation_mode=, enable_pdmux=, startup_weight_load_mode=, "
+                "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
+                "hicache_storage_backend=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
+                "dllm_algorithm=, disaggregation_mode=, enable_pdmux=, startup_weight_load_mode=, "
                 "enable_deterministic_inference=, enable_memory_saver=, ...)"
             ),
         },
