@@ -34,7 +34,7 @@ def build_tree(context: Any) -> Any:
         tree = HeadClassRadixCache(context.params, facts.arithmetic and facts.arithmetic.cost)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
-        # Ranks compute shares of the same rows: one of them counts.
+        # Ranks compute shares of the same rows: one of them counts for all.
         segments = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments))
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None

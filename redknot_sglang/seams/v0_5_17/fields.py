@@ -117,7 +117,8 @@ FIELDS: Fields = {
     },
     "mem_cache.unified_radix_cache": {
         "UnifiedRadixCache": (
-            "components disable page_size sliding_window_size token_to_kv_pool_allocator tree_components tree_core"
+            "components disable page_size sliding_window_size token_to_kv_pool_allocator tp_group tree_components "
+            "tree_core"
         ),
     },
     "model_executor.forward_batch_info": {
