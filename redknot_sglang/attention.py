@@ -52,7 +52,8 @@ class RedKnotAttention(AttentionBackend):
         self.max_context = runner.model_config.context_len
         self.head_dim = pool.head_dim
         heads = pool.head_map
-        query_heads = runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size)
+        ranks = get_parallel().attn_tp_size
+        query_heads = runner.model_config.get_num_attention_heads(ranks)
         self.group = query_heads // heads.num_kv_heads
         self.splits = [_split_of(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
         spec = class_spec(heads, self.group, pool)
@@ -69,7 +70,7 @@ class RedKnotAttention(AttentionBackend):
         self._begin()
         probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
         # What the scheduler asks for when it builds the prefix cache.
-        self.facts = ModelFacts.of(runner.model, runner.model_config, heads, self.head_dim, probe_width)
+        self.facts = ModelFacts.of(runner.model, runner.model_config, pool.whole_map, self.head_dim, probe_width, ranks)
         self.scattered_path: ExtendPath = self.paths.extend
         if self.facts.rotation is not None:
             self.scattered_path = scattered_extend(self.paths.extend, spec)

@@ -40,6 +40,7 @@ _LONG = (
     "tests/kernels/test_extend_torch.py",
     "tests/serving/test_windowed_map.py",
     "tests/serving/test_bad_input.py",
+    "tests/serving/test_tensor_parallel.py",
     "tests/serving/test_capacity.py",
     "tests/kernels/test_triton_interpreted.py",
     "tests/serving/test_updates.py",

@@ -14,7 +14,7 @@ from redknot_sglang.plan.spans import Positions
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Operations of a decoder on one rank; a multiplication and an addition are two.
+    """Operations of a decoder, on all tensor-parallel ranks together; a multiplication and an addition are two.
 
     row: of a row's projections and MLP in all layers. pair: of one query head with one key, logit and value. wide, near:
     query heads of the global and of the local class in all layers. probe: query heads of the probe layer. window, sink: of
@@ -30,15 +30,17 @@ class Arithmetic:
     sink: int
 
     @classmethod
-    def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int) -> Arithmetic:
-        """For a rank's share of the heads of a model with a dense gated MLP, from its Hugging Face config."""
+    def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int, ranks: int = 1) -> Arithmetic:
+        """For a model with a dense gated MLP, from its Hugging Face config.
+
+        heads: the whole model's map. probe: see above. ranks: if there are more than KV heads, each computes its copy of one.
+        """
         group = config.num_attention_heads // config.num_key_value_heads
-        share = heads.num_kv_heads / config.num_key_value_heads
-        values = head_dim * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)
+        values = head_dim * (2 * config.num_attention_heads + 2 * max(config.num_key_value_heads, ranks))
         weights = config.hidden_size * (values + 3 * config.intermediate_size)
         wide = group * sum(heads.num_global(layer) for layer in range(heads.num_layers))
         near = group * heads.num_kv_heads * heads.num_layers - wide
-        row = int(2 * heads.num_layers * weights * share)
+        row = 2 * heads.num_layers * weights
         return cls(row, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
 
     def computed(self, rows: Positions) -> int:

@@ -9,16 +9,14 @@ from torch import Tensor
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
 
-WHY_NO_RETRIEVAL = (
-    "needs one GPU and a head map with retrieval heads, which `redknot profile` finds on prompts that have documents"
-)
+WHY_NO_RETRIEVAL = "needs a head map with retrieval heads, which `redknot profile` finds on prompts that have documents"
 
 
 def check_retrieval(heads: HeadMap, group: int) -> None:
     """Raise RedKnotError unless the model has the map's retrieval heads and their keys are kept for whole documents.
 
-    heads: the whole model's map.
-    group: query heads for each KV head.
+    heads: the whole model's map, or a rank's.
+    group: query heads for each KV head that it has.
     """
     for layer, head in heads.retrieval:
         if head >= group * heads.num_kv_heads:
@@ -37,8 +35,8 @@ class AskedQueries:
     """Queries of the retrieval heads by *local* slot: every row of a whole path has one. Made from
 
     slots: usable local slots.
-    heads: the map of the whole model.
-    group: query heads for each KV head.
+    heads: the map of this rank (`Ranks.share`), whose retrieval heads may be none.
+    group: query heads for each of its KV heads.
     head_dim, dtype, device: as of the class buffers.
 
     Attributes:

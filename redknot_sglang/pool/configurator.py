@@ -9,13 +9,13 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
+from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
     PoolSlots,
     holding_a_request,
     local_for_global,
     segments_for,
     split_budget,
-    widest,
 )
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.model_config import head_map_of
@@ -37,7 +37,8 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         itemsize = configurator.kv_cache_dtype.itemsize
         group = model_config.num_attention_heads // whole.num_kv_heads
         self._head_map = whole
-        self._cost = widest(whole, ranks, model_config.head_dim, itemsize, probe_width(config, whole, group, ranks))
+        width = probe_width(config, whole, group, ranks)
+        self._cost = Ranks(whole, group, ranks).widest(model_config.head_dim, itemsize, width)
         self._budget = config.kv_budget
         self._data_parallel = server_args.dp_size > 1
         self._context_length = config.context_length or model_config.context_len

@@ -18,8 +18,8 @@ from torch import Tensor
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.probe import ProbeBuffers
+from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.relocation import RelocationQueue
-from redknot_sglang.pool.sizing import class_bytes
 from redknot_sglang.seams.sglang import KVCache, SWAKVPool
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,16 @@ class HeadClassPool(SWAKVPool):
 
     size_global: usable global slots.
     size_local: usable local slots.
-    head_map: this rank's share of the head map.
+    head_map: of the whole model.
     head_dim: elements of one head's K or V.
     dtype: of K and V.
     device: where the buffers are.
     probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`), 0 for none.
+    group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
+    rank, ranks: number of this tensor-parallel rank, and how many there are.
 
-    group: query heads for each KV head, by which the map's retrieval heads are found.
+    `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`;
+    `bytes_per_slot` is what a slot takes on all ranks together.
 
     `full_kv_pool` holds the global class and `swa_kv_pool` the local class: SGLang's two-pool allocator knows them by
     these names.
@@ -82,7 +85,11 @@ class HeadClassPool(SWAKVPool):
         device: str,
         probe_width: int = 0,
         group: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        spread = Ranks(head_map, group, ranks)
+        self.whole_map, head_map = head_map, spread.share(rank)
         KVCache.__init__(
             self,
             size=size_global,
@@ -98,7 +105,7 @@ class HeadClassPool(SWAKVPool):
         self.head_dim = head_dim
         self.size_swa = size_local
         self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
-        self.bytes_per_slot = class_bytes(head_map, head_dim, dtype.itemsize, probe_width)
+        self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width)
         self.full_kv_pool = ClassBuffers(
             size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
         )
@@ -111,8 +118,9 @@ class HeadClassPool(SWAKVPool):
         if probe_width:
             self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)
         self.asked: AskedQueries | None = None
-        if head_map.retrieval:
-            self.asked = AskedQueries(size_local, head_map, group, head_dim, dtype, device)
+        if self.whole_map.retrieval:
+            # On every rank, since all of them take part in a choice; some may have no retrieval heads.
+            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, dtype, device)
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(

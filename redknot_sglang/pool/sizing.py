@@ -26,7 +26,7 @@ _CHUNK_SHARE = 0.25
 
 @dataclass(frozen=True)
 class ClassBytes:
-    """Bytes of one slot of each class on one rank.
+    """Bytes of one slot of each class, on one rank or on all together (`ranks.py`).
 
     global_slot: K and V of one token for all global heads, over all layers.
     local_slot: the same for the local heads.
@@ -123,19 +123,6 @@ def holding_a_request(head_map: HeadMap, slots: PoolSlots) -> PoolSlots:
     return slots
 
 
-def widest(head_map: HeadMap, ranks: int, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
-    """Bytes of a slot on the tensor-parallel rank whose global slots take most.
-
-    All ranks have as many slots, since they decide alike, so this rank's memory limits them.
-
-    head_map: of the whole model.
-    ranks: tensor-parallel ranks.
-    The other parameters are those of `class_bytes`.
-    """
-    costs = (class_bytes(head_map.shard(rank, ranks), head_dim, itemsize, probe_width) for rank in range(ranks))
-    return max(costs, key=lambda cost: cost.global_slot)
-
-
 def split_budget(
     head_map: HeadMap,
     cost: ClassBytes,
@@ -169,7 +156,7 @@ def split_budget(
     found = _with_segments(head_map, segments, ratio, beside)
     # A rank whose heads are all global pays nothing for local slots. Others do, and one that holds no more of them than
     # global ones takes no more bytes than this one.
-    return found if cost.local else PoolSlots(found.global_slots, min(found.global_slots, found.local_slots))
+    return found if cost.local_slot else PoolSlots(found.global_slots, min(found.global_slots, found.local_slots))
 
 
 def local_for_global(

@@ -9,6 +9,7 @@ from typing import Any
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.probe import probe_width
+from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
     ClassBytes,
     PoolSlots,
@@ -17,7 +18,6 @@ from redknot_sglang.pool.sizing import (
     local_for_global,
     segments_for,
     split_budget,
-    widest,
 )
 from redknot_sglang.seams.model_config import head_map_of
 
@@ -32,7 +32,7 @@ class StartSizes:
         width = probe_width(config, self.head_map, group, ranks)
         # --kv-cache-dtype is auto, the model's own, or bfloat16: others are refused.
         itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
-        self.cost: ClassBytes = widest(self.head_map, ranks, model_config.head_dim, itemsize, width)
+        self.cost: ClassBytes = Ranks(self.head_map, group, ranks).widest(model_config.head_dim, itemsize, width)
         context_length = config.context_length or model_config.context_len
         chunk = server_args.chunked_prefill_size
         self._lengths = context_length, chunk if chunk and chunk > 0 else context_length, segments_for(config)

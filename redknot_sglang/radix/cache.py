@@ -279,7 +279,7 @@ class HeadClassChunkCache(SWAChunkCache):
     def __init__(self, params: Any) -> None:
         super().__init__(params)
         pool = params.token_to_kv_pool_allocator.get_kvcache()
-        self._head_map = pool.head_map
+        self._head_map = pool.whole_map
         self.listeners: Sequence[Listener] = ()
         self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
 
@@ -314,7 +314,7 @@ def _windows(cache: Any) -> tuple[int, int, int]:
     """Three numbers of local slots: those of one window, those that decoding adds at most, and those that a running
     sequence holds at most.
     """
-    head_map = cache.token_to_kv_pool_allocator.get_kvcache().head_map
+    head_map = cache.token_to_kv_pool_allocator.get_kvcache().whole_map
     if head_map.all_global:
         return (UNBOUNDED_WINDOW,) * 3
     return head_map.window, decode_window(head_map), local_slots_per_sequence(head_map)

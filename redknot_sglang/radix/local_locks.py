@@ -43,7 +43,7 @@ class LocalLocks(SWAComponent):
 
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
-        head_map = params.token_to_kv_pool_allocator.get_kvcache().head_map
+        head_map = params.token_to_kv_pool_allocator.get_kvcache().whole_map
         self.sink: int = 0 if head_map.all_global else head_map.sink
         self.window: int = self.sliding_window_size
         self.scope = Scope()

@@ -58,17 +58,17 @@ class ProbeLayer:
 
     @classmethod
     def of(cls, model: Any, heads: HeadMap, head_dim: int) -> ProbeLayer:
-        """Of a loaded SGLang model; heads: this rank's map."""
+        """Of a loaded SGLang model on one rank; heads: the whole model's map."""
         attention = model.model.layers[heads.global_layers[0]].self_attn.attn
         return cls(heads, head_dim, attention.scaling, readout_of(model, heads, head_dim))
 
 
 @dataclass(eq=False)
 class ModelFacts:
-    """Of the model on one rank.
+    """Of the model, as one tensor-parallel rank has to know it.
 
     rotation: how it rotates keys; None if cached keys cannot be moved, for the reason `why_not`. arithmetic: what prefill
-    costs; probe: for choosing rows, None on a server that keeps no probes. Without a rotation there are neither.
+    costs on all ranks together, so that they decide alike; probe: for choosing rows, None on a server that keeps no probes. Without a rotation there are neither.
     """
 
     rotation: Rotation | None = None
@@ -77,15 +77,17 @@ class ModelFacts:
     probe: ProbeLayer | None = None
 
     @classmethod
-    def of(cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int) -> ModelFacts:
-        """Of a loaded SGLang model and its ModelConfig. heads: this rank's map. probe_width: query heads that the pool keeps
-        for probes, 0 if none.
+    def of(
+        cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int, ranks: int
+    ) -> ModelFacts:
+        """Of a loaded SGLang model and its ModelConfig. heads: the whole model's map. probe_width: query heads that the pool keeps
+        for probes, 0 if none, as always with several ranks.
         """
         try:
             rotation = rotation_of(model)
         except RotaryError as error:
             return cls(why_not=str(error))
-        arithmetic = Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width)
+        arithmetic = Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width, ranks)
         probe = ProbeLayer.of(model, heads, head_dim) if probe_width else None
         return cls(rotation, arithmetic=arithmetic, probe=probe)
 

@@ -4,8 +4,11 @@
 Each document has been computed behind the prompt's lead, and so has the question, each by itself. The question's queries at the
 retrieval heads, turned to stand behind the longest document, attend to the keys of all documents where these were computed.
 A document's score is its share of that attention, the mean over the question's rows and over the heads. No document sees
-another, so their order plays no part in the choice, nor does what the cache held. `profile/retrieval.py` chooses the heads by
-the very same figure.
+another, so their order plays no part in the choice, nor does what the cache held; where scores are equal the first document is
+chosen. `profile/retrieval.py` chooses the heads by the very same figure.
+
+Retrieval heads may lie on several tensor-parallel ranks. Each rank scores all documents by its own heads, and the host sums that
+up over the ranks. Scores are whole numbers, whose sum is the same in any order, so that all ranks make the same choice.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import Rotation, turned
@@ -25,6 +29,8 @@ from redknot_sglang.reuse.probe import Piece
 
 # First rows of a document that do not count: they draw attention whatever they say (StreamingLLM, arXiv 2309.17453).
 SKIPPED = 4
+# A share of all attention as a whole number: finer than float32 tells shares apart, and 2^20 heads fit into 64 bits.
+_WHOLE = 1 << 40
 # Logits in float32 that are held at once: 128 MiB.
 _MAX_LOGITS = 1 << 25
 
@@ -33,20 +39,37 @@ _MAX_LOGITS = 1 << 25
 class Asked:
     """The choice of documents, on its way to the host.
 
-    found: int64 [documents chosen], the most wanted first; there once `copied` has happened (None: it has).
+    count: documents to choose.
+    scores: int64 [documents], what `wants` gives on this rank, on the host once `copied` has happened (None: it has).
+    ranks: process group of the tensor-parallel ranks, for tensors on the host; None for one rank.
     """
 
-    found: Tensor
+    count: int
+    scores: Tensor
     copied: torch.cuda.Event | None
+    ranks: ProcessGroup | None
 
     def chosen(self) -> list[int]:
-        """Numbers of the chosen documents, ascending. Waits until they are there."""
+        """Numbers of the chosen documents, ascending, the same on all ranks.
+
+        Waits until the scores of all ranks are there: each must ask, in the same order of requests. To be called once.
+        """
         if self.copied is not None:
             self.copied.synchronize()
-        return sorted(self.found.tolist())
+        if self.ranks is not None and self.ranks.size() > 1:
+            torch.distributed.all_reduce(self.scores, group=self.ranks)
+        return sorted(self.scores.sort(descending=True, stable=True).indices[: self.count].tolist())
 
 
-def ask(pool: Any, rotation: Rotation, mapping: Tensor, count: int, documents: Sequence[Piece], text: Piece) -> Asked:
+def ask(
+    pool: Any,
+    rotation: Rotation,
+    mapping: Tensor,
+    count: int,
+    documents: Sequence[Piece],
+    text: Piece,
+    ranks: ProcessGroup | None = None,
+) -> Asked:
     """Queue the choice of `count` documents.
 
     pool: a HeadClassPool with `asked`.
@@ -54,18 +77,22 @@ def ask(pool: Any, rotation: Rotation, mapping: Tensor, count: int, documents: S
     mapping: local slot of each global slot.
     documents: the segments as they were computed behind the lead, at least one.
     text: what asks, computed behind the lead, too, with its queries kept.
+    ranks: as of `Asked`.
     """
-    found = wants(pool, rotation, mapping, documents, text).sort(descending=True, stable=True).indices[:count]
-    copied = None
-    if found.is_cuda:
-        found = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+    scores, copied = wants(pool, rotation, mapping, documents, text), None
+    if scores.is_cuda:
+        scores = torch.empty(len(scores), dtype=scores.dtype, pin_memory=True).copy_(scores, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-    return Asked(found, copied)
+    return Asked(count, scores, copied, ranks)
 
 
 def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Piece], text: Piece) -> Tensor:
-    """Share of each document in the attention of the text's rows: float32 [documents]. Parameters as in `ask`."""
+    """Share of each document in the attention of the text's rows, the sum over this rank's retrieval heads: int64 [documents], in
+    parts of 2^-40. Parameters as in `ask`.
+    """
+    if not pool.asked.heads:
+        return torch.zeros(len(documents), dtype=torch.int64, device=text.slots.device)
     device, sizes = text.slots.device, np.array([len(document.slots) for document in documents])
     longest = int(sizes.max())
     here = torch.arange(text.origin, text.origin + len(text.slots), device=device)
@@ -75,7 +102,8 @@ def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Pi
     for members in _alike(sizes):
         some = [documents[number] for number in members]
         wanted[:, :, to_device(members, device, torch.int64)] = _logits(pool, some, q)
-    return wanted.softmax(-1).mean((0, 1))
+    shares = wanted.softmax(-1).mean(1, dtype=torch.float64)
+    return (shares * _WHOLE).round().long().sum(0)
 
 
 def _alike(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -70,15 +70,17 @@ class DocumentSelection:
         self._isolated.wait_for_forwards()
         assert self._facts.rotation is not None, "admitted without a rotation"
         mapping = self._allocator.full_to_swa_index_mapping
-        return ask(self._pool, self._facts.rotation, mapping, plan.repair.documents, documents, text)
+        return ask(
+            self._pool, self._facts.rotation, mapping, plan.repair.documents, documents, text, self._tree.tp_group
+        )
 
     def _operations(self, plan: Plan, prompt: int) -> int:
-        """Operations of a choice: the text's own pass behind the lead, and its queries with the keys of all segments."""
+        """Operations of a choice on all ranks: the text's own pass behind the lead, and its queries with the keys of all segments."""
         assert self._facts.arithmetic is not None, "admitted without a rotation"
         rows = np.arange(prompt - plan.tail)
         keys = sum(end - start for start, end in plan.segments)
         # A pair of Arithmetic is a logit and a value; the choice needs no values.
-        logits = len(rows) * keys * len(self._pool.asked.heads) * self._facts.arithmetic.pair // 2
+        logits = len(rows) * keys * len(self._pool.whole_map.retrieval) * self._facts.arithmetic.pair // 2
         return int(self._facts.arithmetic.computed(rows + plan.origin)) + logits
 
 

@@ -79,7 +79,7 @@ class SegmentMetrics:
     `redknot:segment_flops_total`, both with the label `kind`.
 
     Rows are prompt tokens. Of requests' prompts they are `reused`, `relocated`, `repaired` or `computed` (repaired ones
-    included); `isolated` are those of segments that were computed by themselves. Operations on this rank are `computed` by
+    included); `isolated` are those of segments that were computed by themselves. Operations, on all tensor-parallel ranks together, are `computed` by
     requests (probes included), `isolated`, and `dense`: what the same prompts would take without any cache.
     """
 
@@ -106,7 +106,7 @@ class SegmentMetrics:
         """Add the prefill of a segment by itself.
 
         rows: tokens that were computed.
-        flops: operations that this rank did for them.
+        flops: operations that all ranks did for them.
         """
         self._rows.labels("isolated").inc(rows)
         self._flops.labels("isolated").inc(flops)

@@ -23,7 +23,7 @@ class Reports:
     """Listens to a tree: requests that end get their report, and metrics follow.
 
     tree: a prefix cache over a HeadClassPool.
-    arithmetic: of this rank, None if it cannot serve segmented requests.
+    arithmetic: of all ranks, None if the server cannot serve segmented requests.
     classes, segments: the metrics to keep up, None without.
     """
 
@@ -57,7 +57,7 @@ class Reports:
 
 
 def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int:
-    """Bytes of KV that a sequence needs on one rank: global slots of all tokens, local slots of sink and window.
+    """Bytes of KV that a sequence needs: global slots of all tokens, local slots of sink and window.
 
     length: tokens, prompt and answer.
     window: W in tokens.
@@ -76,7 +76,7 @@ def report_request(
     window: W in tokens.
     sink: S in tokens.
     cost: bytes of a slot of each class.
-    arithmetic: counts the operations of this rank's prefill; None where it cannot serve segmented requests, and then exact ones
+    arithmetic: counts the operations of prefill; None where the server cannot serve segmented requests, and then exact ones
         have no such counts.
 
     SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.

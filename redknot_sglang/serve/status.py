@@ -12,8 +12,9 @@ from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
-    """A rank's state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in
-    the prefix cache, and what went between device and host (None with the prefix cache off).
+    """The state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in the prefix
+    cache, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many slots each; bytes
+    of a slot are those on all of them together.
 
     config: the server's settings.
     tree: the prefix cache.
@@ -22,7 +23,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
     pool = allocator.get_kvcache()
     return {
         "versions": {"redknot": __version__, "sglang": sglang_version()},
-        "head_map": head_map_summary(pool.head_map),
+        "head_map": head_map_summary(pool.whole_map),
         "certificate": config.certification.status(config.policy),
         "classes": {
             "global": _class_state(

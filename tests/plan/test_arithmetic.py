@@ -17,23 +17,24 @@ CONFIG = SimpleNamespace(
 MAP = HeadMap(3, 2, ((True, False), (False, False), (True, True)), window=5, sink=2)
 
 
-def by_hand(positions: list[int], heads: HeadMap, windowed: bool) -> int:
+def by_hand(positions: list[int], ranks: int, windowed: bool) -> int:
     total = 0
     for p in positions:
         for layer in range(3):
-            matrices = [(20, 6 * 4), (20, 2 * 4), (20, 2 * 4), (6 * 4, 20), (20, 30), (20, 30), (30, 20)]
-            total += sum(2 * rows * columns for rows, columns in matrices) * heads.num_kv_heads // 2
-            for kv_head in range(heads.num_kv_heads):
-                keys = p + 1 if heads.is_global[layer][kv_head] or not windowed else min(p + 1, 5 + 2)
+            matrices = [(20, 6 * 4), *[(20, 4)] * (2 * max(2, ranks)), (6 * 4, 20), (20, 30), (20, 30), (30, 20)]
+            total += sum(2 * rows * columns for rows, columns in matrices)
+            for kv_head in range(2):
+                keys = p + 1 if MAP.is_global[layer][kv_head] or not windowed else min(p + 1, 5 + 2)
                 total += 3 * keys * 2 * (4 + 4)
     return total
 
 
-@pytest.mark.parametrize("heads", [MAP, MAP.shard(0, 2), MAP.shard(1, 2)])
-def test_rows_are_projections_mlp_and_the_keys_they_see(heads: HeadMap) -> None:
-    arithmetic = Arithmetic.of(CONFIG, heads, 4, 3)
+@pytest.mark.parametrize("ranks", [1, 2, 6])
+def test_rows_are_projections_mlp_and_the_keys_they_see(ranks: int) -> None:
+    """On all ranks together: of six each has one query head, and computes K and V for it."""
+    arithmetic = Arithmetic.of(CONFIG, MAP, 4, 3, ranks)
     rows = [0, 1, 6, 7, 40]
-    assert arithmetic.computed(np.array(rows)) == by_hand(rows, heads, windowed=True)
-    assert arithmetic.dense(50) == by_hand(list(range(50)), heads, windowed=False)
+    assert arithmetic.computed(np.array(rows)) == by_hand(rows, ranks, windowed=True)
+    assert arithmetic.dense(50) == by_hand(list(range(50)), ranks, windowed=False)
     assert arithmetic.probed(np.array(rows)) == 3 * 2 * (4 + 4) * sum(p + 1 for p in rows)
     assert arithmetic.computed(np.array([], dtype=np.int64)) == 0

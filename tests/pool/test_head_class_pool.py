@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,8 +17,8 @@ MAP = HeadMap(3, 4, ((True, False, True, False), (False,) * 4, (True,) * 4), win
 DIM = 2
 
 
-def make_pool(head_map: HeadMap) -> HeadClassPool:
-    pool = HeadClassPool(10, 6, head_map, DIM, torch.float32, "cpu")
+def make_pool(head_map: HeadMap, rank: int = 0, ranks: int = 1) -> HeadClassPool:
+    pool = HeadClassPool(10, 6, head_map, DIM, torch.float32, "cpu", group=2, rank=rank, ranks=ranks)
     pool.register_mapping(torch.tensor([0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, -1]))
     return pool
 
@@ -48,10 +50,21 @@ def test_a_token_without_local_slot_writes_to_the_dummy_only() -> None:
     assert touched == [0, 1, 3]
 
 
-def test_bytes_are_those_of_the_buffers() -> None:
-    pool = make_pool(MAP)
-    per_slot = pool.bytes_per_slot
-    assert sum(pool.get_kv_size_bytes()) == 11 * per_slot.global_slot + 7 * per_slot.local_slot
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_bytes_are_those_of_the_buffers_of_all_ranks(ranks: int) -> None:
+    pools = [make_pool(MAP, rank, ranks) for rank in range(ranks)]
+    per_slot = pools[-1].bytes_per_slot
+    held = sum(sum(pool.get_kv_size_bytes()) for pool in pools)
+    assert held == 11 * per_slot.global_slot + 7 * per_slot.local_slot
+
+
+def test_every_rank_keeps_queries_where_some_rank_has_retrieval_heads() -> None:
+    """All take part in a choice, those that add nothing to it as well."""
+    retrieval = replace(MAP, retrieval=((0, 1), (2, 2)))
+    for rank, kept in enumerate((2, 0)):
+        asked = make_pool(retrieval, rank, 2).asked
+        assert asked is not None and asked.rows.shape == (7, kept, DIM)
+    assert make_pool(MAP, 0, 2).asked is None
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -60,9 +73,8 @@ def test_the_ranks_together_hold_what_one_rank_holds(ranks: int) -> None:
     k = torch.randn(3, 4, DIM)
     for layer in range(3):
         for rank in range(ranks):
-            shard = MAP.shard(rank, ranks)
-            own = [rank * 4 // ranks + i for i in range(shard.num_kv_heads)]
-            pool = make_pool(shard)
+            pool = make_pool(MAP, rank, ranks)
+            own = [rank * 4 // ranks + i for i in range(pool.head_map.num_kv_heads)]
             written(pool, layer, k[:, own])
             stored = [head for head in own if MAP.is_global[layer][head]]
             assert torch.equal(pool.global_kv(layer)[0][[2, 3, 5]], k[:, stored])

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
     ClassBytes,
     PoolSlots,
@@ -19,7 +22,6 @@ from redknot_sglang.pool.sizing import (
     local_for_global,
     local_slots_per_sequence,
     split_budget,
-    widest,
 )
 
 
@@ -125,21 +127,18 @@ def test_segments_beside_a_given_number_of_global_slots() -> None:
 
 
 @pytest.mark.parametrize("budget", [2**22, 2**26, 2**30, 2**34])
-def test_a_rank_whose_heads_are_all_global_sizes_those_that_have_local_ones(budget: int) -> None:
+@pytest.mark.parametrize("retrieval", [(), ((3, 1), (5, 0))])
+def test_a_rank_whose_heads_are_all_global_sizes_those_that_have_local_ones(
+    budget: int, retrieval: tuple[tuple[int, int], ...]
+) -> None:
     """Eight ranks, one KV head each: the first has all global heads, the others all local ones."""
-    head_map, ranks = make_map(1), [class_bytes(make_map(1).shard(rank, 8), 128, 2) for rank in range(8)]
-    cost = widest(head_map, 8, 128, 2)
-    assert cost == ranks[0] and cost.local == 0 and ranks[1].global_slot == 0
-    slots = split_budget(head_map, cost, budget, 32768, 8192)
+    spread = Ranks(replace(make_map(1), retrieval=retrieval), 4, 8)
+    ranks = [class_bytes(spread.share(rank), 128, 2) for rank in range(8)]
+    cost = spread.widest(128, 2)
+    assert cost == ranks[0] and cost.local_slot == 0 and ranks[1].global_slot == 0
+    slots = split_budget(spread.heads, cost, budget, 32768, 8192)
     for rank in ranks:
-        assert slots.global_slots * rank.global_slot + slots.local_slots * rank.local_slot <= budget
-
-
-def test_the_widest_rank_is_not_always_the_first() -> None:
-    rows = tuple((False, False, True, True) for _ in range(3))
-    head_map = HeadMap(3, 4, rows, window=8, sink=1)
-    assert widest(head_map, 2, 64, 2) == class_bytes(head_map.shard(1, 2), 64, 2)
-    assert widest(head_map, 1, 64, 2, probe_width=3) == class_bytes(head_map, 64, 2, probe_width=3)
+        assert slots.global_slots * rank.global_slot + slots.local_slots * rank.local <= budget
 
 
 def test_slots_that_hold_no_request_are_refused() -> None:

@@ -69,15 +69,25 @@ class SimulatedRequest:
 
 
 class Simulation:
-    """Pools of the given sizes under one head map with window and sink, and an eviction policy."""
+    """Pools of the given sizes under one head map with window and sink, and an eviction policy; on one of `ranks`, of which the
+    first has all global heads and the second all local ones.
+    """
 
     def __init__(
-        self, global_slots: int, local_slots: int, window: int, sink: int, requests: int = 16, policy: str = "lru"
+        self,
+        global_slots: int,
+        local_slots: int,
+        window: int,
+        sink: int,
+        requests: int = 16,
+        policy: str = "lru",
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         registries.register()
         heads = HeadMap(1, 2, ((True, False),), window, sink)
         self.window, self.sink = window, sink
-        self.pool = HeadClassPool(global_slots, local_slots, heads, 1, torch.float32, "cpu")
+        self.pool = HeadClassPool(global_slots, local_slots, heads, 1, torch.float32, "cpu", rank=rank, ranks=ranks)
         self.allocator = SWATokenToKVPoolAllocator(
             global_slots, local_slots, 1, torch.float32, "cpu", self.pool, need_sort=False
         )

@@ -66,3 +66,12 @@ def test_listeners_hear_of_requests_that_ended_and_of_slots_in_their_order() -> 
     heard.clear()
     simulation.finish(req)
     assert heard == [("first", req), ("second", req), ("first", 20), ("second", 20)]
+
+
+def test_ranks_decide_alike_whatever_heads_they_have() -> None:
+    """A rank whose heads are all global keeps and locks sinks as the others do: they all free and match the same slots."""
+    trees = [Simulation(64, 32, window=8, sink=2, rank=rank, ranks=2).tree for rank in range(2)]
+    assert [tree.token_to_kv_pool_allocator.get_kvcache().head_map.all_global for tree in trees] == [True, False]
+    for tree in trees:
+        assert (tree.local_heads.sink, tree.local_reach) == (2, (8, 2))
+        assert tree.sliding_window_size == trees[0].sliding_window_size < 64

@@ -22,12 +22,14 @@ def make_map(window: int, sink: int) -> HeadMap:
 
 # (layer, query head): heads of global KV heads of the embedded model's map, which has two query heads for each KV head.
 RETRIEVAL = ((3, 7), (2, 0), (1, 2))
+# Of two tensor-parallel ranks the first has them all, the second none.
+ON_FIRST_RANK = ((2, 1), (1, 2), (2, 0))
 
 
-def save_retrieval_map(folder: Path) -> Path:
-    """Write the shipped map with retrieval heads into `folder`; returns the file."""
+def save_retrieval_map(folder: Path, retrieval: tuple[tuple[int, int], ...] = RETRIEVAL) -> Path:
+    """Write the shipped map with these retrieval heads into `folder`; returns the file."""
     path = folder / "retrieval.json"
-    replace(load_head_map(HEAD_MAP), retrieval=RETRIEVAL).save(path)
+    replace(load_head_map(HEAD_MAP), retrieval=retrieval).save(path)
     return path
 
 

@@ -8,16 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from redknot_sglang.heads import load_head_map
-from redknot_sglang.profile.data import Example
-from redknot_sglang.profile.model import Attend, ProfiledModel, load_model
-from redknot_sglang.profile.retrieval import document_wants
-from redknot_sglang.profile.study import under_map
 from tests.serving import harness
 from tests.serving.answers import Answer, agree, ask
 from tests.serving.conversations import check_no_leak
+from tests.serving.definition import Definition
 from tests.serving.maps import RETRIEVAL, save_retrieval_map
 from tests.serving.prompts import noise
 from tests.serving.segmented import (
@@ -43,29 +38,14 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return ("--redknot", f"--redknot-head-map={file}", "--redknot-segment-length=300", "--redknot-uncertified")
 
 
-def chosen_by_definition(model: ProfiledModel, attend: Attend, request: SegmentedRequest) -> tuple[set[int], float]:
-    """The wanted segments by separate passes in float32, and by how much the last of them leads the next."""
-    segments = tuple(zip(request.offsets[::2], request.offsets[1::2], strict=True))
-    example = Example((*request.prompt, 0), len(request.prompt), True, segments)
-    wants = document_wants(model, example, attend)
-    scores = torch.stack([wants[layer, head] for layer, head in RETRIEVAL]).mean(0)
-    order = scores.argsort(descending=True).tolist()
-    count = int(request.policy.partition(":")[2])
-    lead = float(scores[order[count - 1]] - scores[order[count]]) if count < len(order) else 1.0
-    return set(order[:count]), lead
-
-
 def test_equals_the_definition(servers: SharedServers, flags: tuple[str, ...], full: bool) -> None:
     """The chosen are those that float32 passes of their own choose, and the answer is that of exact mode to what is left."""
-    head_map = load_head_map(harness.HEAD_MAP)
-    local = [(layer, head) for layer in range(head_map.num_layers) for head in head_map.local_heads(layer)]
-    model, _, _ = load_model(harness.MODEL, "cpu", "float32", "auto", 4096)
-    attend = under_map(local, head_map.window, head_map.sink)
+    definition = Definition(RETRIEVAL)
     requests = make_choosing_requests(random.Random("definition"), 60 if full else 12, longest=300, limit=1500)
     server = servers.get(*flags, "--chunked-prefill-size=128")
     decided = 0
     for request, (answer, report) in zip(requests, ask_all_segmented(server, requests, ANSWER, at_once=4), strict=True):
-        wanted, lead = chosen_by_definition(model, attend, request)
+        wanted, lead = definition.chosen(request)
         if lead > 1e-4:
             assert set(report["chosen_segments"]) == wanted, f"{request.policy}: {report}"
             decided += 1

@@ -132,7 +132,7 @@ def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
     if config.mode != "segmented":
         return
     repair = parse_repair(config.repair)
-    if repair.selects and (not heads.retrieval or server_args.tp_size > 1):
+    if repair.selects and not heads.retrieval:
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
         )

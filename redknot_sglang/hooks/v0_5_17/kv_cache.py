@@ -37,12 +37,14 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     return HeadClassPool(
         size_global=kwargs["full_max_total_num_tokens"],
         size_local=kwargs["swa_max_total_num_tokens"],
-        head_map=whole.shard(parallel.attn_tp_rank, parallel.attn_tp_size),
+        head_map=whole,
         head_dim=self.model_config.head_dim,
         dtype=self.kv_cache_dtype,
         device=self.device,
         probe_width=probe_width(config, whole, group, parallel.attn_tp_size),
         group=group,
+        rank=parallel.attn_tp_rank,
+        ranks=parallel.attn_tp_size,
     )
 
 

@@ -38,7 +38,7 @@ def build_tree(context: Any) -> Any:
             _add_host_tier(tree, context)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
-        # Ranks compute shares of the same rows: one of them counts.
+        # Ranks compute shares of the same rows: one of them counts for all.
         segments = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
         cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
         tree.tiers = TierFigures(tree, cost, TierMetrics() if metered else None)

@@ -127,7 +127,7 @@ FIELDS: Fields = {
     "mem_cache.unified_radix_cache": {
         "UnifiedRadixCache": (
             "cache_controller components disable host_pool_group page_size sliding_window_size "
-            "token_to_kv_pool_allocator tree_components tree_core"
+            "token_to_kv_pool_allocator tp_group tree_components tree_core"
         ),
     },
     "model_executor.forward_batch_info": {

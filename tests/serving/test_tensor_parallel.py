@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two tensor-parallel ranks answer as one does, choose the same documents, and report the sums of both."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+
+from tests.serving import harness
+from tests.serving.answers import Answer, agree, ask
+from tests.serving.conversations import check_no_leak
+from tests.serving.definition import Definition
+from tests.serving.harness import Server
+from tests.serving.maps import ON_FIRST_RANK, save_retrieval_map
+from tests.serving.prompts import noise
+from tests.serving.segmented import SegmentedRequest, ask_all_segmented, ask_segmented, kept, make_choosing_requests
+
+pytestmark = [
+    pytest.mark.serving,
+    pytest.mark.skipif(
+        not harness.ON_CPU and torch.cuda.device_count() < 2, reason="two ranks need two GPUs, or a machine without any"
+    ),
+]
+
+ANSWER = 6
+TOLERANCE = 1e-4
+# A few requests, so that the tree has to evict, by the policy whose ranks are made from what computing costs.
+FLAGS = (
+    "--redknot",
+    "--redknot-segment-length=100",
+    "--chunked-prefill-size=128",
+    "--max-total-tokens=4000",
+    "--radix-eviction-policy=redknot",
+    "--enable-metrics",
+)
+# Window and sink of the shipped map, and the bytes of a local slot that `blend` needs: one rank keeps them, several do not.
+REACH, PROBE = 128 + 4, 2 * 4 * 64 * 4
+CORES = sorted(os.sched_getaffinity(0))
+# On a CPU SGLang finds no NCCL to talk over, only where the library is missing, and wants a part of the cores for each rank.
+TWO_RANKS = {
+    "SGLANG_NCCL_SO_PATH": "/nonexistent",
+    "SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}",
+    # It would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+def make_requests() -> list[SegmentedRequest | list[int]]:
+    """Prompts of exact mode, and segmented ones over a few documents under each policy that two ranks serve."""
+    rng = random.Random("two ranks")
+    documents, lead = [noise(rng, length) for length in (30, 90, 150, 200)], noise(rng, 20)
+    found: list[SegmentedRequest | list[int]] = [lead + noise(rng, 300), documents[3] + noise(rng, 150)]
+    for policy in ("none", "boundary:16", "question:1", "question:2"):
+        for _ in range(2):
+            prompt, offsets = list(lead), list[int]()
+            for document in rng.sample(documents, 3):
+                offsets += [len(prompt), len(prompt) + len(document)]
+                prompt += document
+            found.append(SegmentedRequest(prompt + noise(rng, 40), offsets, policy))
+    return found
+
+
+def answered(server: Server, request: SegmentedRequest | list[int]) -> tuple[Answer, dict[str, Any]]:
+    if isinstance(request, SegmentedRequest):
+        return ask_segmented(server, request, ANSWER)
+    body = server.generate(request, 1)
+    return ask(server, request, ANSWER), body["meta_info"]["redknot"]
+
+
+def metrics(server: Server) -> list[str]:
+    text = requests.get(server.url + "/metrics", timeout=harness.REQUEST_TIMEOUT).text
+    return [line for line in text.splitlines() if line.startswith("redknot:")]
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The shipped map with retrieval heads of both ranks, and of the first one only."""
+    return (
+        save_retrieval_map(tmp_path_factory.mktemp("both")),
+        save_retrieval_map(tmp_path_factory.mktemp("first"), ON_FIRST_RANK),
+    )
+
+
+@pytest.fixture(scope="module")
+def two(maps: tuple[Path, Path]) -> Iterator[Server]:
+    with harness.launch([*FLAGS, f"--redknot-head-map={maps[0]}", "--tp-size=2"], TWO_RANKS) as running:
+        yield running
+        check_no_leak(running)
+
+
+@pytest.fixture(scope="module")
+def one(maps: tuple[Path, Path]) -> Iterator[Server]:
+    with harness.launch([*FLAGS, f"--redknot-head-map={maps[0]}"]) as running:
+        yield running
+
+
+def test_answers_choices_reports_status_and_metrics_are_those_of_one_rank(one: Server, two: Server) -> None:
+    """Cold, then warm under eviction. What is reported is the same because it is the sum over the ranks."""
+    sent = make_requests()
+    for request in [*sent, *sent]:
+        (reference, expected), (answer, report) = answered(one, request), answered(two, request)
+        agree(answer, reference, TOLERANCE)
+        assert report == expected | {"kv_bytes": expected["kv_bytes"] - REACH * PROBE}
+        assert report["flops"] > 0 and report["kv_bytes"] > 0
+    for server in (one, two):
+        check_no_leak(server)
+    status, expected = two.get("/redknot/status"), one.get("/redknot/status")
+    expected["classes"]["local"]["bytes_per_slot"] -= PROBE
+    assert status == expected and status["head_map"]["kv_heads"] == 4
+    shown = metrics(two)
+    assert shown == metrics(one)
+    assert any('segment_flops_total{kind="isolated"}' in line and not line.endswith(" 0.0") for line in shown)
+
+
+def test_ranks_decide_alike_in_batches(one: Server, two: Server) -> None:
+    """Ranks that chose other documents, or evicted other nodes, would stop each other or answer wrongly."""
+    sent = make_choosing_requests(random.Random("in batches"), 8, longest=300, limit=1200)
+    expected = ask_all_segmented(one, sent, ANSWER, at_once=1)
+    for found in (ask_all_segmented(two, sent, ANSWER, at_once=8), ask_all_segmented(two, sent, ANSWER, at_once=3)):
+        for (answer, report), (reference, first) in zip(found, expected, strict=True):
+            agree(answer, reference, TOLERANCE)
+            assert report["chosen_segments"] == first["chosen_segments"]
+    check_no_leak(two)
+
+
+def test_a_rank_without_retrieval_heads_takes_part(one: Server, maps: tuple[Path, Path]) -> None:
+    """The choice is the definition's, and the answer that of one rank to what is left, for which retrieval heads do not matter."""
+    sent = make_choosing_requests(random.Random("without"), 6, longest=300, limit=1200)
+    definition, decided = Definition(ON_FIRST_RANK), 0
+    with harness.launch([*FLAGS, f"--redknot-head-map={maps[1]}", "--tp-size=2"], TWO_RANKS) as server:
+        for request, (answer, report) in zip(sent, ask_all_segmented(server, sent, ANSWER, at_once=3), strict=True):
+            wanted, lead = definition.chosen(request)
+            if lead > TOLERANCE:
+                assert set(report["chosen_segments"]) == wanted
+                decided += 1
+            rest = ask(one, kept(request, report), ANSWER)
+            assert answer.tokens == rest.tokens
+            assert answer.logprobs == pytest.approx(rest.logprobs, abs=TOLERANCE)
+        check_no_leak(server)
+    assert decided > len(sent) // 2
