@@ -178,7 +178,7 @@ def _gpu(results: Path) -> list[str]:
         (
             "blend:0.08",
             "Qwen3-8B shape, requests a second for a minute with 99 % of first tokens within 5 s, each of 16 of 32 cached "
-            "documents of 2K tokens (one H200, the default repair)",
+            "documents of 2K tokens (one H200, `blend:0.08`)",
         ),
         ("boundary:16", "the same, repair `boundary:16`"),
     ):
