@@ -105,12 +105,18 @@ def test_answers_report_what_they_cost(redknot_server: Server) -> None:
         "mode": "exact",
         "cached_tokens": 0,
         "computed_tokens": len(PROMPT),
+        "computed_rows": len(PROMPT),
+        # The counts themselves are tested in tests/plan/test_arithmetic.py.
+        "flops": cold["flops"],
+        "dense_flops": cold["dense_flops"],
         "kv_bytes": length * 6 * 512 + (128 + 4) * (18 + 4) * 512,
         "stock_kv_bytes": length * 24 * 512,
         "certified": True,
         "certificate": redknot_server.get("/redknot/status")["certificate"]["digest"],
     }
-    assert warm == cold | {"cached_tokens": len(PROMPT) - 1, "computed_tokens": 1}
+    only_one_row = {"computed_tokens": 1, "computed_rows": 1, "flops": warm["flops"]}
+    assert warm == cold | {"cached_tokens": len(PROMPT) - 1, **only_one_row}
+    assert 0 < warm["flops"] < cold["flops"] / 100 and cold["flops"] < cold["dense_flops"]
 
 
 def test_a_stream_ends_with_the_report(redknot_server: Server) -> None:
