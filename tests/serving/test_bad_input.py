@@ -76,6 +76,8 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "fp8 KV": (["--kv-cache-dtype=fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
     "attention backend": (["--attention-backend=triton"], "--attention-backend triton"),
     "pipeline stages": (["--pp-size=2"], "--pp-size 2"),
+    "more ranks than KV heads on a CPU": (["--device=cpu", "--tp-size=8"], "--tp-size 8 cannot be used"),
+    "KV heads that cannot be shared out": (["--device=cpu", "--tp-size=3"], "use a number that divides them"),
     "another radix cache": (["--radix-cache-backend=lru"], "--radix-cache-backend lru"),
     "tokenizer workers": (["--tokenizer-worker-num=2"], "--tokenizer-worker-num 2"),
     "context length 0": (["--redknot-context-length=0"], "--redknot-context-length"),

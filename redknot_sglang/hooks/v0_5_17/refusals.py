@@ -76,6 +76,13 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             f"--cuda-graph-backend-prefill {graphs} cannot be used with --redknot; use breakable (SGLang's default) or "
             "disabled"
         )
+    kv_heads = model_config.get_total_num_kv_heads()
+    if server_args.device == "cpu" and kv_heads % server_args.tp_size:
+        # On GPUs several ranks get copies of a KV head; on a CPU SGLang adds heads of zeros, which are on no map.
+        raise RedKnotError(
+            f"--tp-size {server_args.tp_size} cannot be used with --redknot on a CPU: the model has {kv_heads} KV heads, and SGLang adds "
+            "empty ones; use a number that divides them"
+        )
     architecture = model_config.hf_config.architectures[0]
     for bad, reason in _model_reasons(model_config):
         if bad:
