@@ -110,7 +110,7 @@ def compare_ways(server: harness.Server, requests: Sequence[SegmentedRequest]) -
 @pytest.mark.parametrize("chunk", [128, 2048])
 def test_a_hit_never_changes_them_and_they_equal_the_definition(servers: SharedServers, chunk: int, full: bool) -> None:
     rng = random.Random(f"input {chunk}")
-    requests = make_requests(rng, 80 if full else 12, most=6, longest=300, limit=1200)
+    requests = make_requests(rng, 80 if full else 5, most=6, longest=300, limit=1200)
     requests = [request for request in requests if first_allowed(request)]
     # Tails longer than a chunk, so that a chunk begins and ends within them.
     requests += [replace(request, prompt=request.prompt + noise(rng, 300)) for request in requests[:4]]
@@ -131,7 +131,7 @@ def test_under_question_they_are_those_of_what_is_left(
 ) -> None:
     """The client counts positions in the prompt that it sent; values are those of exact mode on what is left of it."""
     rng = random.Random(f"question input {chunk}")
-    requests = make_choosing_requests(rng, 60 if full else 8, longest=300, limit=1500)
+    requests = make_choosing_requests(rng, 60 if full else 4, longest=300, limit=1500)
     requests = [replace(request, prompt=request.prompt + noise(rng, 150)) for request in requests]
     server = servers.get(*choosing, f"--chunked-prefill-size={chunk}")
     found = compare_ways(server, requests)
@@ -146,7 +146,7 @@ def test_under_question_they_are_those_of_what_is_left(
 def test_where_all_rows_are_computed_they_equal_those_of_stock(servers: SharedServers, full: bool) -> None:
     """Every head global, every row of every segment repaired: segmented mode is then what stock computes."""
     rng = random.Random("stock input")
-    requests = make_requests(rng, 40 if full else 12, most=5, longest=300, limit=1200)
+    requests = make_requests(rng, 40 if full else 6, most=5, longest=300, limit=1200)
     requests = [replace(request, policy="boundary:300") for request in requests if first_allowed(request)]
     starts = starts_of(requests)
     stock = servers.get("--chunked-prefill-size=128")
