@@ -67,6 +67,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--enable-hierarchical-cache", "--radix-eviction-policy=redknot"],
         "it does not know nodes that are on the host only",
     ),
+    "host memory of several ranks": (
+        ["--enable-hierarchical-cache", "--tp-size=2"],
+        "a rank may have no heads of a class",
+    ),
     "storage": (["--enable-hierarchical-cache", "--hicache-storage-backend=file"], "namespace and head map"),
     "host copies": (["--enable-hierarchical-cache", "--hicache-io-backend=direct"], "--hicache-io-backend direct"),
     "host layout": (
@@ -150,7 +154,7 @@ def test_wrong_flags_are_refused(case: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_map_that_no_probe_can_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head_map = save_map(HeadMap.from_global_heads(6, 4, [(1, 1)], 16, 4), tmp_path)
-    args = ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented"]
+    args = ["--redknot", f"--redknot-head-map={head_map}", "--redknot-mode=segmented", "--redknot-repair=blend:0.08"]
     _assert_one_line(_start_up_error(args, capsys), "global heads in at least two layers")
 
 

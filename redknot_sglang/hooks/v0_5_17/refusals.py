@@ -69,6 +69,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             f"--radix-eviction-policy {EVICTION_POLICY} cannot be used with --enable-hierarchical-cache yet: it does not know nodes that "
             "are on the host only; use lru"
         )
+    if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
+        raise RedKnotError(
+            "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
+            "and that was not tried; leave one of them out"
+        )
     graphs = server_args.cuda_graph_config.prefill.backend
     if graphs not in ("breakable", "disabled"):
         # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.
