@@ -76,7 +76,8 @@ def answered(server: Server, request: SegmentedRequest | list[int]) -> tuple[Ans
 
 def metrics(server: Server) -> list[str]:
     text = requests.get(server.url + "/metrics", timeout=harness.REQUEST_TIMEOUT).text
-    return [line for line in text.splitlines() if line.startswith("redknot:")]
+    # A label is listed from when it is first counted.
+    return sorted(line for line in text.splitlines() if line.startswith("redknot:"))
 
 
 @pytest.fixture(scope="module")

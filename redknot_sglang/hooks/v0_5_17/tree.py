@@ -39,9 +39,10 @@ def build_tree(context: Any) -> Any:
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
         # Ranks compute shares of the same rows: one of them counts for all.
-        segments = SegmentMetrics() if metered and get_parallel().tp_rank == 0 else None
+        counts = metered and get_parallel().tp_rank == 0
+        segments = SegmentMetrics() if counts else None
         cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
-        tree.tiers = TierFigures(tree, cost, TierMetrics() if metered else None)
+        tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None)
         tree.tier_listeners = (tree.tiers,)
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
