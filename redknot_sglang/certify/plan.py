@@ -59,6 +59,12 @@ class Plan:
             return None
         return max(1, sum(b - a for a, b in offsets) // len(offsets))
 
+    @property
+    def largest_repair(self) -> str | None:
+        """The policy under which cached segments take most room: one that keeps them wholly, if there is one. None without policies."""
+        whole = [policy for policy in self.repairs if parse_repair(policy).keeps_whole]
+        return next(iter([*whole, *self.repairs]), None)
+
     def certified_name(self, policy: str) -> str:
         """The name of a policy in the certificate, as in `RedKnotConfig.certified_name`."""
         return f"{policy}+lead" if policy in self.repairs and self.lead == "lead" else policy

@@ -48,6 +48,7 @@ def certify(options: Options) -> tuple[Path, dict[str, Any]]:
         lead=options.lead,
         room=plan.room,
         segment_length=plan.segment_length,
+        repair=plan.largest_repair,
         extra=options.flags,
         stock_extra=options.stock_flags,
     )

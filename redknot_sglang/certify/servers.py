@@ -53,6 +53,7 @@ class Sides:
     lead: one of LEADS.
     room: tokens of KV on a CPU, where SGLang would else take most of the machine's memory.
     segment_length: mean tokens of a segment, or None if no prompt has segments.
+    repair: the repair policy that the pools are sized for, or None if none is measured.
     extra: the user's flags of both servers; `--redknot*` flags among them go to the server with RedKnot only.
     stock_extra: the user's flags of stock SGLang alone.
     """
@@ -63,6 +64,7 @@ class Sides:
     lead: str
     room: int
     segment_length: int | None
+    repair: str | None
     extra: Sequence[str]
     stock_extra: Sequence[str]
 
@@ -76,6 +78,8 @@ class Sides:
         own = ["--redknot", f"--redknot-head-map={self.head_map}", "--redknot-uncertified"]
         if self.segment_length is not None:
             own += [f"--redknot-segment-length={self.segment_length}", f"--redknot-segment-lead={self.lead}"]
+        if self.repair is not None:
+            own.append(f"--redknot-repair={self.repair}")
         return [*self._common(), *own, *chain(*_split(self.extra))]
 
     def _common(self) -> list[str]:

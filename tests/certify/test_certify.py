@@ -197,6 +197,13 @@ def test_the_lead_policy_is_part_of_a_policys_name(monkeypatch: pytest.MonkeyPat
     assert "--redknot-segment-lead=lead" in servers.started[1]
 
 
+def test_pools_are_sized_for_the_policy_that_keeps_most(monkeypatch: pytest.MonkeyPatch, head_map: Path) -> None:
+    servers = Servers()
+    certify(monkeypatch, servers, head_map, "--repair=none,blend:0.05,boundary:4")
+    assert "--redknot-repair=blend:0.05" in servers.started[1]
+    assert not any(flag.startswith("--redknot") for flag in servers.started[0])
+
+
 def test_own_data_with_and_without_answers(monkeypatch: pytest.MonkeyPatch, head_map: Path, tmp_path: Path) -> None:
     data = tmp_path / "own.jsonl"
     lines: list[dict[str, Any]] = [{"prompt": "Two and two?", "answer": " FOUR"}, {"prompt": "Go on:"}]
