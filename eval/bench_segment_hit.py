@@ -31,6 +31,7 @@ from eval.provenance import origin
 from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, pair
 from redknot_sglang.measure.launch import Server
 from redknot_sglang.measure.table import format_table
+from redknot_sglang.plan.policies import largest
 
 # Parts of kernel names, looked for in this order.
 KERNELS = {
@@ -148,7 +149,8 @@ def main() -> None:
     vocabulary = served.config["vocab_size"]
     policies = args.policies.split(",")
     result: dict[str, Any] = {**origin(args), "sides": {}}
-    with pair(served, common_flags(args), {}, args.json.parent / "segment-hit") as servers:
+    own = {REDKNOT: [f"--redknot-repair={largest(policies)}"]}
+    with pair(served, common_flags(args), own, args.json.parent / "segment-hit") as servers:
         for side in (STOCK, *policies):
             with alone(servers, STOCK if side == STOCK else REDKNOT) as server:
                 result["sides"][side] = measure(server, side, args, vocabulary)

@@ -21,6 +21,7 @@ from eval.servers import STOCK, STOCK_FLAGS, Served, start
 from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads.head_map import HeadMap, load_head_map
 from redknot_sglang.measure.launch import Server
+from redknot_sglang.plan.policies import largest
 from redknot_sglang.pool.sizing import class_bytes, local_slots_per_sequence
 
 # Tokens beside the longest prompt: tails and answers.
@@ -125,8 +126,7 @@ def _segmented(args: argparse.Namespace, plan: Plan) -> list[str]:
     steps = steps_of(args)
     policies = args.policies.split(",") if "segments" in steps else []
     policies += args.load_policy.split(",") if "load" in steps else []
-    # The local pool is sized for the policy whose cached segments need most of it.
-    repair = next((policy for policy in policies if policy.startswith("blend")), policies[0])
+    repair = largest(policies)
     length = args.load_document_tokens if "load" in steps else plan.longest // args.segments
     return ["--redknot-mode=segmented", f"--redknot-repair={repair}", f"--redknot-segment-length={length}"]
 

@@ -15,6 +15,7 @@ from eval.rag.task_corpus import TaskCorpus
 from eval.rag.text_corpus import FORMATS, TextCorpus, read_entries
 from eval.rag.traffic import KINDS, MULTITURN, PERMUTED, Shape
 from redknot_sglang.errors import CliError
+from redknot_sglang.plan.policies import largest
 
 ANSWER_TOKENS, FIXED_TOKENS = 64, 16
 # Requests that run at once in open loop; those that arrive while so many run wait in the server.
@@ -149,6 +150,6 @@ def server_flags(
         f"--redknot-context-length={longest}",
         f"--redknot-segment-length={args.document_tokens}",
         # The local pool is sized for the policy whose cached segments need most of it.
-        f"--redknot-repair={next((policy for policy in policies if policy.startswith('blend')), policies[0])}",
+        f"--redknot-repair={largest(policies)}",
     ]
     return common, {servers.STOCK: [f"--max-total-tokens={tokens}"], servers.REDKNOT: redknot}

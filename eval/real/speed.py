@@ -30,6 +30,7 @@ from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server
 from redknot_sglang.measure.table import format_table
 from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS
+from redknot_sglang.plan.policies import largest
 
 
 class Text:
@@ -123,7 +124,7 @@ def flags(args: argparse.Namespace, longest: int, document: int) -> dict[str, li
         *args.flag,
     ]
     own = ["--redknot", f"--redknot-head-map={args.head_map}", "--redknot-mode=segmented", "--redknot-uncertified"]
-    own.append(f"--redknot-segment-length={document}")
+    own += [f"--redknot-segment-length={document}", f"--redknot-repair={largest(args.policies.split(','))}"]
     return {STOCK: [*common, *shlex.split(args.stock_flags)], REDKNOT: [*common, *own]}
 
 

@@ -15,7 +15,7 @@ from redknot_sglang.certify.questions import Question, load_tokenizer, read_file
 from redknot_sglang.certify.verdict import Thresholds
 from redknot_sglang.errors import CliError, RedKnotError
 from redknot_sglang.measure.tasks import TaskPackage, choose_tasks, load_tasks
-from redknot_sglang.plan.policies import parse_repair
+from redknot_sglang.plan.policies import largest, parse_repair
 
 # Prompts for which a server's KV gets room beside those in flight, so that it can cache some.
 _SPARE = 4
@@ -62,8 +62,7 @@ class Plan:
     @property
     def largest_repair(self) -> str | None:
         """The policy under which cached segments take most room: one that keeps them wholly, if there is one. None without policies."""
-        whole = [policy for policy in self.repairs if parse_repair(policy).keeps_whole]
-        return next(iter([*whole, *self.repairs]), None)
+        return largest(self.repairs) if self.repairs else None
 
     def certified_name(self, policy: str) -> str:
         """The name of a policy in the certificate, as in `RedKnotConfig.certified_name`."""

@@ -23,6 +23,7 @@ FLAGS = (
     "--redknot",
     "--redknot-uncertified",
     "--redknot-mode=segmented",
+    "--redknot-repair=blend:0.08",
     "--skip-tokenizer-init",
     "--max-total-tokens=40000",
     "--context-length=12000",

@@ -14,7 +14,7 @@ import redknot_sglang
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.flags import add_cli_args
 from redknot_sglang.plan import policies
-from redknot_sglang.plan.policies import POLICIES, WITH_WINDOWS, WITHOUT_PROBES, parse_repair
+from redknot_sglang.plan.policies import POLICIES, WITH_WINDOWS, WITHOUT_PROBES, largest, parse_repair
 
 PACKAGE = Path(redknot_sglang.__file__).resolve().parent
 # A row for each policy: name as users may write it, as it is kept, rows that are repaired of a segment of 100 rows, those
@@ -109,3 +109,10 @@ def test_a_file_in_the_folder_is_a_policy(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(policies, "POLICIES", found)
     monkeypatch.setattr(policies, "_BY_KIND", {policy.kind: policy for policy in found})
     assert parse_repair("everything").repaired(2, 5) == [(2, 5)] and "everything (all rows)" in policies.listed()
+
+
+def test_pools_are_sized_for_the_policy_that_keeps_most() -> None:
+    assert largest(["none", "blend:0.05", "boundary:4"]) == "blend:0.05"
+    assert largest(["question:2", "boundary:4"]) == "question:2"
+    with pytest.raises(RedKnotError, match="'magic' is not known"):
+        largest(["magic"])

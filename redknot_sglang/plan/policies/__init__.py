@@ -7,7 +7,7 @@ help texts and error messages list those that are found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -44,6 +44,14 @@ _BY_KIND = {policy.kind: policy for policy in POLICIES}
 WITHOUT_PROBES = _either(policy for policy in POLICIES if not policy.probes and not policy.selects)
 WITH_WINDOWS = _either(policy for policy in POLICIES if not policy.keeps_whole and not policy.selects)
 KEEPING_WHOLE = _either(policy for policy in POLICIES if policy.keeps_whole)
+
+
+def largest(names: Sequence[str]) -> str:
+    """Of some policies the one to size pools for: the first under which cached segments keep all rows, else the first.
+
+    names: repair policies, at least one. Raises RedKnotError for a name that is none.
+    """
+    return next((name for name in names if parse_repair(name).keeps_whole), names[0])
 
 
 def listed() -> str:
