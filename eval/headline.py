@@ -2,7 +2,7 @@
 """README's table: the figures that a newcomer asks for first, each from a raw file under eval/.
 
     python -m eval.headline            # print it
-    python -m eval.headline --write    # write it into README.md, and eval.pretrained's table into docs/measurements.md
+    python -m eval.headline --write    # write it into README.md, and those of eval.certified and eval.pretrained into docs/measurements.md
 
 Every cell is computed from the file that its function reads. What a file does not record (the GPU of an accuracy run,
 say) is said in the row's words, and in eval/NOTES.md.
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import pretrained
+from eval import certified, pretrained
 from eval.demo.settings import SERVERS as DEMO_SERVERS
 from eval.gpu.table import read_all, rows, times, value
 from eval.marked import with_block
@@ -40,13 +40,13 @@ def headline(root: Path) -> str:
     lines = [
         "| | stock SGLang | SGLang --redknot | |",
         "|---|---|---|---|",
+        *(_row(*cells) for cells in certified.lines(results)),
         _exact(results),
         _segmented(model),
         _request_bytes(model),
         _fit(results),
         _held(results),
         *_gpu(results),
-        _row(*pretrained.line(results)),
     ]
     return "\n".join(lines)
 
@@ -215,7 +215,11 @@ def pages(root: Path) -> dict[Path, str]:
     readme, measurements = root / "README.md", root / "docs" / "measurements.md"
     return {
         readme: with_block(readme.read_text(), "headline", headline(root)),
-        measurements: with_block(measurements.read_text(), "pretrained", pretrained.table(root / "eval" / "results")),
+        measurements: with_block(
+            with_block(measurements.read_text(), "pretrained", pretrained.table(root / "eval" / "results")),
+            "certified",
+            certified.table(root / "eval" / "results"),
+        ),
     }
 
 

@@ -57,18 +57,6 @@ def table(results: Path) -> str:
     return "\n".join(lines)
 
 
-def line(results: Path) -> tuple[str, str, str, str]:
-    """Cells of README's row: what was measured, dense attention, `boundary:16`, and what that loses."""
-    cell = cells(results)["Qwen2.5-Coder-1.5B", "NQ, 2K tokens"]
-    return (
-        "Pretrained Qwen2.5-Coder-1.5B, NQ among distractors, 2K tokens: answers that contain an accepted one "
-        f"(n = {cell['n']}, offline, all heads global)",
-        f"{_percent(cell['exact'])} (dense; {_percent(cell['nodocs'])} without documents)",
-        f"{_percent(cell['boundary:16'])} (`boundary:16`)",
-        f"{100 * lost(cell, 'boundary:16'):.0f} % of what documents give is lost",
-    )
-
-
 def _order(model: str, questions: str) -> tuple[str, int]:
     return model, list(_QUESTIONS.values()).index(questions)
 

@@ -35,6 +35,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     servers.add_arguments(running, threads=1)
     running.add_argument("--kv-tokens", type=int, help="KV of each, in tokens of stock (the corpus and 8 prompts)")
     running.add_argument("--chunk", type=int, help="tokens of a prefill chunk (8192 on a GPU, 2048 on the CPU)")
+    running.add_argument(
+        "--hicache-ratio",
+        type=float,
+        help="host memory behind both, as a multiple of the GPU's KV (none; stock needs a GPU)",
+    )
     running.add_argument("--policies", default="boundary:16,blend:0.08", help="repair policies (%(default)s)")
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", default=",".join(KINDS), help="kinds (%(default)s)")
@@ -144,6 +149,11 @@ def server_flags(
         f"--chunked-prefill-size={args.chunk or (8192 if args.shape else 2048)}",
         f"--max-running-requests={max(4, running)}",
         *([f"--cuda-graph-max-bs-decode={max(4, running)}"] if args.shape else []),
+        *(
+            ["--enable-hierarchical-cache", f"--hicache-ratio={args.hicache_ratio}"]
+            if args.hicache_ratio is not None
+            else []
+        ),
     ]
     redknot = [
         f"--redknot-kv-budget={tokens * served.token_bytes}",

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts that come back from host memory: SGLang --redknot beside stock SGLang, both with the hierarchical cache, and computed anew.
+
+    python -m eval.bench_tiers --json out/tiers.json                                        # CPU, embedded model
+    python -m eval.bench_tiers --shape qwen3-8b --lengths 32768,131072 --json out/tiers.json
+
+Each device holds one and a half prompts, each host three. Two prompts are asked in turn, each time with new text behind
+them, so that a prompt is always on the host only when its turn comes; a request that found it elsewhere is an error and not
+a figure. One token is asked for, so the time of a request is its time to first token. Both servers get the same requests, one
+at a time, while the other server is stopped.
+
+Stock SGLang pins host memory and needs a GPU for that; on a CPU only RedKnot is measured.
+
+What a load costs those that decode meanwhile: streams of a fixed number of tokens run while prompts are asked that are
+on the device, and once more while prompts are asked that are on the host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from eval.gpu.ask import NotMeasured, Reply, generate, noise
+from eval.provenance import origin
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, start
+from redknot_sglang.errors import ServerError
+from redknot_sglang.measure.launch import Server
+from redknot_sglang.measure.table import format_table
+
+# A prompt that is loaded may miss what a page or a window costs.
+_FOUND = 0.98
+# Streams that decode while prompts are loaded, and tokens of context of each.
+_STREAMS, _CONTEXT = 4, 64
+EXACT = {"redknot_mode": "exact"}
+
+
+class Prompts:
+    """Two prompts of each length, and text behind them that never comes twice."""
+
+    def __init__(self, vocabulary: int, tail: int) -> None:
+        """vocabulary: token ids to draw from. tail: tokens behind a prompt."""
+        self._vocabulary, self._tail, self._asked = vocabulary, tail, 0
+
+    def next(self, length: int, which: int) -> list[int]:
+        """Prompt number `which` of `length` tokens, with a new tail."""
+        self._asked += 1
+        return noise(self._vocabulary, length, "prompt", length, which) + noise(
+            self._vocabulary, self._tail, "tail", self._asked
+        )
+
+    def stream(self, number: int) -> list[int]:
+        """A short prompt, number `number` of those that decode."""
+        return noise(self._vocabulary, _CONTEXT, "stream", number)
+
+
+def found(reply: Reply) -> dict[str, int]:
+    """Tokens that a request found on the device and on the host."""
+    details = reply.metas[0].get("cached_tokens_details") or {}
+    return {tier: int(details.get(tier) or 0) for tier in ("device", "host")}
+
+
+def copied(server: Server, side: str) -> dict[str, Any] | None:
+    """What the server with RedKnot has loaded so far: bytes of both classes, and seconds. None of stock, which does not say."""
+    if side == STOCK:
+        return None
+    status = requests.get(server.url + "/redknot/status", timeout=TIMEOUT)
+    status.raise_for_status()
+    tiers = status.json()["tiers"]
+    return {"bytes": sum(tiers["copied_bytes"]["loaded_back"].values()), "seconds": tiers["load_seconds"]}
+
+
+def loads(server: Server, side: str, prompts: Prompts, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Time both prompts cold, then from the host. Raises NotMeasured if a prompt was not where it should be."""
+
+    def ask(which: int) -> Reply:
+        reply = generate(server.url, [prompts.next(length, which)], 1, None if side == STOCK else EXACT)
+        time.sleep(args.pause)
+        return reply
+
+    # Kernels are compiled for a shape when it first comes.
+    generate(server.url, [prompts.next(length, 2)], 1, None if side == STOCK else EXACT)
+    cold = [ask(0).seconds, ask(1).seconds]
+    ask(0), ask(1)
+    before = copied(server, side)
+    rows = []
+    for number in range(args.requests):
+        reply = ask(number % 2)
+        where = found(reply)
+        if where["host"] < _FOUND * length or where["device"] > length - _FOUND * length:
+            raise NotMeasured(f"{side}: of a prompt of {length} tokens {where['host']} were on the host, {where}")
+        rows.append({"seconds": reply.seconds, **where})
+    after = copied(server, side)
+    tokens = sum(row["host"] for row in rows)
+    moved = tokens * args.token_bytes if before is None or after is None else after["bytes"] - before["bytes"]
+    result = {
+        "cold_s": cold,
+        "rows": rows,
+        "median_s": statistics.median(row["seconds"] for row in rows),
+        "bytes": moved / len(rows),
+    }
+    if before is not None and after is not None:
+        result["load_s"] = (after["seconds"] - before["seconds"]) / len(rows)
+    return result
+
+
+def decoding(server: Server, side: str, prompts: Prompts, length: int, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds that the streams take beside prompts on the device, and beside as many on the host."""
+    params = None if side == STOCK else EXACT
+
+    def streams(order: Sequence[int]) -> float:
+        bodies = [prompts.stream(number) for number in range(_STREAMS)]
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(generate, server.url, bodies, args.stream_tokens, params)
+            time.sleep(args.pause)
+            for which in order:
+                if running.done():
+                    raise NotMeasured("the streams ended before all prompts were asked: raise --stream-tokens")
+                generate(server.url, [prompts.next(length, which)], 1, params)
+            return running.result().seconds
+
+    generate(server.url, [prompts.next(length, 0)], 1, params)
+    time.sleep(args.pause)
+    streams([0])
+    near, far = [], []
+    for _ in range(args.repeats):
+        near.append(streams([0] * args.asked))
+        far.append(streams([(1 + number) % 2 for number in range(args.asked)]))
+        # The last prompt asked is on the device; what follows begins with the other one.
+        generate(server.url, [prompts.next(length, 0)], 1, params)
+        time.sleep(args.pause)
+    return {"device_s": statistics.median(near), "host_s": statistics.median(far)}
+
+
+def flags(length: int, args: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
+    """Flags of both servers, and of each. length: of the longest prompt."""
+    device = 3 * (length + args.tail_tokens) // 2 + _STREAMS * (_CONTEXT + args.stream_tokens)
+    common = [
+        f"--context-length={length + args.tail_tokens + 64}",
+        f"--max-total-tokens={device}",
+        f"--chunked-prefill-size={args.chunk}",
+        f"--max-running-requests={_STREAMS + 2}",
+        *([f"--cuda-graph-max-bs-decode={_STREAMS + 2}"] if args.shape else []),
+        "--enable-hierarchical-cache",
+        "--hicache-ratio=2",
+        "--enable-cache-report",
+    ]
+    own = [f"--redknot-context-length={length + args.tail_tokens + 64}", "--redknot-mode=exact"]
+    return common, {STOCK: args.stock_flags.split(), REDKNOT: own}
+
+
+def main() -> None:
+    """Start both servers for each length, measure one side after the other, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, threads=2)
+    parser.add_argument("--lengths", default="4096", help="tokens of the prompts (%(default)s)")
+    parser.add_argument("--tail-tokens", type=int, default=64, help="new text behind a prompt (%(default)s)")
+    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
+    parser.add_argument("--requests", type=int, default=10, help="loads that are timed (%(default)s)")
+    parser.add_argument("--asked", type=int, default=6, help="prompts asked beside the streams (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of the streams; 0 leaves them out (%(default)s)")
+    parser.add_argument("--stream-tokens", type=int, default=256, help="tokens that each stream decodes (%(default)s)")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds for copies to the host (%(default)s)")
+    parser.add_argument("--stock-flags", default="", help="further flags of stock SGLang, in one word")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    served = Served.of(args)
+    args.token_bytes = served.token_bytes
+    result: dict[str, Any] = {**origin(args), "lengths": {}}
+    for length in map(int, args.lengths.split(",")):
+        common, own = flags(length, args)
+        prompts = Prompts(served.config["vocab_size"], args.tail_tokens)
+        sides: dict[str, Any] = {}
+        result["lengths"][length] = sides
+        try:
+            with ExitStack() as stack:
+                commands = {
+                    side: [*served.flags(), *common, *served.side_flags()[side], *own[side]]
+                    for side in ((STOCK, REDKNOT) if args.shape else (REDKNOT,))
+                }
+                begun = start(stack, commands, served.environment(), args.json.parent / f"tiers-{length}")
+                servers = {side: server for side, server in begun.items() if isinstance(server, Server)}
+                if len(servers) < len(commands):
+                    raise next(error for error in begun.values() if isinstance(error, ServerError))
+                for side in servers:
+                    with alone(servers, side) as server:
+                        sides[side] = loads(server, side, prompts, length, args)
+                        if args.repeats:
+                            sides[side]["decoding"] = decoding(server, side, prompts, length, args)
+                    args.json.write_text(json.dumps(result, indent=1))
+        except (ServerError, NotMeasured, requests.RequestException) as error:
+            sides["error"] = str(error)
+            args.json.write_text(json.dumps(result, indent=1))
+            print(f"{length} tokens: {error}", flush=True)
+    print(table(result["lengths"]))
+
+
+def table(lengths: dict[int, dict[str, Any]]) -> str:
+    """A line for each length and side."""
+    lines = []
+    for length, sides in lengths.items():
+        for side in (STOCK, REDKNOT):
+            if side not in sides:
+                continue
+            found, stock = sides[side], sides.get(STOCK)
+            beside = found.get("decoding")
+            lines.append([
+                str(length), side,
+                f"{1000 * statistics.median(found['cold_s']):.1f}",
+                f"{1000 * found['median_s']:.1f}",
+                f"{found['median_s'] / stock['median_s']:.2f}" if stock else "",
+                f"{found['bytes'] / 1e6:.1f}",
+                f"{100 * found['bytes'] / stock['bytes']:.1f} %" if stock else "",
+                f"{found['bytes'] / found['load_s'] / 1e9:.1f}" if found.get("load_s") else "",
+                f"{beside['host_s'] / beside['device_s']:.3f}" if beside else "",
+            ])  # fmt: skip
+    head = "tokens,side,cold ms,from host ms,of stock,MB,of stock,GB/s,decode beside loads".split(",")
+    return format_table(head, lines)
+
+
+if __name__ == "__main__":
+    main()
