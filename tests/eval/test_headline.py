@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval import pretrained
-from eval.headline import headline, pages
+from eval.headline import headline, others, pages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,12 +23,12 @@ def test_readme_and_measurements_hold_what_the_committed_results_give() -> None:
 def test_a_changed_raw_file_changes_the_table(tmp_path: Path) -> None:
     for folder in ("results", "model"):
         shutil.copytree(ROOT / "eval" / folder, tmp_path / "eval" / folder)
-    assert headline(tmp_path) == headline(ROOT)
+    assert (headline(tmp_path), others(tmp_path)) == (headline(ROOT), others(ROOT))
     demo = tmp_path / "eval" / "results" / "cpu_demo.json"
     record = json.loads(demo.read_text())
     record["servers"]["SGLang --redknot"]["fit"] = 21
     demo.write_text(json.dumps(record))
-    assert "| 6 | 21 | 3.5x |" in headline(tmp_path)
+    assert "| 6 | 21 | 3.5x |" in others(tmp_path)
 
 
 def test_readme_is_two_screens() -> None:
