@@ -38,9 +38,8 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _head(args: argparse.Namespace, hardware: str) -> dict[str, Any]:
-    options = {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
     return {
-        "options": options,
+        "options": {name: _bare(value) for name, value in vars(args).items()},
         "hardware": hardware,
         "versions": {name: _version(name) for name in PACKAGES},
         "code": {
@@ -49,6 +48,13 @@ def _head(args: argparse.Namespace, hardware: str) -> dict[str, Any]:
             "sources": sources(),
         },
     }
+
+
+def _bare(value: Any) -> Any:
+    """An option without the folders of paths, in lists as well."""
+    if isinstance(value, list):
+        return [_bare(one) for one in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def sources(root: Path = ROOT) -> str:
