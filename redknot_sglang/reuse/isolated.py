@@ -130,7 +130,8 @@ class IsolatedPrefills:
         from redknot_sglang.seams.sglang import Req, SamplingParams
 
         scheduler = self.scheduler
-        params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        # No answer: under overlap scheduling SGLang would begin to decode one before it knows that the prefill has ended.
+        params = SamplingParams(max_new_tokens=0, temperature=0.0, ignore_eos=True)
         params.normalize(None)
         self._count += 1
         prefill = Req(
