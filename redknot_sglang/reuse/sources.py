@@ -85,7 +85,13 @@ class SegmentSources:
             self._check_room(adder)
             return AddReqResult.CONTINUE
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
-        missing = self._lock(req, self._paths(req, plan, start), sources)
+        paths, missing = self._paths(req, plan, start), list[Path]()
+        if plan.repair.selects and not sources and self.is_alone(adder, req):
+            missing = self._lock(req, (paths[0], paths[-1]), sources)
+        if missing != paths[-1:]:
+            missing = self._lock(req, paths, sources)
+        # Else the first document is there, so probably all are, and only the question is missing: looking them up takes
+        # milliseconds, in which the device can compute it.
         may_load = self._tree.has_host_tier and bool(missing)
         if may_load and (first or has_room_for(self._tree, adder, req, plan, missing)):
             # What is on the host comes back now: the plan reads it before the request's own forward.

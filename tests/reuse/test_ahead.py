@@ -87,6 +87,22 @@ def at() -> Admission:
     return Admission()
 
 
+def test_documents_are_looked_up_while_the_device_computes_the_question(at: Admission) -> None:
+    tree = at.it.sources._tree
+    assert tree.lookups == 2 and tree.locks == 1, "the first document and the question"
+    at.launch(at.prefill)
+    assert at.select() is None
+    assert tree.lookups == 2 + 3 and tree.locks == 3, "the others, and the question again"
+
+
+def test_where_the_first_document_is_missing_all_that_is_missing_is_computed_together(at: Admission) -> None:
+    at.it.sources.release(at.req)
+    at.it.sources.isolated.done(at.prefill)
+    for path in PLAN.paths(TOKENS, 0)[:2]:
+        at.it.sources._tree.held.remove(path.key.tobytes())
+    assert at.select() is WAITS and len(at.scheduler.waiting_queue) == 1 + 3
+
+
 def test_a_request_that_is_alone_goes_on_behind_the_forward_of_its_question(at: Admission) -> None:
     at.launch(at.prefill)
     assert at.select(at.adder(running=(at.prefill,))) is None and at.applied == [[1]]
