@@ -2,14 +2,15 @@
 """Time to first token over cached documents of public text on pretrained weights: stock SGLang beside SGLang --redknot.
 
     python -m eval.real.speed out/real/qwen2.5-coder-1.5b --head-map map.json --data nq_16k.jsonl --json out/speed.json \
-        --stock-prefill-graphs 64,1024,8192 --redknot-prefill-graphs 32,64,128,256,512,1152,2304 --stages
+        --stock-prefill-graphs 6656,7168,7680,8192 --redknot-prefill-graphs 16,32,64,128,512,1088,2176 --stages
 
 The questions are those of `redknot certify --data`, so that speed and accuracy can be told of the same weights, head map, policy
 and text. A prompt is the file's text before the documents, all documents in an order of its own, and the text behind them of
 one of the file's questions. A document is as many of the file's passages, each once, as make `--document-tokens`. Both servers have
 seen every document before and get the same prompts one at a time, while the other server is stopped. One token is asked
 for, so the time of a request is its time to first token. A second table says where it went. Prefill graphs are off on both sides unless
-sizes are named; SGLang's own list takes minutes to capture.
+sizes are named; SGLang's own list takes minutes to capture. Rows that fill a graph up are computed as well, so the sizes should be near
+those of the chunks that a side prefills: stock's are whole ones and what is left of a prompt behind them.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ FIELDS: Fields = {
     "managers.scheduler": {
         "Scheduler": (
             "_engine_paused _pending_chunked_abort_req chunked_req ipc_channels last_batch max_req_input_len "
-            "model_config ps running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
+            "model_config ps req_to_token_pool running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
             "waiting_queue"
         ),
     },
