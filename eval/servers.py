@@ -104,6 +104,16 @@ def add_arguments(parser: argparse._ActionsContainer, threads: int, head_map: bo
     parser.add_argument("--threads", type=int, default=threads, help="of each server, on the CPU (%(default)s)")
 
 
+def prefill_graphs(sizes: str | None) -> list[str]:
+    """Flags of a server with prefill CUDA graphs of these sizes, rows separated by commas, or without for None.
+
+    The graphs are SGLang's breakable ones, to which --redknot adds its own of the same sizes.
+    """
+    if not sizes:
+        return ["--cuda-graph-backend-prefill=disabled"]
+    return ["--cuda-graph-backend-prefill=breakable", "--cuda-graph-bs-prefill", *sizes.split(",")]
+
+
 def start(
     stack: ExitStack, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], logs: Path
 ) -> dict[str, Server | ServerError]:

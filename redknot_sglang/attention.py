@@ -15,6 +15,7 @@ from torch import Tensor
 
 from redknot_sglang import active
 from redknot_sglang.batches import decode_batch, extend_batch
+from redknot_sglang.forwards import PrefillForwards
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
@@ -65,8 +66,10 @@ class RedKnotAttention(AttentionBackend):
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
         self.local_loc: Tensor | None = None
-        # Extend paths with prefill graphs that hold the attention.
+        # Extend paths with prefill graphs that hold the attention, and rows of the largest such graph.
         self._recorded: list[RecordedExtendPath] = []
+        self._most_rows = 0
+        self.forwards = PrefillForwards()
         self._begin()
         probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
         # What the scheduler asks for when it builds the prefix cache.
@@ -97,6 +100,7 @@ class RedKnotAttention(AttentionBackend):
             self.paths.decode.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
         else:
             batch = self._extend_batch(forward_batch)
+            self.forwards.eagerly(batch.qo_indptr[-1])
             self.extend_path = self._path_of(batch)
             self.extend_path.plan_extend(batch)
 
@@ -108,6 +112,7 @@ class RedKnotAttention(AttentionBackend):
         """
         paths = {id(path): path for path in (self.paths.extend, self.scattered_path)}.values()
         self._recorded = [path for path in paths if isinstance(path, RecordedExtendPath)]
+        self._most_rows = max_rows
         for path in self._recorded:
             path.init_extend_graphs(max_rows, self.max_context)
         return len(self._recorded)
@@ -118,15 +123,18 @@ class RedKnotAttention(AttentionBackend):
         forward_batch: SGLang's ForwardBatch.
         rows: rows of the graph, at least those of the batch.
         number: while graphs are captured, the number of the path to capture; else None, and the batch decides the path.
-        Returns the number of the path whose graph is to be replayed, or None, with nothing done, if the batch needs Python
-        between its layers.
+        Returns the number of the path whose graph is to be replayed, or None if the batch needs Python between its layers, with
+        nothing done but that its forward is counted.
         """
-        if self.probed or not forward_batch.forward_mode.is_extend():
+        if not forward_batch.forward_mode.is_extend():
             return None
         batch = self._extend_batch(forward_batch)
         path = self._recorded[number] if number is not None else self._path_of(batch)
         if path not in self._recorded or not path.plan_extend_graph(batch, rows):
+            paths = "adapters_or_path" if path not in self._recorded else "runs"
+            self.forwards.by_broken_graph("rows" if rows > self._most_rows else paths)
             return None
+        self.forwards.by_whole_graph()
         self.extend_path = path
         self._begin(in_whole_graph=True)
         self._relocate()
@@ -252,9 +260,11 @@ class RedKnotAttention(AttentionBackend):
             attend("local", split.local_heads, queries[1], pools[1])
         attend("global", split.global_heads, queries[0], pools[0])
         self._join(split)
-        if self.probed and pool.probes is not None and index == pool.probes.layer:
+        # A graph is the same for all batches, so it keeps rows that nobody will look at as well; others skip the launches.
+        keeps = self.probed or self._in_whole_graph
+        if keeps and pool.probes is not None and index == pool.probes.layer:
             pool.probes.store(self.local_loc, queries[0], out.index_select(1, split.global_heads.query))
-        if self.probed and pool.asked is not None:
+        if keeps and pool.asked is not None:
             pool.asked.store(index, self.local_loc, queries[0], layer.scaling)
         return out.view(-1, layer.tp_q_head_num * self.head_dim)
 

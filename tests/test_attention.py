@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from torch import Tensor
 
 from redknot_sglang import attention
 from redknot_sglang.attention import RedKnotAttention
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.kernels.batch import ExtendBatch, ScatteredBatch
+from redknot_sglang.kernels.batch import ExtendBatch, HeadClass, ScatteredBatch
+from redknot_sglang.kernels.class_heads import Target
 from redknot_sglang.kernels.extend_torch import TorchExtend
 from redknot_sglang.kernels.reference import attend
 from redknot_sglang.plan.gather import Runs
@@ -36,10 +39,10 @@ GROUP, DIM, SCALE, TOKENS = 2, 8, 0.4, 120
 class Server:
     """A backend with its pool, and what a model computed for two requests of 30 tokens: q, k and v of all positions."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0, heads: HeadMap = MAP) -> None:
         monkeypatch.setattr(attention, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
         generator = torch.Generator().manual_seed(0)
-        self.pool = HeadClassPool(TOKENS, TOKENS, MAP, DIM, torch.float32, "cpu", probe_width)
+        self.pool = HeadClassPool(TOKENS, TOKENS, heads, DIM, torch.float32, "cpu", probe_width, GROUP)
         # What nobody has written must not be read, however small its weight.
         for buffers in (self.pool.full_kv_pool, self.pool.swa_kv_pool):
             for buffer in (*buffers.k, *buffers.v):
@@ -215,6 +218,93 @@ def test_rows_that_probes_look_at_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
     asked = server.rows_of(server.q, 0, rows).view(13, 4 * GROUP, DIM)[:, heads]
     assert torch.equal(probes.asked[at], asked)
     torch.testing.assert_close(probes.got[at], server.wanted(rows)[0].view(13, 4 * GROUP, DIM)[:, heads])
+
+
+class RecordedTorch(TorchExtend):
+    """Stands for a path that graphs record: rows of a graph behind those of the batch are left as they are."""
+
+    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+        self.max_rows = max_rows
+
+    def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
+        if rows > self.max_rows or len(batch.seq_lens_cpu) > 2:
+            return False
+        self.plan_extend(batch)
+        return True
+
+    def run(self, head_class: HeadClass, q: Tensor, *args: Any, target: Target | None = None, **kwargs: Any) -> Tensor:
+        assert target is not None
+        short = Target(target.out[: self._rows], target.heads)
+        return super().run(head_class, q[: self._rows], *args, target=short, **kwargs)
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_graph_that_holds_the_attention_keeps_what_is_asked_with(
+    probed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries of retrieval heads and of the probe layer, as an eager forward keeps them; rows that fill the graph up leave no trace."""
+    retrieval = ((0, 4), (2, 5), (2, 0))
+    server = Server(monkeypatch, 2 * GROUP, replace(MAP, retrieval=retrieval))
+    path = RecordedTorch(attention.class_spec(MAP, GROUP, server.pool))
+    server.backend.paths = replace(server.backend.paths, extend=path)
+    server.backend.scattered_path = path
+    assert server.backend.init_whole_graphs(16) == 1
+    rows, graph = [range(9), range(4)], 16
+    server.alive([0, 0], [9, 4])
+    batch = server.batch(ForwardMode.EXTEND, rows)
+    filled = SimpleNamespace(**vars(batch) | {"out_cache_loc": F.pad(batch.out_cache_loc, (0, graph - 13))})
+    server.backend.probed = probed
+    server.backend.forwards.begin()
+    assert server.backend.plan_whole_graph(batch, graph) == 0
+    # A replay runs what was recorded for another batch, whatever this one is.
+    server.backend.probed = False
+    for layer in range(MAP.num_layers):
+        q, k, v = (F.pad(x, (0, 0, 0, graph - 13)) for x in server.qkv(layer, rows))
+        out = server.backend.forward_extend(q, k, v, server.layer(layer), filled)
+        assert not out[13:].any()
+        torch.testing.assert_close(out[:13], server.wanted(rows)[layer], atol=1e-5, rtol=1e-5)
+    asked, probes = server.pool.asked, server.pool.probes
+    assert asked is not None and probes is not None
+    at = torch.cat([server.local_slots[0, :9], server.local_slots[1, :4]])
+    for number, (layer, head) in enumerate(retrieval):
+        queries = server.rows_of(server.q, layer, rows).view(13, 4 * GROUP, DIM)
+        assert torch.equal(asked.rows[at, number], queries[:, head])
+    assert asked.scale == SCALE
+    got = server.wanted(rows)[0].view(13, 4 * GROUP, DIM)[:, [0, 1, 4, 5]]
+    torch.testing.assert_close(probes.got[at], got, atol=1e-5, rtol=1e-5)
+    untouched = torch.ones(TOKENS + 1, dtype=torch.bool)
+    untouched[at] = untouched[0] = False
+    assert not asked.rows[untouched].any()
+    assert server.backend.forwards.status() == {"whole_graph": 1, "broken_graph": {}, "eager": {}}
+
+
+def test_forwards_are_counted_by_what_ran_them(server: Server) -> None:
+    backend, rows = server.backend, [range(9), range(4)]
+    path = RecordedTorch(attention.class_spec(MAP, GROUP, server.pool))
+    backend.paths = replace(backend.paths, extend=path)
+    backend.init_whole_graphs(16)
+    server.alive([0, 0], [9, 4])
+    batch = server.batch(ForwardMode.EXTEND, rows)
+    # SGLang's own dummies are no forwards of requests.
+    backend.init_forward_metadata(batch)
+    assert backend.plan_whole_graph(batch, 16, 0) == 0
+    three = SimpleNamespace(**vars(batch))
+    three.extend_prefix_lens_cpu, three.extend_seq_lens_cpu = [0, 0, 0], [4, 5, 4]
+    for counted, graph in ((batch, 16), (batch, 17), (three, 16)):
+        backend.forwards.begin()
+        assert (backend.plan_whole_graph(counted, graph) is None) == (counted is three or graph == 17)
+    backend.paths = replace(backend.paths, extend=TorchExtend(attention.class_spec(MAP, GROUP, server.pool)))
+    backend.forwards.begin()
+    assert backend.plan_whole_graph(batch, 16) is None
+    for sizes in ((), (12, 27), (13,)):
+        backend.forwards.sizes = sizes
+        backend.forwards.begin()
+        backend.init_forward_metadata(batch)
+    assert backend.forwards.status() == {
+        "whole_graph": 1,
+        "broken_graph": {"adapters_or_path": 1, "rows": 1, "runs": 1},
+        "eager": {"disabled": 1, "other": 1, "size": 1},
+    }
 
 
 def test_an_idle_forward_plans_nothing(server: Server) -> None:

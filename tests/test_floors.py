@@ -43,7 +43,8 @@ pool: errors refuse config heads kernels plan seams
 radix: plan seams pool
 reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
-attention: active heads kernels plan seams pool reuse batches
+forwards:
+attention: active heads kernels plan seams pool reuse batches forwards
 serve: __init__ errors versions config active heads certificate plan seams pool
 hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool radix reuse batches attention serve
 measure: __init__ errors

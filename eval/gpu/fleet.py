@@ -17,7 +17,7 @@ import requests
 
 from eval.gpu.concurrency import LOG_INTERVAL, NEW_TOKENS, prompts_to_send
 from eval.gpu.options import load_plan, steps_of
-from eval.servers import STOCK, STOCK_FLAGS, Served, start
+from eval.servers import STOCK, STOCK_FLAGS, Served, prefill_graphs, start
 from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.heads.head_map import HeadMap, load_head_map
 from redknot_sglang.measure.launch import Server
@@ -184,7 +184,7 @@ def _model(served: Served, args: argparse.Namespace, context: int) -> list[str]:
 
 def _stock(served: Served, args: argparse.Namespace, common: Sequence[str], kv_tokens: int) -> Spec:
     own = [*(STOCK_FLAGS if served.shape else ()), f"--max-total-tokens={kv_tokens}"]
-    flags = [*common, *own, *_graphs(args.stock_prefill_graphs), *args.stock_flag]
+    flags = [*common, *own, *prefill_graphs(args.stock_prefill_graphs), *args.stock_flag]
     return Spec(STOCK, flags, _weights(served) + kv_tokens * served.token_bytes + OVERHEAD, kv_tokens)
 
 
@@ -198,7 +198,7 @@ def _redknot(
     kv_bytes: int,
 ) -> Spec:
     on = ["--redknot", "--redknot-uncertified", f"--redknot-head-map={path}"]
-    flags = [*common, *on, *own, *_graphs(args.redknot_prefill_graphs), *args.redknot_flag]
+    flags = [*common, *on, *own, *prefill_graphs(args.redknot_prefill_graphs), *args.redknot_flag]
     return Spec(name, flags, _weights(served) + kv_bytes + OVERHEAD)
 
 
@@ -209,10 +209,6 @@ def _weights(served: Served) -> int:
     attention = 2 * hidden * dim * (config["num_attention_heads"] + config["num_key_value_heads"])
     layer = attention + 3 * hidden * config["intermediate_size"]
     return int(2 * (config["num_hidden_layers"] * layer + 2 * config["vocab_size"] * hidden))
-
-
-def _graphs(sizes: str | None) -> list[str]:
-    return ["--cuda-graph-backend-prefill=breakable", "--cuda-graph-bs-prefill", *sizes.split(",")] if sizes else []
 
 
 def gpu_memory(hardware: str, share: float) -> int | None:

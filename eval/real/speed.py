@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time to first token over cached documents of public text on pretrained weights: stock SGLang beside SGLang --redknot.
 
-    python -m eval.real.speed out/real/qwen2.5-coder-1.5b --head-map map.json --data nq_16k.jsonl --json out/speed.json
+    python -m eval.real.speed out/real/qwen2.5-coder-1.5b --head-map map.json --data nq_16k.jsonl --json out/speed.json \
+        --stock-prefill-graphs 6656,7168,7680,8192 --redknot-prefill-graphs 16,32,64,128,512,1088,2176 --stages
 
 The questions are those of `redknot certify --data`, so that speed and accuracy can be told of the same weights, head map, policy
 and text. A prompt is the file's text before the documents, all documents in an order of its own, and the text behind them of
 one of the file's questions. A document is as many of the file's passages, each once, as make `--document-tokens`. Both servers have
 seen every document before and get the same prompts one at a time, while the other server is stopped. One token is asked
-for, so the time of a request is its time to first token.
+for, so the time of a request is its time to first token. A second table says where it went. Prefill graphs are off on both sides unless
+sizes are named; SGLang's own list takes minutes to capture. Rows that fill a graph up are computed as well, so the sizes should be near
+those of the chunks that a side prefills: stock's are whole ones and what is left of a prompt behind them.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from eval.bench_segment_hit import ask
+from eval.gpu.ask import generate
 from eval.provenance import origin
-from eval.servers import REDKNOT, STOCK, alone, flush, start
+from eval.real.stages import forwards, since, stage_table, stages
+from eval.servers import REDKNOT, STOCK, alone, flush, prefill_graphs, start
 from redknot_sglang.certify.questions import load_tokenizer
 from redknot_sglang.errors import CliError, ServerError
 from redknot_sglang.measure.launch import CPU_ENVIRONMENT, CPU_FLAGS, Server
@@ -94,17 +98,30 @@ def measure(server: Server, side: str, text: Text, args: argparse.Namespace) -> 
     def once() -> tuple[int, dict[str, Any]]:
         ids, offsets = next(prompts)
         params = None if side == STOCK else {MODE: "segmented", SEGMENTS: offsets, REPAIR: side}
-        return len(ids), ask(server, ids, params)
+        reply = generate(server.url, [ids], 1, params)
+        meta = reply.metas[0]
+        return len(ids), {
+            "seconds": reply.seconds,
+            "cached_tokens": meta["cached_tokens"],
+            "redknot": meta.get("redknot"),
+            "stages": stages(meta, reply.seconds),
+        }
+
+    def counted() -> dict[str, int] | None:
+        return None if side == STOCK else forwards(server.url)
 
     for _ in range(1 + args.warm_up):
         once()
+    before = counted()
     asked = [once() for _ in range(args.requests)]
+    after = counted()
     rows = [row for _, row in asked]
     return {
         "tokens": [tokens for tokens, _ in asked],
         "n": len(rows),
         "median_s": statistics.median(row["seconds"] for row in rows),
         "rows": rows,
+        "forwards": None if before is None or after is None else since(before, after),
     }
 
 
@@ -115,7 +132,7 @@ def flags(args: argparse.Namespace, longest: int, document: int) -> dict[str, li
         f"--model-path={args.model}",
         *(CPU_FLAGS if on_cpu else ()),
         "--random-seed=1",
-        "--cuda-graph-backend-prefill=disabled",
+        *(["--enable-metrics"] if args.stages else []),
         f"--context-length={longest + 64}",
         f"--max-total-tokens={4 * longest}",
         f"--chunked-prefill-size={args.chunk}",
@@ -125,11 +142,16 @@ def flags(args: argparse.Namespace, longest: int, document: int) -> dict[str, li
     ]
     own = ["--redknot", f"--redknot-head-map={args.head_map}", "--redknot-mode=segmented", "--redknot-uncertified"]
     own += [f"--redknot-segment-length={document}", f"--redknot-repair={largest(args.policies.split(','))}"]
-    return {STOCK: [*common, *shlex.split(args.stock_flags)], REDKNOT: [*common, *own]}
+    return {
+        STOCK: [*common, *prefill_graphs(args.stock_prefill_graphs), *shlex.split(args.stock_flags)],
+        REDKNOT: [*common, *prefill_graphs(args.redknot_prefill_graphs), *own],
+    }
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All cells, written to the file as they come. Raises CliError, ServerError."""
+    if args.device == "cpu" and (args.stock_prefill_graphs or args.redknot_prefill_graphs):
+        raise CliError("--stock-prefill-graphs and --redknot-prefill-graphs are of a GPU")
     tokenizer = load_tokenizer(args.model)
     counts = [int(word) for word in args.documents.split(",")]
     texts = {count: Text(args.data, tokenizer, count, args.document_tokens) for count in counts}
@@ -174,8 +196,8 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     return format_table(["documents", "tokens", "side", "TTFT ms", "stock/side", "rows", "FLOPs/dense", "n"], lines)
 
 
-def main() -> None:
-    """Measure, print, write."""
+def make_parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a model, as `make real` writes it")
     parser.add_argument("--head-map", type=Path, required=True)
@@ -187,13 +209,25 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="prompts after the first that are not (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--stock-flags", default="", help="of stock alone, such as its best attention backend")
+    for side in (STOCK, REDKNOT):
+        parser.add_argument(
+            f"--{side}-prefill-graphs", metavar="N,N", help="sizes of prefill CUDA graphs, in rows (none)"
+        )
+    parser.add_argument(
+        "--stages", action="store_true", help="servers time stages, by --enable-metrics, which takes time itself"
+    )
     parser.add_argument("--flag", action="append", default=[], help="one more flag of both, as --x=y; repeatable")
     parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
     parser.add_argument("--mem-fraction", type=float, default=0.4, help="of each server (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
-    args = parser.parse_args()
-    print(table(run(args)["cells"]))
+    return parser
+
+
+def main() -> None:
+    """Measure, print, write."""
+    cells = run(make_parser().parse_args())["cells"]
+    print(table(cells), stage_table(cells), sep="\n\n")
 
 
 if __name__ == "__main__":

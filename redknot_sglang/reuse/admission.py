@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from redknot_sglang.radix.local_locks import unmap
 from redknot_sglang.reuse.feasible import why_impossible
 from redknot_sglang.reuse.host import load_own_path, settle
 from redknot_sglang.reuse.model_facts import ModelFacts
-from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
+from redknot_sglang.reuse.probe import Choice, choose_rows
 from redknot_sglang.reuse.selection import DocumentSelection
-from redknot_sglang.reuse.sources import SegmentSources, is_idle
+from redknot_sglang.reuse.sources import SegmentSources, is_idle, pieces_of
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
@@ -153,7 +153,16 @@ class SegmentAdmission:
             return None
         if not self._is_possible(req, plan):
             return AddReqResult.CONTINUE
+        reserved = adder.rem_total_token_offset
         waits = self.sources.gather(adder, req, plan, 0)
+        if waits is AddReqResult.CONTINUE:
+            ahead = self._chosen_ahead(adder, req, plan)
+            if ahead is None:
+                return waits
+            # What was kept free for it is for itself now.
+            adder.rem_total_token_offset = reserved
+            self._selection.apply(req, plan, ahead)
+            return None
         if waits is not None:
             return waits
         chosen = self._selection.chosen(req, plan)
@@ -163,6 +172,20 @@ class SegmentAdmission:
             return AddReqResult.CONTINUE if self._asked < _CHOICES_AHEAD else AddReqResult.OTHER
         self._selection.apply(req, plan, chosen)
         return None
+
+    def _chosen_ahead(self, adder: Any, req: Any, plan: Plan) -> Sequence[int] | None:
+        """Ask for the documents right behind the forward that computes the last path they need, mostly that of the question.
+
+        Otherwise the device would stand idle from its end until the scheduler has looked at its result. Returns the choice if
+        nobody else could run meanwhile; else None, and the request goes on when its paths are in the tree.
+        """
+        state = state_of(req)
+        if state.documents is None:
+            pieces = self.sources.soon(adder, req, plan, 0)
+            if pieces is None:
+                return None
+            state.documents = self._selection.ask(plan, pieces)
+        return state.documents.chosen() if self.sources.is_alone(adder, req) else None
 
     def _choose(self, req: Any, plan: Plan, start: int) -> Plan | None:
         """The plan with the repaired rows of the segments behind `start`; None if those are asked of the device only now.
@@ -184,9 +207,7 @@ class SegmentAdmission:
 
     def _ask(self, req: Any, plan: Plan, undecided: list[Span]) -> Choice:
         state = state_of(req)
-        sources = sorted(state.sources.items())
-        before = [(span, source) for span, source in sources if span[0] < undecided[-1][1]]
-        pieces = [Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in before]
+        pieces = [piece for piece in pieces_of(state.sources) if piece.span[0] < undecided[-1][1]]
         settle(self._pool, self._facts, self.sources.isolated)
         self.sources.isolated.wait_for_forwards()
         assert self._facts.arithmetic is not None, "admitted without a rotation"

@@ -48,7 +48,7 @@ def has_room_for(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[
     """
     own, own_local = slots_of_request(tree, req, plan)
     kept, tails = slots_of_paths(tree, missing, plan.repair.keeps_whole)
-    # SGLang wants a slot for the answer and one to spare of each isolated prefill.
+    # SGLang wants a slot to spare for each isolated prefill, two under some settings.
     if own + kept + 2 * len(missing) >= adder.rem_total_tokens:
         return False
     return tree.sliding_window_size >= UNBOUNDED_WINDOW or own_local + tails < adder.rem_swa_tokens

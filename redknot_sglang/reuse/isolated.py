@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redknot_sglang.plan.identity import Identity, identity_of
 from redknot_sglang.plan.plan import Path
@@ -63,6 +64,20 @@ class IsolatedPrefills:
         """Whether the isolated prefill of a path has slots."""
         prefill = self._under_way.get(identity)
         return prefill is not None and prefill.req_pool_idx is not None
+
+    def slots_under_way(self, identity: Identity, admitted: Iterable[Any]) -> Tensor | None:
+        """Global slots of a path, int64 [tokens], if the forward under way computes the last of its rows; else None.
+
+        admitted: requests that this pass has admitted so far, whose forward has not begun.
+        """
+        prefill = self._under_way.get(identity)
+        if prefill is None or prefill is self.scheduler.chunked_req or any(prefill is req for req in admitted):
+            return None
+        if not any(prefill is req for batch, _ in getattr(self.scheduler, "result_queue", ()) for req in batch.reqs):
+            return None
+        tokens = len(prefill.origin_input_ids)
+        slots: Tensor = self.scheduler.req_to_token_pool.req_to_token[prefill.req_pool_idx, :tokens].long()
+        return slots
 
     def end_unwanted(self) -> None:
         """End the isolated prefills that no waiting request wants any more, since all that did were aborted.
@@ -130,7 +145,8 @@ class IsolatedPrefills:
         from redknot_sglang.seams.sglang import Req, SamplingParams
 
         scheduler = self.scheduler
-        params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
+        # No answer: under overlap scheduling SGLang would begin to decode one before it knows that the prefill has ended.
+        params = SamplingParams(max_new_tokens=0, temperature=0.0, ignore_eos=True)
         params.normalize(None)
         self._count += 1
         prefill = Req(

@@ -17,6 +17,7 @@ from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Piece
 from redknot_sglang.reuse.question import ask
+from redknot_sglang.reuse.sources import pieces_of
 
 
 class DocumentSelection:
@@ -41,10 +42,23 @@ class DocumentSelection:
         """
         state = state_of(req)
         if state.documents is None:
-            state.documents = self._ask(req, plan)
+            state.documents = self.ask(plan, pieces_of(state.sources))
             if self._isolated.is_forward_under_way:
                 return None
         return state.documents.chosen()
+
+    def ask(self, plan: Plan, pieces: Sequence[Piece]) -> PendingDocuments:
+        """Ask the device, behind the forwards that are under way.
+
+        pieces: all segments and the text that asks, in order, as they were computed behind the lead.
+        """
+        *documents, text = pieces
+        settle(self._pool, self._facts, self._isolated)
+        self._isolated.wait_for_forwards()
+        assert self._facts.rotation is not None, "admitted without a rotation"
+        mapping, count = self._allocator.full_to_swa_index_mapping, plan.repair.documents
+        group = self._tree.tp_group
+        return ask(self._pool, self._facts.rotation, mapping, count, documents, text, group)
 
     def apply(self, req: Any, plan: Plan, chosen: Sequence[int]) -> None:
         """Make a request's prompt what these segments leave of it, and the request one of exact mode."""
@@ -60,19 +74,6 @@ class DocumentSelection:
             cached -= int((hit < plan.lead).sum())
         operations = self._operations(plan, prompt) if asked else 0
         state.selection = Selection(plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, cached)
-
-    def _ask(self, req: Any, plan: Plan) -> PendingDocuments:
-        *documents, text = (
-            Piece(span, source.path.origin, source.slots[source.path.origin :])
-            for span, source in sorted(state_of(req).sources.items())
-        )
-        settle(self._pool, self._facts, self._isolated)
-        self._isolated.wait_for_forwards()
-        assert self._facts.rotation is not None, "admitted without a rotation"
-        mapping = self._allocator.full_to_swa_index_mapping
-        return ask(
-            self._pool, self._facts.rotation, mapping, plan.repair.documents, documents, text, self._tree.tp_group
-        )
 
     def _operations(self, plan: Plan, prompt: int) -> int:
         """Operations of a choice on all ranks: the text's own pass behind the lead, and its queries with the keys of all segments."""

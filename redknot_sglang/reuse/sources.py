@@ -12,10 +12,11 @@ from torch import Tensor
 
 from redknot_sglang.plan.identity import Identity, identity_of
 from redknot_sglang.plan.plan import Path, Plan
-from redknot_sglang.plan.request import state_of
+from redknot_sglang.plan.request import is_isolated, state_of
 from redknot_sglang.plan.spans import Span
 from redknot_sglang.reuse.feasible import has_room_for, reserve
 from redknot_sglang.reuse.isolated import IsolatedPrefills
+from redknot_sglang.reuse.probe import Piece
 from redknot_sglang.reuse.shared import SharedSegments
 from redknot_sglang.seams.sglang import AddReqResult, MatchPrefixParams, RadixKey
 
@@ -45,6 +46,13 @@ def _taken(req: Any) -> Sources:
 def is_idle(adder: Any) -> bool:
     """Whether nobody runs, or will after this pass so far."""
     return not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
+
+
+def pieces_of(sources: Sources) -> list[Piece]:
+    """The spans of a prompt that have been computed, each without the lead before it, in order of position."""
+    return [
+        Piece(span, source.path.origin, source.slots[source.path.origin :]) for span, source in sorted(sources.items())
+    ]
 
 
 class SegmentSources:
@@ -77,7 +85,13 @@ class SegmentSources:
             self._check_room(adder)
             return AddReqResult.CONTINUE
         sources: Sources = self._pinned[1] if self._pinned is not None and first else {}
-        missing = self._lock(req, self._paths(req, plan, start), sources)
+        paths, missing = self._paths(req, plan, start), list[Path]()
+        if plan.repair.selects and not sources and self.is_alone(adder, req):
+            missing = self._lock(req, (paths[0], paths[-1]), sources)
+        if missing != paths[-1:]:
+            missing = self._lock(req, paths, sources)
+        # Else the first document is there, so probably all are, and only the question is missing: looking them up takes
+        # milliseconds, in which the device can compute it.
         may_load = self._tree.has_host_tier and bool(missing)
         if may_load and (first or has_room_for(self._tree, adder, req, plan, missing)):
             # What is on the host comes back now: the plan reads it before the request's own forward.
@@ -93,6 +107,35 @@ class SegmentSources:
         state.awaited = [identity_of(req, path) for path in missing]
         state.fresh |= self.isolated.request(req, missing)
         return AddReqResult.CONTINUE
+
+    def soon(self, adder: Any, req: Any, plan: Plan, start: int) -> list[Piece] | None:
+        """What a request that `gather` has wait needs, if all that is missing is the text that asks and the forward under way computes
+        the last of it; else None. Parameters as in `gather`.
+
+        The text has no lock yet. What is queued on the device before the forward's result is looked at reads it in time.
+        """
+        if self._pinned is None or self._pinned[0] is not req:
+            return None
+        sources, pieces = self._pinned[1], []
+        for path in self._paths(req, plan, start):
+            if path.span in sources:
+                slots = sources[path.span].slots
+            elif not path.whole:
+                # Its prefix in the tree, which the request is about to look for, comes with the result.
+                return None
+            else:
+                computed = self.isolated.slots_under_way(identity_of(req, path), adder.can_run_list)
+                if computed is None:
+                    return None
+                slots = computed
+            pieces.append(Piece(path.span, path.origin, slots[path.origin :]))
+        return pieces
+
+    def is_alone(self, adder: Any, req: Any) -> bool:
+        """Whether nobody but this request and isolated prefills runs or waits, so that waiting for the device delays nobody."""
+        running = [] if adder.running_batch is None else adder.running_batch.reqs
+        others = [*adder.can_run_list, *running, *self.isolated.waiting]
+        return all(other is req or is_isolated(other) for other in others)
 
     def _lock(self, req: Any, paths: Iterable[Path], sources: Sources, adder: Any = None) -> list[Path]:
         """Lock the paths that are in the tree, and note them in `sources`; returns those that are not.

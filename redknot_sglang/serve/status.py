@@ -11,14 +11,15 @@ from redknot_sglang.heads import HeadMap
 from redknot_sglang.versions import sglang_version
 
 
-def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
+def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[str, Any]) -> dict[str, Any]:
     """The state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in the prefix
-    cache, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many slots each; bytes
-    of a slot are those on all of them together.
+    cache, how prefill ran, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many
+    slots each; bytes of a slot are those on all of them together.
 
     config: the server's settings.
     tree: the prefix cache.
     allocator: SGLang's allocator of both pools.
+    forwards: `PrefillForwards.status`.
     """
     pool = allocator.get_kvcache()
     return {
@@ -32,6 +33,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
             "local": _class_state(allocator.size_swa, allocator.swa_available_size(), pool.bytes_per_slot.local),
         },
         "tree": tree_sizes(tree),
+        "prefill_forwards": forwards,
         "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
     }
 

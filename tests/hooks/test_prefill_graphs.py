@@ -12,6 +12,7 @@ from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend impor
 
 from redknot_sglang import active
 from redknot_sglang.attention import RedKnotAttention
+from redknot_sglang.forwards import PrefillForwards
 from redknot_sglang.hooks.v0_5_17 import prefill_graphs
 
 
@@ -21,6 +22,7 @@ class FakeAttention(RedKnotAttention):
     def __init__(self) -> None:
         self.reserved: list[int] = []
         self.planned: list[tuple[int, int]] = []
+        self.forwards = PrefillForwards()
 
     def init_whole_graphs(self, max_rows: int) -> int:
         self.reserved.append(max_rows)
@@ -43,6 +45,7 @@ def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool
         backend=backend,
         enable_lora=adapters,
         max_num_tokens=most,
+        capture_num_tokens=[16, 512],
         model_runner=SimpleNamespace(attn_backend=FakeAttention(), server_args=None),
         capture_prepare=lambda size: (SimpleNamespace(rows=min(size, 10), scattered=False), FakeAttention()),
         _run_forward=lambda batch, size: prefill_graphs._recording,
@@ -85,7 +88,7 @@ def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.
 
 
 def test_buffers_are_reserved_for_the_largest_graph_that_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for most, reserved in ((512, 512), (8192, 2048)):
+    for most, reserved in ((512, 512), (8192, 4096)):
         runner = make_runner(monkeypatch, most=most)
         capture(runner)
         assert runner.model_runner.attn_backend.reserved == [reserved]
@@ -99,7 +102,13 @@ def test_without_redknot_or_beside_adapters_everything_is_sglangs(
     capture(runner, 16)
     assert list(runner.backend._graphs) == [ShapeKey(size=16)]
     assert key_of(runner, 4, 16) == (ShapeKey(size=16), True)
-    assert not runner.model_runner.attn_backend.planned
+    backend = runner.model_runner.attn_backend
+    assert not backend.planned
+    # RedKnot beside adapters says why it has no graph of its own.
+    backend.forwards.begin()
+    key_of(runner, 4, 16)
+    assert backend.forwards.status()["broken_graph"] == ({"adapters_or_path": 1} if on else {})
+    assert list(backend.forwards.sizes) == ([16, 512] if on else [])
 
 
 def test_attention_breaks_unless_a_whole_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,10 +92,8 @@ def test_adapters_in_use(prefills: Prefills) -> None:
     assert prefills.uses_adapter("mine") and not prefills.uses_adapter("another")
 
 
-def test_no_row_has_its_logits_computed_for_a_batch_mate_s_log_probabilities() -> None:
-    """SGLang leaves out the rows before `compute_extend_logprob_start_len`, in batches where somebody asks for any."""
-    from sglang.srt.managers.schedule_batch import compute_extend_logprob_start_len
-
+def made_by_sglang() -> Any:
+    """An isolated prefill that is a request of SGLang's."""
     made = IsolatedPrefills()
     made.scheduler = SimpleNamespace(
         waiting_queue=[],
@@ -106,7 +104,26 @@ def test_no_row_has_its_logits_computed_for_a_batch_mate_s_log_probabilities() -
     req = client(PATHS[:1])
     req.priority = None
     (prefill,) = ask(made, req, PATHS[:1])
+    return prefill
+
+
+def test_no_row_has_its_logits_computed_for_a_batch_mate_s_log_probabilities() -> None:
+    """SGLang leaves out the rows before `compute_extend_logprob_start_len`, in batches where somebody asks for any."""
+    from sglang.srt.managers.schedule_batch import compute_extend_logprob_start_len
+
+    prefill = made_by_sglang()
     first = compute_extend_logprob_start_len(
         logprob_start_len=prefill.logprob_start_len, prefix_len=0, extend_len=10, full_untruncated_fill_len=10
     )
     assert first == 10
+
+
+def test_no_answer_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang neither samples a token of it nor decodes it while it waits for the result."""
+    nothing = SimpleNamespace(speculative_algorithm=None)
+    monkeypatch.setattr("sglang.srt.managers.schedule_batch.get_spec", lambda: nothing)
+    prefill = made_by_sglang()
+    assert prefill.is_prefill_only
+    prefill.output_ids.append(0)
+    prefill.update_finish_state()
+    assert prefill.finished()

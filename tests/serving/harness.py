@@ -98,9 +98,13 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
 
 @contextmanager
 def launch(
-    args: Sequence[str] = (), env: Mapping[str, str] | None = None, certified: bool = False, forked: bool = ON_CPU
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    certified: bool = False,
+    forked: bool = ON_CPU,
+    base: Sequence[str] = FLAGS,
 ) -> Iterator[Server]:
-    """A server with `flags(args, certified)`, up and healthy; it and all its processes end with the context.
+    """A server with `flags(args, certified, base)`, up and healthy; it and all its processes end with the context.
 
     forked: whether its processes are forked, which is quicker (forking.py), or started as SGLang does.
     Raises redknot_sglang.errors.ServerError with its last log lines if it does not come up.
@@ -110,7 +114,7 @@ def launch(
         log, args = Path(folder) / "server.log", [f"--nccl-port={rendezvous}", *args]
         program = (str(FORKING),) if forked else launching.LAUNCH_SERVER
         env = {**ENVIRONMENT, **(env or {})}
-        with launching.launch(flags(args, certified), log, env=env, program=program) as running:
+        with launching.launch(flags(args, certified, base), log, env=env, program=program) as running:
             yield Server(running.url, running)
 
 

@@ -92,6 +92,8 @@ def test_status_counts_a_finished_request(redknot_server: Server) -> None:
     assert status["classes"]["global"]["used"] == status["tree"]["global"]["evictable"] == tokens
     local = status["classes"]["local"]["used"]
     assert local == status["tree"]["local"]["evictable"] < tokens
+    forwards = status["prefill_forwards"]
+    assert forwards["eager"]["disabled"] >= 1 and not forwards["whole_graph"] and not forwards["broken_graph"]
     assert status == redknot_server.get("/server_info")["internal_states"][0]["redknot"]
 
 

@@ -4,8 +4,8 @@
 SGLang's graph breaks at every attention, which then runs eagerly. For a few rows, such as the tail of a cached prompt or the
 repaired rows of segments, launching the attention of all layers takes the host longer than the whole forward takes the
 device. Extend paths fa3 and triton can plan in persistent buffers, so that further graphs of the same rows, one for each of the
-paths in use, need no break; batches that they cannot plan so (rows that probes look at, more runs than there is room for)
-take SGLang's, and so does every batch of a server with adapters.
+paths in use, need no break. What probes and questions keep of rows is part of them. Batches that they cannot plan so (more runs
+than there is room for) take SGLang's, and so does every batch of a server with adapters; the backend counts them (`forwards.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 from redknot_sglang import active
 from redknot_sglang.seams import Seam
 
-# Rows beyond which the device takes longer than the host anyway, so that more graphs would only make start-up longer.
-_MOST_ROWS = 2048
+# Rows beyond which the device takes longer than the host anyway, even for a model of 1.5 billion parameters, so that more graphs
+# would only make start-up longer.
+_MOST_ROWS = 4096
 # Set while a whole graph is captured.
 _recording = False
 
@@ -27,22 +28,21 @@ def _whole(key: Any, number: int) -> Any:
     return type(key)(size=key.size, stream_idx=-1 - number)
 
 
-def _ours(runner: Any) -> Any:
-    """The attention backend, if it is ours under breakable graphs, else None."""
+def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
+    runner.redknot_whole, runner.redknot_forwards = 0, None
     if active.config_of(runner.model_runner.server_args) is None:
-        return None
+        return
     from redknot_sglang.attention import RedKnotAttention
     from redknot_sglang.seams.sglang import BreakableCudaGraphBackend
 
     backend = runner.model_runner.attn_backend
-    breakable = isinstance(runner.backend, BreakableCudaGraphBackend)
-    return backend if breakable and isinstance(backend, RedKnotAttention) else None
-
-
-def _reserve(runner: Any, *args: Any, **kwargs: Any) -> None:
+    if not isinstance(backend, RedKnotAttention):
+        return
+    runner.redknot_forwards = backend.forwards
+    backend.forwards.sizes = runner.capture_num_tokens
     # With adapters SGLang prepares more for a capture than its own graphs' forward; those have not been tried here.
-    backend = None if runner.enable_lora else _ours(runner)
-    runner.redknot_whole = 0 if backend is None else backend.init_whole_graphs(min(runner.max_num_tokens, _MOST_ROWS))
+    if isinstance(runner.backend, BreakableCudaGraphBackend) and not runner.enable_lora:
+        runner.redknot_whole = backend.init_whole_graphs(min(runner.max_num_tokens, _MOST_ROWS))
 
 
 def _capture_whole(result: Any, runner: Any, size: int, *args: Any, **kwargs: Any) -> None:
@@ -75,6 +75,8 @@ def _plan(original: Any, runner: Any, forward_batch: Any, static_forward_batch: 
     runner.redknot_planned = None
     if getattr(runner, "redknot_whole", 0):
         runner.redknot_planned = runner.model_runner.attn_backend.plan_whole_graph(forward_batch, num_tokens)
+    elif getattr(runner, "redknot_forwards", None) is not None:
+        runner.redknot_forwards.by_broken_graph("adapters_or_path")
     if runner.redknot_planned is None:
         original(runner, forward_batch, static_forward_batch, num_tokens)
 

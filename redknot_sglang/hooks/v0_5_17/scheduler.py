@@ -17,7 +17,9 @@ def _add_status(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         return
     from redknot_sglang.serve.status import status_of
 
-    result.internal_state["redknot"] = status_of(config, scheduler.tree_cache, scheduler.token_to_kv_pool_allocator)
+    forwards = scheduler.tp_worker.model_runner.attn_backend.forwards.status()
+    cache, allocator = scheduler.tree_cache, scheduler.token_to_kv_pool_allocator
+    result.internal_state["redknot"] = status_of(config, cache, allocator, forwards)
 
 
 def _count_local_slots(result: tuple[int, int], checker: Any, *args: Any, **kwargs: Any) -> tuple[int, int] | None:

@@ -68,9 +68,12 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     """
     if active.config_of(runner.server_args) is None:
         return
-    stretches = stretches_of(batch) if batch.forward_mode.is_extend() else {}
+    is_extend = batch.forward_mode.is_extend()
+    stretches = stretches_of(batch) if is_extend else {}
     runner.attn_backend.runs = None
-    runner.attn_backend.probed = batch.forward_mode.is_extend() and any(state_of(req).whole for req in batch.reqs)
+    runner.attn_backend.probed = is_extend and any(state_of(req).whole for req in batch.reqs)
+    if is_extend:
+        runner.attn_backend.forwards.begin()
     if not stretches:
         return
     from redknot_sglang.kernels.host_copy import to_device

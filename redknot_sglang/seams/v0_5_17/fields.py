@@ -44,7 +44,7 @@ FIELDS: Fields = {
     "managers.scheduler": {
         "Scheduler": (
             "_engine_paused _pending_chunked_abort_req chunked_req ipc_channels last_batch max_req_input_len "
-            "model_config ps running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
+            "model_config ps req_to_token_pool running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
             "waiting_queue"
         ),
     },
@@ -140,7 +140,7 @@ FIELDS: Fields = {
         "ModelRunner": "attn_backend model model_config req_to_token_pool server_args token_to_kv_pool",
     },
     "model_executor.runner.prefill_cuda_graph_runner": {
-        "PrefillCudaGraphRunner": "backend enable_lora max_num_tokens model_runner",
+        "PrefillCudaGraphRunner": "backend capture_num_tokens enable_lora max_num_tokens model_runner",
     },
     "model_executor.runner_backend.breakable_cuda_graph_backend": {
         "BreakableCudaGraphBackend": "_graphs",

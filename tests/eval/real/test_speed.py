@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.real.speed import Text, table
+from eval.real.speed import Text, flags, make_parser, run, table
 from redknot_sglang.certify.questions import load_tokenizer
 from redknot_sglang.errors import CliError
 from tests.serving.harness import MODEL
@@ -85,3 +85,26 @@ def test_the_table_compares_with_stock_over_the_same_documents() -> None:
     lines = [line.split() for line in shown.splitlines()[2:]]
     assert [line[4] for line in lines] == ["1.00x", "4.00x", "1.00x", "9.00x"]
     assert lines[1][-3:] == ["7", "0.250", "3"]
+
+
+def _flags(*more: str) -> dict[str, list[str]]:
+    words = ["m", "--head-map=map.json", "--data=q.jsonl", "--json=x.json", *more]
+    return flags(make_parser().parse_args(words), longest=900, document=100)
+
+
+def test_each_side_has_the_prefill_graphs_that_are_named_for_it() -> None:
+    off = _flags()
+    assert all("--cuda-graph-backend-prefill=disabled" in side for side in off.values())
+    assert not any("--enable-metrics" in side for side in off.values())
+    on = _flags("--stock-prefill-graphs=64,8192", "--redknot-prefill-graphs=32,64,1152", "--stages")
+    for side, sizes in (("stock", ["64", "8192"]), ("redknot", ["32", "64", "1152"])):
+        behind = on[side][on[side].index("--cuda-graph-bs-prefill") + 1 :]
+        assert list(takewhile(str.isdigit, behind)) == sizes and "--enable-metrics" in on[side]
+        assert "--cuda-graph-backend-prefill=breakable" in on[side]
+        assert "--cuda-graph-backend-prefill=disabled" not in on[side]
+
+
+def test_prefill_graphs_are_refused_on_a_cpu(tmp_path: Path) -> None:
+    words = ["m", "--head-map=map.json", "--data=q.jsonl", f"--json={tmp_path}/x.json", "--device=cpu"]
+    with pytest.raises(CliError, match="are of a GPU"):
+        run(make_parser().parse_args([*words, "--redknot-prefill-graphs=32"]))
