@@ -4,9 +4,9 @@
     python -m eval.bench_tiers --json out/tiers.json                                        # CPU, embedded model
     python -m eval.bench_tiers --shape qwen3-8b --lengths 32768,131072 --json out/tiers.json
 
-Each device holds one and a half prompts, each host three. Two prompts are asked in turn, each time with new text behind
-them, so that a prompt is always on the host only when its turn comes; a request that found it elsewhere is an error and not
-a figure. One token is asked for, so the time of a request is its time to first token. Both servers get the same requests, one
+Each device holds one and a half prompts, each host more than three. Three prompts are asked in turn, each time with new text
+behind them: whatever the device still has of one when the next comes goes before its turn comes again, so that all of it is on the
+host only. A request that found it elsewhere is an error and not a figure. One token is asked for, so the time of a request is its time to first token. Both servers get the same requests, one
 at a time, while the other server is stopped.
 
 Stock SGLang pins host memory and needs a GPU for that; on a CPU only RedKnot is measured.
@@ -40,11 +40,13 @@ from redknot_sglang.measure.table import format_table
 _FOUND = 0.98
 # Streams that decode while prompts are loaded, and tokens of context of each.
 _STREAMS, _CONTEXT = 4, 64
+# Prompts that are asked in turn.
+_TURNS = 3
 EXACT = {"redknot_mode": "exact"}
 
 
 class Prompts:
-    """Two prompts of each length, and text behind them that never comes twice."""
+    """Prompts of each length, and text behind them that never comes twice."""
 
     def __init__(self, vocabulary: int, tail: int) -> None:
         """vocabulary: token ids to draw from. tail: tokens behind a prompt."""
@@ -87,13 +89,14 @@ def loads(server: Server, side: str, prompts: Prompts, length: int, args: argpar
         return reply
 
     # Kernels are compiled for a shape when it first comes.
-    generate(server.url, [prompts.next(length, 2)], 1, None if side == STOCK else EXACT)
-    cold = [ask(0).seconds, ask(1).seconds]
-    ask(0), ask(1)
+    generate(server.url, [prompts.next(length, _TURNS)], 1, None if side == STOCK else EXACT)
+    cold = [ask(which).seconds for which in range(_TURNS)]
+    for which in range(_TURNS):
+        ask(which)
     before = copied(server, side)
     rows = []
     for number in range(args.requests):
-        reply = ask(number % 2)
+        reply = ask(number % _TURNS)
         where = found(reply)
         if where["host"] < _FOUND * length or where["device"] > length - _FOUND * length:
             raise NotMeasured(f"{side}: of a prompt of {length} tokens {where['host']} were on the host, {where}")
@@ -133,8 +136,7 @@ def decoding(server: Server, side: str, prompts: Prompts, length: int, args: arg
     near, far = [], []
     for _ in range(args.repeats):
         near.append(streams([0] * args.asked))
-        far.append(streams([(1 + number) % 2 for number in range(args.asked)]))
-        # The last prompt asked is on the device; what follows begins with the other one.
+        far.append(streams([(1 + number) % _TURNS for number in range(args.asked)]))
         generate(server.url, [prompts.next(length, 0)], 1, params)
         time.sleep(args.pause)
     return {"device_s": statistics.median(near), "host_s": statistics.median(far)}
@@ -150,7 +152,7 @@ def flags(length: int, args: argparse.Namespace) -> tuple[list[str], dict[str, l
         f"--max-running-requests={_STREAMS + 2}",
         *([f"--cuda-graph-max-bs-decode={_STREAMS + 2}"] if args.shape else []),
         "--enable-hierarchical-cache",
-        "--hicache-ratio=2",
+        "--hicache-ratio=3",
         "--enable-cache-report",
     ]
     own = [f"--redknot-context-length={length + args.tail_tokens + 64}", "--redknot-mode=exact"]

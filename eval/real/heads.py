@@ -71,8 +71,8 @@ def told(wants: Sequence[Tensor], holders: Sequence[Sequence[int]], heads: Seque
 
 
 def usable(path: Path, tokenizer: Any, count: int) -> list[Example]:
-    """The first `count` examples of which some documents tell an answer and some do not. Raises CliError if there is none."""
-    examples = [e for e in read_jsonl(path, tokenizer).examples if 0 < len(e.holders) < len(e.segments)][:count]
+    """Those of the first `count` examples of which some documents tell an answer and some do not. Raises CliError if there is none."""
+    examples = [e for e in read_jsonl(path, tokenizer, count).examples if 0 < len(e.holders) < len(e.segments)]
     if not examples:
         raise CliError(f"{path} has no example with documents of which some, but not all, tell an answer")
     return examples

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,15 +114,16 @@ def _words(text: str) -> str:
     return " " + " ".join(re.findall(r"[^\W_]+", text.casefold())) + " "
 
 
-def read_jsonl(path: Path, tokenizer: Any) -> Data:
+def read_jsonl(path: Path, tokenizer: Any, count: int | None = None) -> Data:
     """Examples of a file of prompts.
 
     path: the file, in the format of `measure/prompt_file.py`. Where several answers are right the first is used.
     tokenizer: the model's.
+    count: how many to read, or None for all.
     Raises DataError, which names the line.
     """
     examples = []
-    for line in read_prompts(path, other_keys=False)[0]:
+    for line in read_prompts(path, other_keys=False)[0][:count]:
         try:
             examples.append(encode(tokenizer, line.prompt, line.answers, line.documents))
         except ProfileError as error:
@@ -210,8 +212,12 @@ def random_data(vocabulary: int, lengths: Sequence[int], count: int, seed: int) 
 def _spans(
     prompt: str, documents: Sequence[str], offsets: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Number and token span of each document that has a token of its own."""
-    places = list(offsets)
+    """Number and token span of each document that has a token of its own.
+
+    offsets: characters [a, b) of each token, in the prompt's order; tokens without characters are in no document.
+    """
+    places = [(index, a, b) for index, (a, b) in enumerate(offsets) if a < b]
+    starts, ends = [a for _, a, _ in places], [b for _, _, b in places]
     begin = 0
     for number, document in enumerate(documents):
         begin = prompt.find(document, begin)
@@ -221,7 +227,7 @@ def _spans(
                 "the prompt's order"
             )
         end = begin + len(document)
-        inside = [i for i, (a, b) in enumerate(places) if begin <= a < b <= end]
+        first, last = bisect_left(starts, begin), bisect_right(ends, end) - 1
         begin = end
-        if inside:
-            yield number, (inside[0], inside[-1] + 1)
+        if first <= last:
+            yield number, (places[first][0], places[last][0] + 1)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,20 @@ def test_words_that_ask_are_those_of_people(tail: str, asks: str, tmp_path: Path
     (asked, plain), _ = read_data(data, TOKENIZER)
     assert (asked.documents, asked.asks, asked.answers) == (("one", "two"), asks, ("x", "y"))
     assert (plain.documents, plain.asks, plain.answers) == ((), "", ())
+
+
+def test_bm25_leaves_a_gpu_alone_where_jax_is_installed(tmp_path: Path) -> None:
+    # A package `jax` whose import says so; the library imports it if it can.
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('jax was made ready')")
+    program = (
+        "import random, sys\n"
+        "from redknot_sglang.certify.controls import by_words\n"
+        "from redknot_sglang.certify.questions import Question\n"
+        "asked = Question('data', None, (1, 2), (), None, ('a cat', 'a dog'), 'Which dog?', ())\n"
+        "print(by_words(asked, random.Random(1)), 'jax' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == "[1, 0] False", done.stderr
