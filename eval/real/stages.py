@@ -12,7 +12,8 @@ import requests
 from redknot_sglang.measure.table import format_table
 
 # Stages in order. `http`: between the client and the server, both ways. `dispatch`: reading the request, until the scheduler has been sent
-# it. `waiting`: until its own forward is being made; under `question` the forward of the question alone and the choice are in it.
+# it. `waiting`: until its own forward is being made; under `question` the forward of the question alone and the choice are in it, and
+# where nothing has to be waited for it may be less than nothing, since the scheduler may begin before the sender has noted the time.
 # `forward`: until the forward's result has been read. `answer`: until the answer is written.
 STAGES = ("http", "dispatch", "waiting", "forward", "answer")
 _TIMES = (
