@@ -5,7 +5,7 @@ The policy counts how often something was used, and after one *half-life* a use 
 depends on the traffic. Conversations want a short one, which is nearly the order of last use (LRU). Popular documents
 want a long one, which is nearly the order of counts (LFU). When other documents become popular, something between is
 best. A *trial* simulates the cache under one half-life. It holds no KV, only the names of blocks (runs of tokens) and
-their counters, also of blocks that it has evicted (*ghosts*). The half-life of the trial with the most hits is used.
+their counters, also of blocks that it has evicted (*ghosts*). The half-life of the trial that does best is used.
 One trial has so short a half-life that it is LRU, so the policy is worse than LRU only for as long as it takes to
 notice.
 

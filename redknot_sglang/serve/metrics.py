@@ -81,7 +81,8 @@ class SegmentMetrics:
     A *segment* is a document that is reused at any position of a prompt. Kinds of rows, which are tokens of prompts:
 
     - `reused`: of a request's prompt, taken from the cache;
-    - `relocated`: of these, copied from a segment to another position;
+    - `relocated`: of a request's prompt, copied from a segment, whether that was cached before or computed for this
+      request;
     - `repaired`: of a segment, but computed again in the request;
     - `computed`: of a request's prompt, computed, repaired ones included;
     - `isolated`: of segments that were computed by themselves, for any request.
