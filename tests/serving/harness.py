@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
+import pytest
 import requests
 
 from redknot_sglang.cpu import has_cuda_driver
@@ -137,6 +139,12 @@ class Forker:
 def forker() -> Forker:
     """The one of this process, started by the first call."""
     return Forker()
+
+
+def fork_servers_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Have a module of the project fork the servers that it launches, on a CPU. At full size it starts them as its users do."""
+    if ON_CPU and not full:
+        monkeypatch.setattr(module, "launch", partial(launching.launch, program=forker().program()))
 
 
 @contextmanager
