@@ -50,6 +50,8 @@ FLAGS = (
     "--random-seed=1",
 )
 REQUEST_TIMEOUT = 300
+# Seconds; a new environment has to compile thousands of files first.
+IMPORT_TIMEOUT = 600
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,21 @@ class Forker:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **ENVIRONMENT},
             )
-        end = time.monotonic() + launching.START_TIMEOUT
+        end = time.monotonic() + IMPORT_TIMEOUT
         while not self.socket.exists():
             if self._process.poll() is not None or time.monotonic() > end:
-                raise ServerError(f"nothing to fork servers from: {log.read_text(errors='replace')}")
+                said = log.read_text(errors="replace")
+                self.close()
+                raise ServerError(f"there is no process to fork servers from; it said: {said}")
             time.sleep(0.1)
 
     def close(self) -> None:
         """End it and the servers that it forked, as the end of this process does."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if not self.socket.exists():
+            # It imports still, and looks at its input only after that.
+            self._process.kill()
         self._process.wait()
         self._folder.cleanup()
 
