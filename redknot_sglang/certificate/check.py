@@ -35,12 +35,13 @@ class Served:
 
 
 def certify_start(served: Served, key_path: Path | None, uncertified: bool) -> Certification:
-    """Check a server's certificate.
+    """Check a server's certificate. Returns what it certifies.
 
     served: what the server is about to serve.
     key_path: public key that must have signed the certificate, or None.
-    uncertified: whether the server may serve without; the result then says why nothing is certified.
-    Raises CertificateError, which says what to do, if something that is served is not certified and `uncertified` is false.
+    uncertified: whether the server may serve without a certificate; the result then says why nothing is certified.
+    Raises CertificateError, which says what to do, if something that is served is not certified and `uncertified` is
+    false.
     """
     by_definition = (EXACT,) if served.head_map.all_global else ()
     needed = [policy for policy in served.policies if policy not in by_definition]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controls of policies that select documents: the client chooses which it keeps, and sends the prompt without the others.
+"""Controls: other ways to choose documents, to set beside what a policy that selects documents (`question:N`) chooses.
 
-`question:N` chooses inside the server and then computes exactly such a prompt in exact mode (`reuse/selection.py`). So where a control
-and the policy keep the same documents, they are the same request, and what is compared is the choice.
+For a control the client chooses which documents it keeps, and sends the prompt without the others. The policy chooses
+inside the server, which then computes just such a prompt in exact mode (`reuse/selection.py`). So where both keep the
+same documents they make the same request, and what is compared is the choice alone.
 """
 
 from __future__ import annotations
@@ -94,9 +95,11 @@ def without_others(question: Question, kept: Sequence[int]) -> Question:
 
 
 def by_words(question: Question, chance: random.Random) -> list[int]:
-    """All documents, the best first by BM25 of the question's words, stemmed as English; equals in the prompt's order.
+    """All documents, ordered by how well their words match the question's (BM25, stemmed as English), best first; equal
+    ones in the prompt's order.
 
-    question: its documents, and the text that asks. chance: not used.
+    question: with its documents, and the text that asks.
+    chance: not used.
     Raises CliError if the library is not there.
     """
     try:
@@ -140,14 +143,20 @@ def _not_found(package: str) -> Iterator[None]:
 
 
 def by_chance(question: Question, chance: random.Random) -> list[int]:
-    """All documents in random order. question: with its documents. chance: gives the order."""
+    """All documents in random order.
+
+    question: with its documents.
+    chance: gives the order.
+    """
     return chance.sample(range(len(question.documents)), len(question.documents))
 
 
 def by_answer(question: Question, chance: random.Random) -> list[int]:
-    """All documents, first those that tell a right answer, as completions are judged; both parts in the prompt's order.
+    """All documents, those first that contain a right answer (by the rule that completions are judged by); otherwise in
+    the prompt's order.
 
-    question: its documents and answers, of which there may be none. chance: not used.
+    question: with its documents, and its answers, of which there may be none.
+    chance: not used.
     """
     tells = [contains_any(question.answers, document) for document in question.documents]
     return sorted(range(len(tells)), key=lambda number: not tells[number])

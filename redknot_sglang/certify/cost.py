@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What prompts cost a server with RedKnot, beside what dense prefill would take."""
+"""What a server with RedKnot computed for prompts, beside *dense* prefill: all rows, every head over the whole prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """What was computed for one prompt. What cached segments took when they were computed, each by itself, does not count.
+    """What was computed for one prompt. Computing its segments (documents) for the cache, each by itself, is not
+    counted.
 
     rows: tokens of the prompt that the request itself computed.
     flops: floating-point operations of its prefill on one rank; None where the server does not count them.
@@ -23,17 +24,17 @@ class Cost:
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Cost:
-        """From `meta_info.redknot` of an answer."""
+        """The cost of an answer. report: its `meta_info.redknot`."""
         return cls(report["computed_rows"], report.get("flops"), report.get("dense_flops"))
 
 
 def shares(lengths: Sequence[int], costs: Sequence[Cost | None]) -> dict[str, float | None] | None:
-    """What was computed of some prompts together.
+    """Which share of some prompts, taken together, was computed.
 
     lengths: tokens of each prompt as the client has it.
     costs: of each prompt, in the same order.
-    Returns `rows`, the share of the prompts' tokens that were computed, and `flops`, operations over those of dense prefill, None
-    where the server does not count them. None if the cost of a prompt is not known, or there is none.
+    Returns `rows`, the share of the prompts' tokens that were computed, and `flops`, operations over those of dense
+    prefill, None where the server does not count them. None if the cost of a prompt is not known, or there is none.
     """
     known = [cost for cost in costs if cost is not None]
     if not known or len(known) < len(costs):

@@ -29,9 +29,9 @@ Round = tuple[str | None, Sequence[Question]]
 def certify(options: Options) -> tuple[Path, dict[str, Any]]:
     """Ask stock SGLang and the server with RedKnot, judge the answers, and write the certificate beside the map.
 
-    options: of the command. Progress goes to stderr.
-    Returns the certificate's path and its document; a policy that loses too much is a verdict in it and no error. Raises
-    RedKnotError for what cannot be measured or written.
+    options: those of the command.
+    Progress goes to stderr. Returns the certificate's path and its document. A policy that loses too much gets that
+    verdict in it, and is no error. Raises RedKnotError for what cannot be measured or written.
     """
     key = None
     if options.key is not None:
@@ -91,8 +91,8 @@ def _of_whole(reply: Reply, whole: Reply) -> Reply:
 def _measure(
     plan: Plan, sides: Sides, known: Answers, logs: Path
 ) -> tuple[dict[str | None, list[Reply]], dict[str, list[Reply]], dict[str, Any]]:
-    """Ask what is not known yet. Returns the replies by policy, None for dense attention; those by control; and `/server_info` of
-    the server with RedKnot.
+    """Ask what is not known yet. Returns the replies by policy, None for dense attention; those by control; and
+    `/server_info` of the server with RedKnot.
     """
     from tqdm import tqdm
 

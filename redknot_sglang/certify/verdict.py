@@ -23,9 +23,10 @@ class Thresholds:
 
     max_loss: points that it may lose at any length, on average over the tasks.
     max_task_loss: points that it may lose on any task and length, and on the user's data with answers.
-    min_agreement: on data without answers, percent of the dense answer's tokens that must come before the first
-        difference.
-    min_dense: percent that dense attention must get right on every task; below it a loss says nothing, and it fails.
+    min_agreement: on data without answers, percent of the dense answer's tokens that must come before the first token
+        in which the policy's answer differs.
+    min_dense: percent that dense attention must get right on every task; below it a loss says nothing, and the policy
+        fails.
     by: one of BY: compare the estimate of a loss, or the upper end of its 95 % interval.
     """
 
@@ -73,7 +74,9 @@ class Pairs:
         return zip(self.dense, self.policy, strict=True)
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, exact match and loss with their 95 % intervals, and what was computed; shares are 0 to 1, losses points."""
+        """Counts, exact match and loss with their 95 % intervals, and what was computed; shares are 0 to 1, losses
+        points.
+        """
         n = len(self.dense)
         sides = {
             name: {
@@ -148,8 +151,8 @@ def compare(questions: Sequence[Question], dense: Sequence[Reply], policy: Seque
 def judge(
     questions: Sequence[Question], dense: Sequence[Reply], policy: Sequence[Reply], limits: Thresholds
 ) -> dict[str, Any]:
-    """A policy's part of a certificate, as JSON types: verdict, reasons if it failed, a cell for each task and length, means
-    over tasks for each length, and agreement on prompts without known answers.
+    """A policy's part of a certificate, as JSON types: verdict, reasons if it failed, a cell for each task and length,
+    means over tasks for each length, and agreement on prompts without known answers.
 
     questions, dense, policy: as in `compare`.
     limits: what may be lost.

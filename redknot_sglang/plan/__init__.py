@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a segmented request is made of, as data: options, division, repair policies, counts. Imports no SGLang and no torch."""
+"""What a segmented request is made of, as plain data.
+
+A *segmented* request reuses parts of its prompt, its *segments* (documents), wherever they stand. The files here read
+its options, divide its prompt, define the repair policies and count operations. Nothing here imports SGLang or torch.
+"""

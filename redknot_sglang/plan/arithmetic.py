@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floating-point operations of prefill, counted from shapes: what a plan computes, and what dense prefill would."""
+"""Floating-point operations of prefill, counted from the model's shape.
+
+Reports set what a request computed beside what *dense* prefill would have computed: all rows, every head over the whole
+prompt, nothing reused. A *row* is one token that goes through the model.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,17 @@ from redknot_sglang.plan.spans import Positions
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Operations of a decoder, on all tensor-parallel ranks together; a multiplication and an addition are two.
+    """How many operations a decoder takes, on all tensor-parallel ranks together. A multiplication and an addition
+    count as two.
 
-    row: of a row's projections and MLP in all layers. pair: of one query head with one key, logit and value. wide, near:
-    query heads of the global and of the local class in all layers. probe: query heads of the probe layer. window, sink: of
-    the local class. Norms, rotation, softmax and the output layer, which one row of a prompt passes, are left out.
+    row: operations of one row in the projections and the MLP of all layers.
+    pair: operations of one query head for one key: its part of the logit and of the weighted sum of values.
+    wide: query heads of the global class, summed over all layers.
+    near: query heads of the local class, summed over all layers.
+    probe: query heads that a probe runs (the global ones of the probe layer, see `reuse/probe.py`).
+    window: W of the local class, in tokens.
+    sink: S of the local class, in tokens.
+    Not counted: norms, rotation, softmax, and the output layer, through which only one row of a prompt goes.
     """
 
     row: int
@@ -31,9 +41,13 @@ class Arithmetic:
 
     @classmethod
     def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int, ranks: int = 1) -> Arithmetic:
-        """For a model with a dense gated MLP, from its Hugging Face config.
+        """The counts of a model with a dense gated MLP.
 
-        heads: the whole model's map. probe: see above. ranks: if there are more than KV heads, each computes its copy of one.
+        config: its Hugging Face config.
+        heads: the head map of the whole model, not of one rank.
+        head_dim: values of one head's key.
+        probe: query heads that a probe runs.
+        ranks: tensor-parallel ranks. Where they are more than the KV heads, several ranks compute the same KV head.
         """
         group = config.num_attention_heads // config.num_key_value_heads
         values = head_dim * (2 * config.num_attention_heads + 2 * max(config.num_key_value_heads, ranks))
@@ -44,20 +58,22 @@ class Arithmetic:
         return cls(row, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
 
     def computed(self, rows: Positions) -> int:
-        """Rows at these positions, under the head map."""
+        """Operations of the rows at these positions (int64 [n]) under the head map."""
         keys = rows + 1
         seen = self.wide * keys.sum() + self.near * np.minimum(keys, self.window + self.sink).sum()
         return self.row * len(rows) + self.pair * int(seen)
 
     def cost(self, position: int) -> int:
-        """One row at this position, under the head map."""
+        """Operations of the one row at this position under the head map."""
         keys = position + 1
         return self.row + self.pair * (self.wide * keys + self.near * min(keys, self.window + self.sink))
 
     def dense(self, length: int) -> int:
-        """All rows of a prompt, every head over everything before: stock SGLang without a cache."""
+        """Operations of a whole prompt of `length` tokens in stock SGLang without a cache: every head sees all that
+        came before.
+        """
         return self.row * length + self.pair * (self.wide + self.near) * (length * (length + 1) // 2)
 
     def probed(self, rows: Positions) -> int:
-        """A probe of rows at these positions."""
+        """Operations of a probe that looks at the rows at these positions (int64 [n])."""
         return self.pair * self.probe * int((rows + 1).sum())

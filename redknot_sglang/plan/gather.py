@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather extend: one forward over computed rows at arbitrary positions.
+"""Gather extend: one forward over rows that lie anywhere in a prompt.
 
-SGLang extends a sequence by the rows behind its prefix. A gather extend hands it a *permuted* sequence, first the
-positions that need no computing, then the computed rows, so that its bookkeeping holds as it stands; afterwards the
-request's row in `req_to_token` is put in order, and the forward gets the true positions. For attention each run of
-adjacent rows is a request of its own with as many keys as its last row's position asks for (`batches.py`).
+In an *extend*, SGLang computes the rows behind a sequence's cached prefix. In a segmented request, rows to compute and
+rows whose KV is copied (*relocated*) from the cache alternate. So SGLang is given a *permuted* sequence, first the
+relocated positions and then the rows to compute: to its bookkeeping that is a prefix and what follows it. Afterwards
+the request's row in SGLang's table `req_to_token` is put back in order, and the forward gets the true positions. To
+attention, each run of adjacent rows looks like a request of its own whose keys end at the run's last row
+(`batches.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ _SHORT_RUN = 16
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """One chunk of a segmented request, the positions [start, stop).
+    """One chunk of a segmented request: the positions [start, stop) of its prompt.
 
-    moved: relocated positions in it; rows: computed ones. Together they are all of it; both ascending, int64.
+    moved: positions in it whose KV is relocated, ascending: int64 [m].
+    rows: positions in it that are computed, ascending: int64 [n]. Together with `moved` they are the whole chunk.
     """
 
     start: int
@@ -36,11 +39,13 @@ class Stretch:
 
     @cached_property
     def order(self) -> Positions:
-        """Positions in the order in which SGLang is given them."""
+        """The chunk's positions in the order in which SGLang is given them: int64 [m + n]."""
         return np.concatenate([self.moved, self.rows])
 
     def permuted(self, tokens: array[int]) -> array[int]:
-        """The sequence with this stretch in the order that SGLang is given."""
+        """The sequence with this chunk's tokens in the order in which SGLang is given them; all other tokens stay in
+        place.
+        """
         ids = np.array(tokens, dtype=np.int64)
         ids[self.start : self.stop] = ids[self.order]
         return array("q", ids.tobytes())
@@ -48,9 +53,11 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Runs of adjacent rows of a whole batch, for attention and positions.
+    """The computed rows of a whole batch, as runs of adjacent ones.
 
-    requests: batch index of each run; starts, stops: its positions [start, stop). rows: of each request, ascending.
+    requests: of each run, the index of its request in the batch.
+    starts, stops: of each run, its positions [start, stop).
+    rows: of each request, its computed positions, ascending: int64.
     """
 
     requests: list[int]
@@ -60,7 +67,12 @@ class Runs:
 
     @classmethod
     def of(cls, prefix_lens: Sequence[int], seq_lens: Sequence[int], stretches: dict[int, Stretch]) -> Runs:
-        """Runs of a batch; requests without a stretch are one run behind their prefix."""
+        """The runs of a batch.
+
+        prefix_lens, seq_lens: of each request, where the rows to compute begin and end.
+        stretches: by index in the batch, the chunks of segmented requests. Other requests are one run behind their
+            prefix.
+        """
         found = cls([], [], [], [])
         for index, (prefix, end) in enumerate(zip(prefix_lens, seq_lens, strict=True)):
             rows = stretches[index].rows if index in stretches else np.arange(prefix, end)
@@ -73,7 +85,7 @@ class Runs:
 
     @property
     def is_scattered(self) -> bool:
-        """Whether runs are so short that one page list for each would be most of the work."""
+        """Whether the runs are so short that making a list of keys for each of them would be most of the work."""
         return self.num_rows < _SHORT_RUN * len(self.starts)
 
     @property

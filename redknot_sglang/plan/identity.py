@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By what the tree tells paths apart that were computed in isolation: their namespace and their tokens."""
+"""How the prefix tree tells apart the texts that were computed in isolation: by namespace and tokens.
+
+A segment is kept in SGLang's prefix tree as a path of its own. The tree keeps *namespaces* apart; a client sets its own
+by `extra_key`, so that tenants share nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,23 @@ Identity = tuple[str | None, bytes]
 
 
 def namespace_of(extra_key: str | None, whole: bool) -> str | None:
-    """Namespace of the tree for paths computed in isolation. extra_key: of the requests that they are for."""
+    """The tree's namespace for a path that was computed in isolation.
+
+    extra_key: namespace of the requests that the path is made for.
+    whole: whether local heads keep all rows of the path. Such paths lie apart from those that keep sink and window
+        only.
+    """
     return (extra_key or "") + WHOLE if whole else extra_key
 
 
 def salted(extra_key: str | None, salt: str | None) -> str | None:
-    """One namespace of the two that newer SGLang has, which no other pair has. Without a salt it is `extra_key` itself."""
+    """One namespace for the two fields by which newer SGLang keeps clients apart, `extra_key` and the cache salt.
+
+    No two different pairs give the same one. Without a salt it is `extra_key` itself.
+    """
     return f"{MARK} salt {len(salt)} {salt}{extra_key or ''}" if salt else extra_key
 
 
 def identity_of(req: Any, path: Path) -> Identity:
-    """Namespace and tokens of a path that a request needs."""
+    """Namespace and tokens (the bytes of int64 ids) of a path that a scheduler's request needs."""
     return namespace_of(req.extra_key, path.whole), path.key.tobytes()

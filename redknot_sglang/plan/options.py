@@ -26,7 +26,14 @@ ONLY = "redknot_only"
 
 
 def check_offsets(name: str, offsets: Any, length: int, unit: str) -> list[tuple[int, int]]:
-    """Pairs from a flat list [s0, e0, s1, e1, ...] over a prompt of `length` units. Raises RedKnotError."""
+    """The segments (start, end) that a client's flat list [start, end, start, end, ...] names.
+
+    name: the client's field, for messages.
+    offsets: what the client sent. It has to be a list of whole numbers, in order and without overlap.
+    length: of the prompt, in `unit`.
+    unit: what offsets count, for messages: "tokens" or "characters".
+    Raises RedKnotError if it is anything else.
+    """
     if not isinstance(offsets, Sequence) or isinstance(offsets, str):
         raise RedKnotError(f"{name} must be a flat list [start, end, start, end, ...], got {type(offsets).__name__}")
     if any(isinstance(value, bool) or not isinstance(value, int) for value in offsets):
@@ -50,10 +57,15 @@ def check_offsets(name: str, offsets: Any, length: int, unit: str) -> list[tuple
 def resolve(
     params: Mapping[str, Any] | None, config: RedKnotConfig, length: int, separated: Sequence[int] | None
 ) -> dict[str, Any]:
-    """A request's `custom_params` with mode, segments, policy and lead policy filled in and checked.
+    """A request's `custom_params`, checked, with what the client left out filled in: mode, segments, repair policy,
+    lead.
 
-    length: tokens of the prompt. separated: offsets of the segments that separators (or character offsets) marked, or
-    None if there were none. Raises RedKnotError, which becomes HTTP 400.
+    params: what the client sent, or None.
+    config: the server's settings.
+    length: tokens of the prompt.
+    separated: token offsets of the segments that separators in the text or character offsets marked; None if there were
+        none.
+    Raises RedKnotError, which becomes HTTP 400.
     """
     given = dict(params or {})
     unknown = sorted(key for key in given if _is_ours(key) and key not in KEYS)
@@ -85,7 +97,7 @@ def resolve(
 
 
 def repair_of(named: str | None, config: RedKnotConfig, field: str) -> Policy:
-    """The repair policy that a client names, or else the server's.
+    """The repair policy that a client names, or the server's own if the client names none.
 
     named: what the client wrote, or None.
     config: the server's settings.
@@ -101,11 +113,15 @@ def repair_of(named: str | None, config: RedKnotConfig, field: str) -> Policy:
 def split_at(
     tokens: Sequence[int], separator: int, special: Set[int] = frozenset()
 ) -> tuple[list[int], list[int] | None]:
-    """The prompt without its separators, and the offsets of the segments between them, None if there were none.
+    """The prompt without its separators, and the flat list of offsets of its segments (None if it has no separator).
 
-    The first part is the lead, the last the tail; a single separator leaves no segment between them. special: tokens
-    that no document has, such as those that begin and end chat messages. A part with one of them is not a segment: in a
-    dialogue it is what stands between the documents of one turn and those of the next.
+    Separators cut the prompt into parts. The first part is the lead, the last one the tail, those between are segments;
+    with a single separator there is no segment.
+
+    tokens: ids of the prompt.
+    separator: id of the separator.
+    special: ids that no document has, such as those that begin and end a chat message. A part with one of them is no
+        segment: it is what stands between the documents of one turn of a dialogue and those of the next.
     """
     if separator not in tokens:
         # So it is with every prompt that names its segments by offsets, and a loop over 32K tokens takes milliseconds.
@@ -121,9 +137,11 @@ def split_at(
 def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
     """The plan of a request whose options have been resolved, or None for exact mode.
 
-    length: tokens of the prompt. Empty segments vanish, and what lies behind the prompt's end: SGLang may have cut it since
-    (`--allow-auto-truncate`), down to one token where it refuses it. The last token is always computed, since its row
-    gives the first answer token, so a segment that ends with the prompt ends before it.
+    params: what `resolve` returned.
+    length: tokens of the prompt as it is now. SGLang may have cut it since (`--allow-auto-truncate`; to one token where
+        it refuses the request), so what lies behind its end is left out, and so are empty segments. The last token's
+        row gives the first token of the answer, so it is always computed, and a segment that ends with the prompt ends
+        one token earlier.
     """
     if not params or params.get(MODE) != "segmented":
         return None
@@ -137,7 +155,7 @@ def make_plan(params: Mapping[str, Any] | None, length: int) -> Plan | None:
 
 
 def params_of_others(params: dict[Any, Any] | None) -> dict[Any, Any] | None:
-    """A request's resolved `custom_params` without ours: None if the client gave none at all."""
+    """The resolved `custom_params` of a request without RedKnot's own; None if the client gave none at all."""
     if not params or not any(_is_ours(key) for key in params):
         return params
     return None if params.get(ONLY) else {key: value for key, value in params.items() if not _is_ours(key)}

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a segmented request reuses, relocates, repairs and computes: pure data, made before anything runs.
+"""What a segmented request reuses, relocates, repairs and computes: plain data, made before anything runs.
 
-Positions are those of the prompt. By definition (and so whatever the cache holds):
+A prompt is a *lead*, then *segments* (documents), possibly with text between them, then a *tail*. A *row* is one token
+that goes through the model. What the answer is computed from is defined without the cache, so that the cache cannot
+change it:
 
-- the KV of a segment's row is that of the segment alone, computed from position 0 (or right after the lead), moved to
-  its place by relocation;
-- *computed rows* are all rows outside segments and the repaired rows of segments. They go through the model at their
-  true positions and see what their head class lets them see of everything before them.
+- The KV of a segment is what the segment has when it is computed alone, from position 0 (or right after the lead). It
+  is *relocated*: copied to the request's slots, its keys turned to their positions in this prompt.
+- *Computed rows* are all rows outside segments, and those rows of segments that the repair policy has computed again
+  (*repaired*). They go through the model at their true positions and see what their head class lets them see of all
+  before them.
 
-Rows are arrays of positions and not spans: `blend` repairs thousands of single rows of a long prompt, and a scheduler that
-walks them one by one keeps the GPU waiting.
+Positions are those of the prompt. Rows are arrays of positions and not spans: the policy `blend` repairs thousands of
+single rows of a long prompt, and a scheduler that walks them one by one keeps the GPU waiting.
 """
 
 from __future__ import annotations
@@ -31,9 +34,12 @@ CONTEXT_START = 1 << 41
 
 @dataclass(frozen=True)
 class Path:
-    """A span of a prompt as it is kept in the tree: computed in isolation.
+    """A part of a prompt as the prefix tree keeps it: computed in isolation, without the text before it.
 
-    key: token ids, int64; the span's own begin at `origin`. whole: local heads keep all of its rows.
+    span: its positions in the prompt.
+    origin: where its own tokens begin in `key`: 0, or the length of the lead that it was computed after.
+    key: token ids, int64.
+    whole: whether local heads keep all of its rows, not only its sink and its last window.
     """
 
     span: Span
@@ -44,10 +50,13 @@ class Path:
 
 @dataclass(frozen=True)
 class Plan:
-    """A prompt's division into lead, segments and tail.
+    """How a prompt is divided into lead, segments and tail, and how its segments are repaired.
 
-    segments: disjoint, ascending, none empty. after_lead: segments are computed after the lead, not from position 0.
-    choices: repaired rows, ascending, of segments for which a policy that probes has found them.
+    segments: spans of the prompt, ascending, without overlap, at least one, none empty.
+    repair: the repair policy.
+    after_lead: whether segments are computed right after the lead, instead of from position 0.
+    choices: by segment, the rows that a probe has chosen to be repaired, ascending: int64. A segment that is not in it
+        has still to be looked at. Empty under policies without probes.
     """
 
     segments: tuple[Span, ...]
@@ -57,12 +66,12 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """Namespace of the request's own path in the tree; segment borders are marked in its keys."""
+        """Namespace in the tree of the request's own prompt: its KV depends on the policy, so others must not find it."""
         return f"\0redknot {self.repair.name} {'lead' if self.after_lead else 'none'}"
 
     @property
     def lead(self) -> int:
-        """Tokens before the first segment."""
+        """Length of the lead: tokens before the first segment."""
         return self.segments[0][0]
 
     @property
@@ -76,13 +85,13 @@ class Plan:
         return self.lead if self.after_lead else 0
 
     def undecided(self, start: int) -> list[Span]:
-        """Segments with rows at or behind `start` whose repaired rows have still to be found."""
+        """Segments that end behind position `start` and whose repaired rows a probe has still to choose."""
         if not self.repair.probes:
             return []
         return [segment for segment in self.segments if segment[1] > start and segment not in self.choices]
 
     def choosing(self, choices: Mapping[Span, Positions]) -> Plan:
-        """This plan with the repaired rows of more segments known."""
+        """This plan with the chosen rows of more segments added. choices: as the field of the same name."""
         return replace(self, choices={**self.choices, **choices})
 
     @cached_property
@@ -125,19 +134,20 @@ class Plan:
         return np.concatenate([rows, np.arange(max(start, last), end)]) if end > last else rows
 
     def stretch(self, start: int, end: int, rows: int) -> int:
-        """Where a chunk from `start` ends that computes at most `rows` rows; `end` if those suffice.
+        """Where a chunk ends that begins at `start`, goes no further than `end` and computes at most `rows` rows.
 
-        A chunk ends behind a computed row, so that the positions before its end have the local KV that the next rows
-        look back at; the last row of a prompt is one. Returns `start` if not one row fits.
+        A chunk ends right behind a computed row: then the positions before its end have the local KV that the rows
+        after it look back at. The last row of a prompt is always computed. Returns `start` if not one row fits.
         """
         computed = self.computed(start, end)
         count = min(max(0, rows), len(computed))
         return int(computed[count - 1]) + 1 if count else start
 
     def local_rows(self, start: int, stop: int, window: int, sink: int) -> Flags:
-        """Which of `moved(start, stop)` have local KV that some row sees: sinks, and windows of computed rows.
+        """Which of `moved(start, stop)` need local KV: those in the sink, and those in the window of a computed row.
+        bool [n].
 
-        The row after `stop` counts as well: a prefix is only reusable if its tail is there.
+        window, sink: W and S in tokens. The row after `stop` counts as a computed one: the next chunk begins with it.
         """
         moved, computed = self.moved(start, stop), self.computed(start, stop)
         # Of the rows that come after a position the first one is the nearest.
@@ -147,7 +157,11 @@ class Plan:
         return seen
 
     def key(self, tokens: Sequence[int]) -> array[int]:
-        """Token ids as a key of the radix tree: int64, first row of a segment and first row after one are marked."""
+        """The request's own tokens as a key of the tree, int64.
+
+        The first token of each segment and the first one behind it are marked: the same tokens with other borders have
+        other KV.
+        """
         key = array("q", tokens)
         starts = {start for start, _ in self.segments}
         for start, end in self.segments:
@@ -158,7 +172,9 @@ class Plan:
         return key
 
     def segment_key(self, tokens: Sequence[int], segment: Span) -> array[int]:
-        """Prompt whose ordinary KV is the segment's isolated KV."""
+        """The prompt to compute for a segment in isolation, int64: the lead if the plan asks for it, then the segment's
+        tokens.
+        """
         return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])
 
     def _asking(self, tokens: Sequence[int]) -> list[Path]:
@@ -169,24 +185,34 @@ class Plan:
         return [*segments, Path(text, self.origin, own, True)]
 
     def most_tokens(self, length: int) -> int:
-        """Tokens, at most, of a prompt of `length` tokens that the request itself computes and holds."""
+        """How many tokens of a prompt of `length` tokens the request itself holds at most. A policy that selects leaves
+        some out.
+        """
         if not self.repair.selects:
             return length
         sizes = sorted((end - start for start, end in self.segments), reverse=True)
         return length - sum(sizes[self.repair.documents :])
 
     def left(self, chosen: Sequence[int], length: int) -> Positions:
-        """Positions of a prompt of `length` tokens that are left with these segments and no others, ascending: int64 [n]."""
+        """Positions that are left of a prompt when all segments but the chosen ones are taken out, ascending: int64
+        [n].
+
+        chosen: numbers of segments.
+        length: tokens of the prompt.
+        """
         kept = np.ones(length, dtype=np.bool_)
         for number in set(range(len(self.segments))) - set(chosen):
             kept[slice(*self.segments[number])] = False
         return np.flatnonzero(kept)
 
     def paths(self, tokens: Sequence[int], start: int) -> list[Path]:
-        """What a request needs in the tree to go on from `start`, in order of position.
+        """What has to be in the tree for a request to go on from position `start`, in order of position.
 
-        Segments of which it relocates rows; and, if rows of segments have still to be chosen, everything before the end
-        of the last such segment, text between segments as if it stood alone.
+        These are the segments of which it relocates rows. If a probe has still to choose rows of some segments, it is
+        everything before the end of the last of these, with the text between segments computed as if it stood alone. A
+        policy that selects needs all segments and the text behind the last one.
+
+        tokens: ids of the prompt.
         """
         if self.repair.selects:
             return self._asking(tokens)

@@ -17,30 +17,33 @@ _ATTRIBUTE = "redknot"
 
 
 class PendingChoice(Protocol):
-    """Repaired rows of some segments, which the device may not have found yet."""
+    """Which rows of some segments are to be computed again. The device has been asked and may not have answered yet."""
 
     @property
     def segments(self) -> Sequence[Span]:
         """The segments in question."""
 
     def rows(self) -> dict[Span, Positions]:
-        """Of each segment, ascending. Waits until they are there."""
+        """Of each segment, its chosen positions, ascending: int64. Waits for the device if it has to."""
 
 
 class PendingDocuments(Protocol):
-    """The documents that a question asks for, which the device may not have found yet."""
+    """Which documents a question asks for. The device has been asked and may not have answered yet."""
 
     def chosen(self) -> list[int]:
-        """Their numbers among the segments, ascending. Waits until they are there."""
+        """Their numbers among the segments, ascending. Waits for the device if it has to."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a policy that selects has left of a request's prompt.
+    """What a policy that selects documents (`question:N`) has left of a request's prompt.
 
-    policy: its name. segments: how many the prompt had. chosen: numbers of those that are left, ascending. prompt: tokens that it
-    had. operations: that the choice took, the question's own pass included. cached: tokens of what is left that were in the
-    cache before anything was computed for this request.
+    policy: the policy's name.
+    segments: how many segments the client's prompt had.
+    chosen: numbers of the segments that are left, ascending.
+    prompt: tokens of the client's prompt.
+    operations: floating-point operations that the choice took, the question's own pass included.
+    cached: tokens of what is left that were cached before anything was computed for this request.
     """
 
     policy: str
@@ -53,35 +56,47 @@ class Selection:
 
 @dataclass(eq=False)
 class RequestState:
-    """What is known of a request in the scheduler, from its arrival to its end; retractions included.
+    """All that RedKnot knows of a request in the scheduler, from its arrival to its end. It outlives retractions.
 
-    What it is:
-    plan: its prompt's division, None in exact mode; made once. Rows that are chosen later are added to it, and it goes
-    where the server can never run the request.
-    identity: of the path that it computes, if it is an isolated prefill, whose answer nobody waits for.
-    preloads: it computes a segment that a client wants ahead of time.
-    whole: all positions of its path stay live in the local class.
+    Words: a *path* is a text as the prefix tree keeps it; an *isolated prefill* is a request that the scheduler makes
+        itself, to
+    compute one segment alone; a *local slot* is room for one token's KV of local heads.
+
+    What the request is:
+    plan: how its prompt is divided; None in exact mode. It is made once. Rows that are chosen later are added to it. It
+        is dropped where the server can never run the request.
+    identity: of an isolated prefill, the path that it computes. Nobody waits for its answer.
+    preloads: whether it computes a segment that a client wants ahead of time.
+    whole: whether local heads keep all positions of the path that it leaves in the tree.
 
     Where it stands in the tree:
-    branch: position up to which its tokens were there, though they could be reused to an earlier one only; 0 for none.
-    found: tokens of the longest prefix that its last match found, those included that would have to be loaded from the host.
-    start: tokens of its prompt that were reused from the tree when it was admitted last, retractions not counted.
-    counted: tokens of its path whose use was counted for the eviction policy `redknot`.
-    loaded: tokens whose global and local KV was loaded from the host when it was admitted last.
-    dead: relocated positions without a local slot, since no row sees them.
-    feasible_at: its tokens, prompt and answer, when the pools were found to be large enough for it; None before.
+    branch: up to this position its tokens were in the tree, though they could only be reused up to an earlier one; 0
+        for none.
+    found: tokens of the longest prefix that its last match found, with those that would have to be loaded from the
+        host.
+    start: tokens of its prompt that were reused from the tree when it was last admitted; what a retraction left is not
+        counted.
+    counted: tokens of its path whose use has been counted for the eviction policy `redknot`.
+    loaded: tokens whose global KV, and tokens whose local KV, was loaded from the host when it was last admitted.
+    dead: relocated positions that have no local slot, because no row of a local head sees them.
+    feasible_at: how many tokens it had, prompt and answer, when the pools were found to be large enough for it; None
+        before.
 
     Its segments:
-    sources: paths that are locked for it, by span of the prompt, until it has relocated what it needs of them.
-    awaited: paths that were missing when it was looked at last, and are being computed.
-    fresh: spans of the prompt that isolated prefills were begun for on its behalf.
-    used: paths that it has relocated while it runs, in this order.
-    choice: rows that the device has been asked to choose, until the answer is taken. documents: the same of a policy that
-    selects. selection: what that policy has left of the prompt; the plan is gone then, the rest is exact mode.
+    sources: by span of the prompt, the paths that are locked for it until it has relocated what it needs of them.
+    awaited: paths that were missing when it was last looked at, and are being computed.
+    fresh: spans of the prompt for which isolated prefills were begun on its behalf.
+    used: paths that it has relocated since it runs, in the order of their use.
+    choice: rows that the device has been asked to choose, until the answer is taken.
+    documents: documents that the device has been asked to choose, until the answer is taken.
+    selection: what a policy that selects documents has left of the prompt. By then the plan is dropped: the rest is
+        exact mode.
     stretch: the chunk that it has been admitted with, until the forward's batch is made.
 
     What it took, for its report:
-    relocated, repaired: rows. probed_flops: operations of its last probe.
+    relocated: rows that were copied from segments.
+    repaired: rows of segments that were computed again.
+    probed_flops: floating-point operations of its last probe (how `blend` chooses rows).
     """
 
     plan: Plan | None = None
@@ -112,13 +127,13 @@ class RequestState:
 
 
 def known_state(req: Any) -> RequestState | None:
-    """What is known of a scheduler's request; None on a server without RedKnot, and before anybody asked for it."""
+    """The state that is kept on a scheduler's request; None on a server without RedKnot, and before `state_of` made it."""
     state: RequestState | None = req.__dict__.get(_ATTRIBUTE)
     return state
 
 
 def state_of(req: Any) -> RequestState:
-    """The same, made at the first call and kept on the request."""
+    """The state of a scheduler's request. The first call makes it and keeps it on the request."""
     state = known_state(req)
     if state is None:
         state = RequestState(make_plan(req.sampling_params.custom_params, len(req.origin_input_ids)))
@@ -129,8 +144,8 @@ def state_of(req: Any) -> RequestState:
 def take_options(req: Any) -> None:
     """Make the plan of a scheduler's request and take our options out of its `custom_params`.
 
-    What is left is what stock SGLang has there, for the request's own custom logit processor: the parameters that the client
-    gave for it and SGLang's `__req__`, or None where the client gave none.
+    What is left is what stock SGLang has there, for the request's own custom logit processor: the parameters that the
+    client gave for it and SGLang's `__req__`, or None where the client gave none.
     """
     state_of(req)
     req.sampling_params.custom_params = params_of_others(req.sampling_params.custom_params)
@@ -150,17 +165,20 @@ def is_own_work(req: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class BatchState:
-    """What is known of a gather extend's batch. stretches: by index of the request in the batch, of those that have one."""
+    """What RedKnot knows of a batch that is a gather extend (`plan/gather.py`).
+
+    stretches: the chunks of its segmented requests, by index of the request in the batch.
+    """
 
     stretches: dict[int, Stretch]
 
 
 def mark_batch(batch: Any, stretches: dict[int, Stretch]) -> None:
-    """Keep the stretches that a batch was made with."""
+    """Keep on SGLang's batch the chunks of segmented requests that it was made with."""
     setattr(batch, _ATTRIBUTE, BatchState(stretches))
 
 
 def stretches_of(batch: Any) -> dict[int, Stretch]:
-    """Stretches of a batch, none if it is no gather extend."""
+    """The chunks of segmented requests in a batch, by index in the batch; empty if there are none."""
     state: BatchState | None = batch.__dict__.get(_ATTRIBUTE)
     return {} if state is None else state.stretches

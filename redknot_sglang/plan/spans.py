@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spans of positions, as pure functions.
 
-A span is a pair (start, end) without its end; `Spans` are sorted and do not overlap. A prompt may have many
-segments, so nothing here takes time that grows with the square of their number.
+A span (start, end) holds the positions from `start` up to, but not including, `end`. `Spans` are sorted and do not
+overlap. A prompt may have many segments, so nothing here takes time that grows with the square of their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Spans = list[Span]
 
 
 def union(spans: Iterable[Span]) -> Spans:
-    """Any spans, sorted; those that overlap or touch are joined, and empty ones left out."""
+    """The positions of any spans as sorted spans: those that overlap or touch are joined, and empty ones are left out."""
     merged: Spans = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
@@ -64,7 +64,10 @@ def spans_of(positions: Positions) -> Spans:
 
 
 def runs_of(positions: Positions) -> tuple[Positions, Positions]:
-    """As `spans_of`, but as two arrays, the starts and the ends: int64 [runs] each."""
+    """Runs of adjacent positions, as two arrays of their starts and ends: int64 [runs] each.
+
+    positions: int64 [n], ascending.
+    """
     if not len(positions):
         return positions, positions
     breaks = np.flatnonzero(np.diff(positions) != 1)
@@ -74,9 +77,9 @@ def runs_of(positions: Positions) -> tuple[Positions, Positions]:
 def inside(positions: Positions, spans: Sequence[Span]) -> Flags:
     """Which positions lie in one of the spans: bool [n].
 
-    positions: int64 [n], ascending. Time and memory are those of all positions from the first to the last, so most of
-        those should be in it.
-    spans: disjoint.
+    positions: int64 [n], ascending. Time and memory grow with the distance from the first to the last, so they should
+        lie close together.
+    spans: in any order; no two overlap.
     """
     if not len(positions):
         return np.zeros(0, dtype=np.bool_)
@@ -97,13 +100,16 @@ def _columns(spans: Sequence[Span]) -> tuple[Positions, Positions]:
 
 
 def kept_local(length: int, window: int, sink: int, branch: int) -> Spans:
-    """Positions of a sequence whose local slots are worth keeping in the tree: sink, and tails where others may go on.
+    """Positions of a sequence whose local KV is worth keeping in the tree.
 
-    length: tokens of the sequence; one window before its end is kept, since a next turn goes on there.
+    Local heads see the first S tokens (the sink) and the last W (the window). So the sink is kept, and one window
+    before each place from which another request is likely to go on.
+
+    length: tokens of the sequence. A next turn goes on from its end.
     window: W in tokens.
     sink: S in tokens.
-    branch: a position up to which an earlier request had the same tokens; one window before it is kept, because a third
-        request may have them, too. 0 if none is known.
+    branch: a position up to which an earlier request had the same tokens; a third request may have them, too. 0 if
+        there is none.
     """
     ends = (length, min(branch, length))
     return union([(0, min(sink, length)), *((max(0, end - window), end) for end in ends)])

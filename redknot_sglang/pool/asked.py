@@ -32,7 +32,8 @@ def check_retrieval(heads: HeadMap, group: int) -> None:
 
 
 class AskedQueries:
-    """Queries of the retrieval heads by *local* slot: every row of a whole path has one. Made from
+    """Queries of the retrieval heads, found by *local* slot: every row of a document that is kept for the policy has
+    one.
 
     slots: usable local slots.
     heads: the map of this rank (`Ranks.share`), whose retrieval heads may be none.

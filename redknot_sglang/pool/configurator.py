@@ -28,7 +28,11 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
     """Turns bytes, or a number of tokens, into slots of each head class. The arithmetic is in `sizing.py`."""
 
     def __init__(self, configurator: Any, config: RedKnotConfig) -> None:
-        """configurator: SGLang's own, for its model configuration, arguments and KV dtype. config: RedKnot's settings."""
+        """Takes what it needs of SGLang and of the flags.
+
+        configurator: SGLang's own one, which knows the model configuration, the server's arguments and the KV dtype.
+        config: RedKnot's settings.
+        """
         parallel = get_parallel()
         model_config = configurator.model_config
         server_args = configurator.server_args
@@ -47,7 +51,8 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._chunk = chunk if chunk and chunk > 0 else self._context_length
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
-        """Slots of both pools by bytes: those of --redknot-kv-budget, else all that SGLang found.
+        """Slots of both pools for a number of bytes: those of --redknot-kv-budget, or all that SGLang found if it is
+        not given.
 
         available_bytes: what SGLang found for KV on this rank.
         page_size: tokens of a page, always 1 with --redknot.

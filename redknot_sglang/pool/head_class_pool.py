@@ -146,11 +146,13 @@ class HeadClassPool(SWAKVPool):
         return self.swa_kv_pool.k[layer], self.swa_kv_pool.v[layer]
 
     def set_kv_buffer(self, *args: Any, **kwargs: Any) -> None:
-        """Raises TypeError: the attention backend stores KV, in the same launch that parts the heads (`split_heads`)."""
+        """Not used, raises TypeError: the attention backend stores KV in the same kernel that sorts the heads by class."""
         raise TypeError("KV of this pool is stored per head class, by the attention backend: call kernels.split_heads")
 
     def register_layer_transfer_counter(self, layer_transfer_counter: Any) -> None:
-        """Does nothing: SGLang says here who knows which layers have come from the host, and attention asks `relocations`."""
+        """Does nothing: SGLang says here whom to ask which layers have come from the host; our attention asks
+        `relocations`.
+        """
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
         """Copy KV of tokens to other slots in both classes.
@@ -164,7 +166,7 @@ class HeadClassPool(SWAKVPool):
         )
 
     def get_key_buffer(self, layer_id: int) -> Tensor:
-        """Raises TypeError: there is no buffer of all heads; callers need one class at a time."""
+        """Not used, raises TypeError: there is no buffer of all heads; callers need one class at a time."""
         raise TypeError("KV is kept per head class: use global_kv() and local_kv(), there is no buffer of all heads")
 
     get_value_buffer = get_key_buffer

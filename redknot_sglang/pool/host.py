@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host memory for KV of one head class: what the prefix cache no longer keeps on the device waits here.
+"""Host memory for the KV of one head class: the host tier, which holds what the prefix cache no longer keeps on the
+device.
 
-A host slot is a row of every layer's host buffer of its class, as a slot on the device is one of every device buffer. So a token
-takes a global host slot and, if its local KV is kept too, a local one. What probes keep of a token (`probe.py`, `asked.py`) is
-found by its local slot, so it travels with that.
+A host slot is a row of every layer's host buffer of its class, as a slot on the device is one of every device buffer.
+So a token takes a global host slot and, if its local KV is kept too, a local one. What probes keep of a token
+(`probe.py`, `asked.py`) is found by its local slot, so it travels with that.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class _Pair:
 
 
 class ClassHostPool(HostKVCache):
-    """Host slots of one head class.
+    """The host slots of one head class.
 
     slots: how many.
-    layers: of each layer the buffers on the device, in groups of one or two of one shape, each [device slots + 1, ...].
-    device: where these are. Beside a GPU host memory is pinned.
+    layers: of each layer its buffers on the device, each [device slots + 1, ...], in groups of one or two of the same
+        shape.
+    device: where these buffers are. If that is a GPU, host memory is pinned.
     """
 
     def __init__(self, slots: int, layers: Sequence[Sequence[tuple[Tensor, ...]]], device: str) -> None:
@@ -124,7 +126,7 @@ class ClassHostPool(HostKVCache):
                 copy_rows(pair.device, pair.host, device_indices, host_indices)
 
     def get_data_page(self, index: int, flat: bool = True) -> Tensor:
-        """Raises TypeError: pages are for storage behind the host, which --redknot refuses."""
+        """Not used, raises TypeError: pages are for storage behind the host memory, which --redknot refuses."""
         raise TypeError("host slots of a head class have no pages: --hicache-storage-backend is refused with --redknot")
 
     get_dummy_flat_data_page = get_data_page

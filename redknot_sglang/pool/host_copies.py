@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies between the device and the host tier: SGLang's controller, with loads that begin where a forward begins.
 
-SGLang begins to load when it makes a batch. Here that would be too early: a relocation that an earlier request of the same batch
-waits for may still read the slots that are loaded into, since the scheduler gives a slot away as soon as nobody will lock it again,
-and relocations run at the start of the forward. So loads stand in the same queue (`pool/relocation.py`) and begin at their place in
-it. They run on a stream of their own, layer by layer, while the forward's first layers run already.
+SGLang begins to load when it makes a batch. Here that would be too early: a relocation that an earlier request of the
+same batch waits for may still read the slots that are loaded into, since the scheduler gives a slot away as soon as
+nobody will lock it again, and relocations run at the start of the forward. So loads stand in the same queue
+(`pool/relocation.py`) and begin at their place in it. They run on a stream of their own, layer by layer, while the
+forward's first layers run already.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from redknot_sglang.seams.sglang import (
 
 
 class HostCopies(HybridCacheController):
-    """The controller of one scheduler. Made from what SGLang's is made from."""
+    """The controller of one scheduler. Its parameters are those of SGLang's controller."""
 
     def __init__(self, *args: Any, pool: HeadClassPool, **kwargs: Any) -> None:
         self._relocations = pool.relocations
@@ -46,7 +47,7 @@ class HostCopies(HybridCacheController):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Writes within this block are one copy, which begins at its end."""
+        """Collects what is written to the host within this block into one copy, which begins at the block's end."""
         self._held = True
         try:
             yield
@@ -55,7 +56,9 @@ class HostCopies(HybridCacheController):
             self.start_writing()
 
     def start_writing(self) -> None:
-        """Copy to the host what `write` has queued, on a stream of its own, behind all that the current stream has to do."""
+        """Copy to the host what `write` has queued, on a stream of its own, behind all that the current stream has to
+        do.
+        """
         if not self._held:
             super().start_writing()
 
@@ -75,7 +78,7 @@ class HostCopies(HybridCacheController):
         return slots
 
     def start_loading(self) -> int:
-        """Nothing: -1, which tells SGLang that its batch waits for no load. `begin` starts them."""
+        """Starts nothing, since `begin` does that. Returns -1, which tells SGLang that its batch waits for no load."""
         return -1
 
     def begin(self, operations: Sequence[Any]) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers for the repair policy `blend`, which asks of each row of a reused document whether its new context changes it.
+"""Buffers for the repair policy `blend`, which asks of each row of a reused document whether its new context changes
+it.
 
-It asks by a *probe*: the attention of one layer's global heads is computed again over the new context, and compared with
-what it gave when the document was computed alone. For that, queries and outputs of these heads are kept here.
+It asks by a *probe*: the attention of one layer's global heads is computed again over the new context, and compared
+with what it gave when the document was computed alone. For that, queries and outputs of these heads are kept here.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ def probe_width(config: RedKnotConfig, heads: HeadMap, group: int, tp_size: int)
 
 
 class ProbeBuffers:
-    """Rows of the probe layer, which is the first layer with global heads, by *local* slot.
+    """What is kept of the rows of the probe layer, the first layer with global heads. Found by *local* slot: under
+    `blend` every row of a document has one.
 
-    Local, because under `blend` every row of a document has one. Made from `slots`, usable local slots; `width`, query
-    heads; and what the class buffers are made from. Attributes:
+    slots: usable local slots.
+    width: query heads of the layer's global heads.
+    The other parameters are those of the class buffers.
+
+    Attributes:
 
     asked: [slots + 1, width, D], the queries of the layer's global heads, in the model's dtype.
     got: [slots + 1, width, D], their attention output.

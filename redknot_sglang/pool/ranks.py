@@ -14,8 +14,8 @@ from redknot_sglang.pool.sizing import ClassBytes, class_bytes
 class Ranks:
     """The heads of a model on its tensor-parallel ranks, as SGLang places them.
 
-    A rank has consecutive query heads, and the KV heads that these need. Where there are more ranks than KV heads, a KV head is
-    on several ranks, each with another part of its query heads: a query head is on one rank only.
+    A rank has consecutive query heads, and the KV heads that these need. Where there are more ranks than KV heads, a KV
+    head is on several ranks, each with another part of its query heads: a query head is on one rank only.
 
     heads: the whole model's map.
     group: query heads for each KV head.
@@ -45,7 +45,8 @@ class Ranks:
         """The map of one rank: its KV heads, and its own retrieval heads, numbered over its own query heads.
 
         rank: its number, from 0.
-        Raises HeadMapError if there is no such rank or the KV heads cannot be spread over the ranks, else as `group_of_rank`.
+        Raises HeadMapError if there is no such rank or the KV heads cannot be spread over the ranks, and what
+        `group_of_rank` raises.
         """
         if self.count == 1:
             return self.heads
@@ -64,7 +65,10 @@ class Ranks:
         return replace(max(costs, key=lambda cost: cost.global_slot), probe=max(cost.probe for cost in costs))
 
     def together(self, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
-        """Bytes of a slot on all ranks together; a KV head that several ranks have takes room on each. As `widest` else."""
+        """Bytes of a slot on all ranks together; a KV head that several ranks have takes room on each of them.
+
+        The parameters are those of `class_bytes`. Raises as `share`.
+        """
         costs = self._costs(head_dim, itemsize, probe_width)
         return ClassBytes(
             sum(cost.global_slot for cost in costs),

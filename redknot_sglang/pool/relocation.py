@@ -2,9 +2,9 @@
 """Relocation: KV of cached documents is copied to the slots of a request, its keys turned to their new positions.
 
 Jobs are made while the scheduler admits a request, and run at the start of that request's forward. All that writes KV
-runs on the forward's CUDA stream, or begins behind it, so a source slot that the scheduler gives away in between is still intact by
-then. Jobs run in the order in which they were made, since a later job may write where an earlier one reads. Loads from the host
-tier (`pool/host_copies.py`) are jobs, too: a relocation waits for all loads before it.
+runs on the forward's CUDA stream, or begins behind it, so a source slot that the scheduler gives away in between is
+still intact by then. Jobs run in the order in which they were made, since a later job may write where an earlier one
+reads. Loads from the host tier (`pool/host_copies.py`) are jobs, too: a relocation waits for all loads before it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Relocation:
 
 
 class Loads(Protocol):
-    """What copies from the host tier."""
+    """The interface of what copies from the host tier to the device (`pool/host_copies.py`)."""
 
     def begin(self, operations: Sequence[Any]) -> None:
         """Start loads, behind all that the current stream has to do."""
@@ -88,8 +88,8 @@ class RelocationQueue:
     def run(self, pool: Any, rotation: Rotation | None) -> None:
         """Do all jobs on the current CUDA stream and forget them.
 
-        Loads behind which no relocation waits may go on beside what the stream does next: it must call `wait_for_layer` before it
-        reads a layer, or `wait`.
+        Loads behind which no relocation waits may go on beside what the stream does next: it must call `wait_for_layer`
+        before it reads a layer, or `wait`.
 
         pool: the HeadClassPool.
         rotation: how the model rotates keys; None if it relocates nothing.

@@ -61,7 +61,8 @@ class Segments:
     """Segments (documents to be reused) for which the cache is to have room.
 
     length: tokens of one segment, or None if few are expected.
-    whole: whether a cached segment keeps local slots of all its tokens, as `blend` needs, and not of sink and window only.
+    whole: whether a cached segment keeps local slots of all its tokens, as `blend` needs, and not of sink and window
+        only.
     tokens: tokens of all of them, beside running requests; None if unknown.
     """
 
@@ -97,8 +98,8 @@ def local_slots_per_sequence(head_map: HeadMap) -> int:
 
 
 def decode_window(head_map: HeadMap) -> int:
-    """Local slots that decoding adds to those of the prompt at most: one window, and what left it since the last pass that
-    frees such slots, DECODE_FREE_INTERVAL steps ago.
+    """Local slots that decoding adds to those of the prompt at most: one window, and what left it since the last pass
+    that frees such slots, DECODE_FREE_INTERVAL steps ago.
     """
     return head_map.window + DECODE_FREE_INTERVAL
 
@@ -137,8 +138,8 @@ def split_budget(
     cost: bytes of a slot of each class.
     budget: bytes for both classes.
     context_length: tokens of the expected request, prompt and answer.
-    chunk: tokens of a prefill chunk. Two chunks of a request can be in flight, and all their tokens have local slots then,
-        so the local pool gets room for them beside the requests; at most a quarter of the budget.
+    chunk: tokens of a prefill chunk. Two chunks of a request can be in flight, and all their tokens have local slots
+        then, so the local pool gets room for them beside the requests; at most a quarter of the budget.
     segments: documents for which the cache is to have room.
     Raises RedKnotError if they leave no room for a request.
     """
@@ -180,7 +181,10 @@ def local_for_global(
 
 
 def segments_for(config: RedKnotConfig) -> Segments:
-    """The segments that a server's flags say to expect. Some repair policies have them keep local slots of all their tokens."""
+    """The segments that a server's flags tell it to expect; its repair policy decides how many local slots they keep.
+
+    config: the server's settings.
+    """
     whole = config.expects_segments and config.repair is not None and parse_repair(config.repair).keeps_whole
     return Segments(config.segment_length, whole, config.segment_tokens)
 
@@ -218,10 +222,11 @@ def _with_segments(
 
 
 def _local_ratio(head_map: HeadMap, context_length: int, segments: Segments) -> float:
-    """Local slots for each global slot: as requests of the expected length take, or as cached segments take if that is more.
+    """Local slots for each global slot: as requests of the expected length take, or as cached segments take if that is
+    more.
 
-    If nothing says how many tokens of segments there will be, those that keep local slots of all tokens are taken to fill
-    half of the global pool, and requests the other half.
+    If nothing says how many tokens of segments there will be, those that keep local slots of all tokens are taken to
+    fill half of the global pool, and requests the other half.
     """
     shares = [local_slots_per_sequence(head_map) / context_length]
     if segments.tokens is None and segments.whole:

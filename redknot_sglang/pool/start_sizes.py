@@ -23,7 +23,11 @@ from redknot_sglang.seams.model_config import head_map_of
 
 
 class StartSizes:
-    """Sizes on the widest rank. server_args, model_config: SGLang's, with a head map attached; config: of this server."""
+    """Sizes on the tensor-parallel rank whose slots take most bytes, which limits all ranks.
+
+    server_args, model_config: SGLang's, with a head map attached.
+    config: RedKnot's settings of this server.
+    """
 
     def __init__(self, server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
         self.head_map = head_map_of(model_config)
@@ -52,8 +56,8 @@ class StartSizes:
         return holding_a_request(self.head_map, slots)
 
     def of_host(self, server_args: Any, on_device: PoolSlots) -> PoolSlots:
-        """Host slots of each class, of `--hicache-size` in units of 10^9 bytes for each rank, else `--hicache-ratio` times the global ones
-        of the device. Chunks in flight need none.
+        """Host slots of each class: by `--hicache-size` (units of 10^9 bytes for each rank) if that is given, else
+        `--hicache-ratio` times the global slots of the device. Chunks in flight need no host slots.
 
         server_args: SGLang's.
         on_device: slots of each class there.
@@ -81,6 +85,8 @@ class StartSizes:
             raise RedKnotError(message) from None
 
     def bytes_of(self, slots: PoolSlots) -> int:
-        """What slots take in memory; with all heads global nothing is local but what probes keep."""
+        """Bytes that slots take in memory on this rank. If all heads are global, local slots hold only what probes
+        keep.
+        """
         local = self.cost.probe if self.head_map.all_global else self.cost.local
         return slots.global_slots * self.cost.global_slot + slots.local_slots * local

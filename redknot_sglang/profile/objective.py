@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a map is judged by: the loss on given answers, or how far it leads the model away from its own behaviour.
+"""What a head map is judged by: the loss on given answers, or how far the map leads the model away from its own
+behaviour.
 
-Both give a number of nats per token that is least with all heads global, or should be: dense attention's own answer is no
-further from itself than 0, while its loss on somebody else's answer may well *fall* when heads turn local. On pretrained
-models it does: a map is then taken for what it says about the answers of a data set, and not for what it changes.
+Both are numbers of nats per token, and both should be least with all heads global. The second one is: the model's
+distance from its own dense behaviour is 0 then. The first one need not be: on pretrained models the loss on somebody
+else's answers may *fall* when heads turn local. A map would then be chosen for fitting the answers of a data set, not
+for changing the model little.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ TARGETS = (OWN, ANSWERS)
 
 
 class Objective(ABC):
-    """A way to score what a map makes of an example. name: one of TARGETS."""
+    """A way to score what a model does with an example under a map. name: one of TARGETS."""
 
     name: str
 
     def loss(self, model: ProfiledModel, x: Tensor, example: Example) -> tuple[float, bool]:
-        """Mean over the example's rows, in nats, and whether each of them has the most likely token that it should have.
+        """Mean over the example's rows, in nats, and whether each of them has the most likely token that it should
+        have.
 
         x: [T, d], hidden states after the last layer under the map.
         Raises ProfileError if the loss is infinite or no number.
@@ -74,8 +77,8 @@ class GivenAnswers(Objective):
 class OwnBehaviour(Objective):
     """KL(dense || map) over the whole vocabulary, in float32, at the rows that predict the tokens from `first` on.
 
-    What these tokens are is the data's matter (`own.py`). Kept are hidden states of dense attention, not its
-    distributions: those are made of them anew, which costs one product with the output layer and no memory to speak of.
+    The data say which tokens these are (`own.py`). Of dense attention the hidden states are kept and not the
+    distributions, which would take far more memory: they are computed anew, by one product with the output layer.
     """
 
     name = OWN
@@ -84,7 +87,9 @@ class OwnBehaviour(Objective):
         self._known: dict[tuple[int, tuple[int, ...], int], Tensor] = {}
 
     def wanted(self, model: ProfiledModel, example: Example) -> Tensor:
-        """Hidden states [R, d] of dense attention at the example's rows. Takes a pass over the example once in a run."""
+        """Hidden states [R, d] of dense attention at the example's rows. Only the first call for an example runs the
+        model.
+        """
         key = (id(model), example.ids, example.first)
         if key not in self._known:
             x, tables = model.embed(example.ids)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's own words as calibration data: what dense attention says to a prompt, token by token, is the example's answer.
+"""The model's own answers as calibration data: what it answers to a prompt with all heads global is taken as the
+example's answer.
 
-Greedy decoding, so that nothing is drawn. It holds K and V of all layers for one prompt at a time.
+Decoding is greedy, so nothing is drawn at random. K and V of all layers are held for one prompt at a time.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def own_study(study: Study, tokens: int) -> Study:
     """The study with the model's own answers in place of the given ones.
 
     tokens: of an answer at most; it ends early with a token that ends the model's turn, which belongs to it.
-    A prompt of plain text (`Data.source` is `text`) gets no answer: the second half of its own tokens is what is looked at.
-    `Study.work` must not be that of a study of the given answers: it knows measurements by their settings only.
+    A prompt of plain text (`Data.source` is `text`) gets no answer: the second half of its own tokens is what is looked
+    at. `Study.work` must not be that of a study of the given answers: it knows measurements by their settings only.
     Where the given answer stood in documents (`Example.holders`) is kept for retrieval heads.
     """
     if study.data.source == "text":
@@ -58,7 +59,9 @@ def end_tokens(model: Any) -> set[int]:
 
 
 def greedy_answer(model: ProfiledModel, prompt: tuple[int, ...], tokens: int, ends: Collection[int]) -> list[int]:
-    """What dense attention says to a prompt: at most `tokens` tokens, of those in `ends` only the last."""
+    """What the model answers to a prompt with all heads global: up to `tokens` tokens, or to the first one that is in
+    `ends`.
+    """
     x, _ = model.embed(prompt)
     cos, sin = model.tables(x, torch.arange(len(prompt) + tokens, device=model.device))
     cache = [model.run_layer(layer, x, (cos[: len(x)], sin[: len(x)]), dense) for layer in range(model.layers)]

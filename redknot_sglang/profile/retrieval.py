@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retrieval heads: query heads whose attention from the question finds the document that holds the answer.
 
-Asked as the server asks under the policy `question` (`reuse/question.py`): the lead, each document behind it and the question
-behind it are computed each by itself; the question's queries, turned to stand behind the longest document, look at the
-documents' keys. So what is measured is what will be used, and the order of the documents has no part in it. Heads that
-retrieve have been described by Wu et al. (arXiv 2404.15574), found there by copied tokens.
+The server uses them under the policy `question` (`reuse/question.py`), and they are measured just as they are used
+there. Each document is computed by itself behind the prompt's lead, and so is the question. The question's queries are
+turned as if it stood behind the longest document, and attend to the keys of all documents. So the order of the
+documents plays no part. Such heads were described by Wu et al. (arXiv 2404.15574), who find them by the tokens that
+they copy.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def retrieval_heads(study: Study) -> dict[str, Any] | None:
 
 
 def document_ranks(study: Study, example: Example) -> list[list[int]]:
-    """By [layer][query head], how many documents the head wants more than the best one that holds an answer."""
+    """By [layer][query head], how many documents get more of the head's attention than the best one that holds an
+    answer.
+    """
     wants = document_wants(study.model, example)
     best = wants[..., list(example.holders)].amax(-1, keepdim=True)
     ranks: list[list[int]] = (wants > best).sum(-1).tolist()
@@ -58,7 +61,7 @@ def document_ranks(study: Study, example: Example) -> list[list[int]]:
 
 
 def document_wants(model: ProfiledModel, example: Example, attend: Attend = dense) -> Tensor:
-    """Share of each document in the attention of the question's rows: float32 [layers, query heads, documents].
+    """Each document's share of the attention of the question's rows: float32 [layers, query heads, documents].
 
     attend: the model's attention within lead and document, or lead and question.
     """

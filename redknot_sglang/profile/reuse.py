@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reuse sensitivity: what one head costs when it reads documents as they were computed in isolation.
+"""Reuse sensitivity: how much it matters, head by head, that documents were computed alone and not in their context.
 
-Segmented mode by definition (eval/segmented.py): a segment's K and V come from a pass over the segment alone, its K turned
-to the true position. Rotation is relative, so a pass over the segment at its true positions gives the same. Per head,
-the rows outside the documents read such K and V in this head of this layer, all else being exact. That is the
-deviation CacheBlend repairs (Yao et al., arXiv 2405.16444), asked head by head instead of row by row. No repair, and
-global attention throughout: a local head reads the last rows of a document only, and suffers less.
+In segmented mode a document's K and V come from a pass over the document alone, K turned to the true position (the
+definition is eval/segmented.py). Rotation is relative, so a pass over the document at its true positions gives the same
+K and V. For each head, the rows outside the documents read such K and V in this one head of this one layer, while all
+else is exact. This is the deviation that CacheBlend repairs row by row (Yao et al., arXiv 2405.16444). Nothing is
+repaired here, and all heads are global: a local head reads only the last rows of a document, and suffers less.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def reuse_sensitivity(study: Study, level: str) -> dict[str, Matrix | None] | No
     """The `reuse` of a profile (see `record.py`), over the examples that have documents; None if there are none.
 
     study: model, examples and sizes.
-    level: `none`; `output`, two passes over each example; or `loss`, which takes as much again as ablation at one window.
+    level: `none`; `output`, two passes over each example; or `loss`, which takes as much again as ablation at one
+        window.
     """
     if level == "none" or not any(example.segments for example in study.data.examples):
         return None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From evidence to a map: which heads are global, how many a budget of KV bytes allows, which measured map is taken.
+"""How evidence becomes a map: which heads are global, how many a budget of KV bytes allows, and which measured map is
+taken.
 
 *Harm* is a method's number for a head that says how much it needs the whole context. A map has one window and one sink,
 because all local heads share one pool of slots (heads/head_map.py). So candidates are pairs of a window and a number of
@@ -53,7 +54,8 @@ class Target:
 class Point:
     """A map that was measured.
 
-    method: the method that ranked its heads, `random:SEED` or `reverse:METHOD` for a control, `dense` if all are global.
+    method: the method that ranked its heads, `random:SEED` or `reverse:METHOD` for a control, `dense` if all are
+        global.
     window: in tokens.
     sink: in tokens.
     kv: share of stock's KV bytes at `Target.at` tokens.

@@ -52,13 +52,13 @@ class Study:
     windows: windows, in tokens, that the map may have.
     curve: windows, in tokens, for which mass and distortion are measured, those of `windows` among them.
     rows: rows of an example that mass and distortion look at.
-    goal: heads that the map may have local at most; `greedy` orders no more.
+    goal: how many heads the map may have local at most; `greedy` orders no more than these.
     seed: of all that is drawn at random.
     gate_steps: steps of the optimiser of `gates`.
     gate_l1: weight of the mean gate in its loss.
     gate_rate: its learning rate.
     gate_tokens: tokens of the longest example that it takes.
-    objective: what a map is judged by; a "loss" is its number.
+    objective: what a map is judged by; "loss" always means its number.
     """
 
     model: ProfiledModel

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prefix cache over head classes: SGLang's UnifiedRadixCache, in which `LocalHeads` decides about local slots."""
+"""The prefix cache: SGLang's radix tree, over two head classes.
+
+Global heads need the KV of every token of a path. Local heads need that of the first tokens (the *sink*) and of the
+last ones before a place from which a request may go on (a *tail*). So a node always has global slots, and it has local
+slots only where `LocalHeads` (`local_heads.py`) keeps them.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +42,12 @@ _CHECKING = 0.05
 
 
 class HeadClassRadixCache(HostTierCache):
-    """The tree: nodes have global slots for all tokens, and local slots for sinks and tails.
+    """The tree of a server with --redknot.
 
     params: SGLang's CacheInitParams.
-    cost: of computing a token at a position, for the eviction policy `redknot`; any unit, at least 1. None: all alike.
-    listeners: who is told what happens here; set by whoever builds the tree.
+    cost: what it takes to compute a token, by its position, for the eviction policy `redknot`; in any unit, at least 1.
+        None: all tokens take the same.
+    listeners: told what happens here; set by whoever builds the tree.
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
     """
 
@@ -75,7 +81,9 @@ class HeadClassRadixCache(HostTierCache):
 
     @contextmanager
     def reporting_what_a_row_sees(self) -> Iterator[None]:
-        """Within this block `sliding_window_size` is the window of a row, for decisions that are no budgets."""
+        """Within this block `sliding_window_size` is W, the window that a row sees: for SGLang's decisions that are not
+        about budgets.
+        """
         reported, self._reported = self._reported, self.local_window
         try:
             yield
@@ -106,8 +114,11 @@ class HeadClassRadixCache(HostTierCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """The longest prefix of a request that can be reused.
 
-        If more of its tokens are in the tree, but without the tail that reuse needs, the `branch` of its state gets how many: an
-        earlier request had the same tokens up to there, so a tail there is worth keeping.
+        More of its tokens may be in the tree, but without the tail that reuse needs. How many is noted as the `branch`
+        of its state: an earlier request had the same tokens up to there, so a third one may, and a tail there is worth
+        keeping.
+
+        params: SGLang's MatchPrefixParams.
         """
         # Newer SGLang names the request also where it looks for the path that it has just inserted for it.
         req: Any = None if self._scope.now.inserted else params.req
@@ -147,10 +158,10 @@ class HeadClassRadixCache(HostTierCache):
         key: its tokens.
         extra_key: its namespace, or None.
         whole: whether all its tokens must have local slots, too, and are locked there.
-        room: if some of it is on the host only, it is loaded, provided that it takes fewer global and local slots than this says
-            when what is on the device is locked; None: it is not loaded.
-        Returns its global slots, int64 [tokens], its last node, and what `dec_lock_ref` needs to release it; None if some of
-        it is missing.
+        room: if some of it is on the host only, it is loaded, provided that it takes fewer global and local slots than
+            this says when what is on the device is locked; None: it is not loaded.
+        Returns its global slots, int64 [tokens], its last node, and what `dec_lock_ref` needs to release it; None if
+        some of it is missing.
         """
         params = MatchPrefixParams(key=RadixKey(key, extra_key))
         span = ALL if whole else None
@@ -184,8 +195,8 @@ class HeadClassRadixCache(HostTierCache):
         return freed
 
     def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
-        """After a prefill chunk: put what is computed into the tree, lock it for the request, and let go of what only its
-        earlier chunks needed.
+        """After a prefill chunk: put what has been computed into the tree, lock it for the request, and free what only
+        the request's earlier chunks needed.
 
         req: SGLang's Req.
         chunked: whether more chunks of its prompt follow.
@@ -255,7 +266,8 @@ class HeadClassRadixCache(HostTierCache):
     def _save(self, req: Any) -> None:
         """Give the host tier what it should have of a request's path.
 
-        The path of a segmented request is of use to a prompt of the very same beginning only. It is copied when a second one has come.
+        The path of a segmented request is of use to a prompt of the very same beginning only. It is copied when a
+        second one has come.
         """
         state = state_of(req)
         if self.disable or not self.has_host_tier or (state.plan is not None and not state.start):
@@ -274,7 +286,9 @@ def _planned(plan: Plan, key: RadixKey) -> RadixKey:
 
 
 class HeadClassChunkCache(SWAChunkCache):
-    """The cache of `--disable-radix-cache`: nothing is reused, but a running request's sink stays while its window moves."""
+    """The cache under `--disable-radix-cache`: nothing is reused. A running request keeps its sink while its window
+    moves on.
+    """
 
     def __init__(self, params: Any) -> None:
         super().__init__(params)
@@ -285,7 +299,7 @@ class HeadClassChunkCache(SWAChunkCache):
 
     @contextmanager
     def reporting_what_a_row_sees(self) -> Iterator[None]:
-        """As the tree's."""
+        """As in `HeadClassRadixCache`."""
         reported, self.sliding_window_size = self.sliding_window_size, self.local_window
         try:
             yield

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who wants to know what happens in the tree, which itself knows neither admission nor reports nor metrics."""
+"""The interfaces by which the tree tells others what happens in it.
+
+The tree itself knows neither admission nor reports nor metrics. Whoever builds it hands it those that want to be told.
+"""
 
 from __future__ import annotations
 

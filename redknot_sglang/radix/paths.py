@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about a path of the tree without a request: how much of it could be reused, and freeing it."""
+"""Looking up and freeing a path of the tree without a request: how much of it could be reused, and what of it can go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from redknot_sglang.seams.sglang import RadixKey
 def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:
     """The nodes along a path as far as it is in the tree, each with how many of its tokens the path has.
 
-    Only the last may have more tokens than that. Unlike SGLang's matching this splits no nodes, and does not count as use.
+    Only the last may have more tokens than that. Unlike SGLang's matching this splits no nodes, and does not count as
+    use.
 
     tree: the HeadClassRadixCache.
     key: the path's tokens and namespace.
@@ -31,7 +32,7 @@ def nodes_along(tree: Any, key: RadixKey) -> list[tuple[Any, int]]:
 
 @dataclass(frozen=True)
 class _Beginning:
-    """Stands for the first tokens of a node, of which a match would make a node of its own."""
+    """Stands for the first tokens of a node. A match that ends within a node would split it there."""
 
     component_data: Any
     key: range
@@ -76,7 +77,7 @@ def free_unheld(tree: Any, key: RadixKey, held: Set[int]) -> int:
 
 
 def _free(tree: Any, node: Any) -> bool:
-    """Free a node that nothing needs, at both ends; whether there was nothing that needed it."""
+    """Free a node on the device and on the host if nothing needs it. Returns whether that was so."""
     tree_core, is_backed_up = tree.tree_core, node.backuped
     if node.children:
         return False

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cached KV is kept, as arithmetic: what `--radix-eviction-policy redknot` decides, without a tree and without SGLang.
+"""Which cached KV is kept under `--radix-eviction-policy redknot`: the arithmetic alone, without a tree and without
+SGLang.
 
-Whoever holds KV asks for a counter for each piece of it and for each head class, says when it was used, and asks for ranks;
-the lowest rank goes first. A rank is a count of uses, most of them recent, times what it costs to compute the piece again, over
-the room that it takes.
+The cache has a counter for each piece of KV in each head class, and says whenever a piece was used. A piece's *rank*
+says how much it is worth: its uses (recent ones count more) times what it costs to compute it again, divided by the
+room that it takes. The piece of the lowest rank is evicted first.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Retention:
     """Counters and their ranks.
 
     capacity: tokens that the cache holds, at least 1.
-    cost: of computing one token at a position, which the text before it makes dearer; any unit, whole numbers from 1 on.
+    cost: of computing one token at a position, which the text before it makes dearer; any unit, whole numbers from 1
+        on.
     """
 
     def __init__(self, capacity: int, cost: Callable[[int], int]) -> None:

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calls into the tree mean beyond their arguments: SGLang's signatures have no room for it, and it calls back into ours."""
+"""What a call into the tree means beyond its arguments.
+
+SGLang's tree calls our component of it back with SGLang's own signatures, which have no room for what we need to know
+there. So the caller opens a *scope*: for the time of a `with` block these facts are in force, and the component reads
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,19 @@ ALL = 1 << 40  # more positions than any path has
 
 @dataclass(frozen=True)
 class Meaning:
-    """The meaning of the calls that are under way; without a scope these are the tree's ordinary ones.
+    """What the calls under way mean. The defaults are those of the tree's ordinary calls.
 
-    plan: keys without a request of their own are those of this plan's request; None: they are plain.
-    whole: a boundary is reusable only if every position before it is live.
-    span: positions that locks reach back; None for one window.
-    own_path: who locks is the request that computes the path, so that its chunk boundaries stay transient.
-    over_dead: locks go on over tombstones, since most of a relocated segment has no local slots, and a path that is about to be
-        loaded has not got them yet.
-    inserted: a match is for a path that its request has computed, and tells nothing about the request.
+    A node is *live* if its tokens have local slots, else it is a *tombstone*.
+
+    plan: the plan of the segmented request that the calls are for, by which keys are marked; None for a request of
+        exact mode.
+    whole: whether a path can be reused up to a place only if everything before that is live.
+    span: how many positions a lock reaches back; None for one window.
+    own_path: whether the request that computes the path is the one that locks it: then its chunks' ends stay transient.
+    over_dead: whether locks go on over tombstones. Most of a relocated segment has no local slots, and a path that is
+        about to be loaded from the host does not have them yet.
+    inserted: whether a match only looks for a path that its request has just put there, and so tells nothing about the
+        request.
     """
 
     plan: Plan | None = None
@@ -35,19 +44,21 @@ class Meaning:
 
 
 class Scope:
-    """The meaning in force, of one tree."""
+    """What is in force in one tree."""
 
     def __init__(self) -> None:
         self._now = Meaning()
 
     @property
     def now(self) -> Meaning:
-        """What calls mean at this moment."""
+        """What is in force at this moment."""
         return self._now
 
     @contextmanager
     def within(self, **changes: Any) -> Iterator[None]:
-        """Within this block these fields of `Meaning` are in force; behind it, however it ends, those of before."""
+        """Within this block these fields of `Meaning` have other values. However the block ends, the former ones are
+        back after it.
+        """
         before = self._now
         self._now = replace(before, **changes)
         try:

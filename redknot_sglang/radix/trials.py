@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the half-life: caches that are only thought, one for each half-life, see the same requests, and the best one wins.
+"""Finding the best half-life for the eviction policy `redknot`, by simulated caches that see the same requests.
 
-Which half-life is best depends on the traffic. Conversations want a short one, which is nearly the order of last use (LRU);
-popular documents a long one, which is nearly the order of counts (LFU); and when other documents become popular, something
-between. A *trial* knows what would be in the cache under its half-life. It holds no KV, only names of blocks and their
-counters, also of blocks that it has let go (*ghosts*). One trial has so short a half-life that it is LRU, so what we lose to
-LRU is what it takes to notice.
+The policy counts how often something was used, and after one *half-life* a use counts half. Which half-life is best
+depends on the traffic. Conversations want a short one, which is nearly the order of last use (LRU). Popular documents
+want a long one, which is nearly the order of counts (LFU). When other documents become popular, something between is
+best. A *trial* simulates the cache under one half-life. It holds no KV, only the names of blocks (runs of tokens) and
+their counters, also of blocks that it has evicted (*ghosts*). The half-life of the trial that does best is used.
+One trial has so short a half-life that it is LRU, so the policy is worse than LRU only for as long as it takes to
+notice.
 
-The counters of a trial have a second use: a block that comes back after it was evicted is not new to it.
+The counters of a trial have a second use: a block that comes back after it was evicted is known from before.
 """
 
 from __future__ import annotations

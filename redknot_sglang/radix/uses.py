@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often something of the cache was used, of late: counters that decay on a logical clock, in whole numbers.
+"""How often something in the cache was used, recent uses counting most: counters that decay on a logical clock, in
+whole numbers.
 
-A use counts half as much after one *half-life*, which is a number of tokens that requests have brought since. No wall clock and
-no floating point: all tensor-parallel ranks see the same requests in the same order, so they come to the same counts.
+A use counts half as much after one *half-life*, which is a number of tokens that requests have brought since. No wall
+clock and no floating point: all tensor-parallel ranks see the same requests in the same order, so they come to the same
+counts.
 
-Time is cut into *epochs* of one half-life. Within an epoch the weight of a new use grows evenly from 1 to 2, and where an epoch
-ends all counts halve. So nothing has to be done to a counter as time goes by, and two counters that nobody touches keep their
-order for ever: what is to be evicted first can be kept in a heap.
+Time is cut into *epochs* of one half-life. Within an epoch the weight of a new use grows evenly from 1 to 2, and where
+an epoch ends all counts halve. So nothing has to be done to a counter as time goes by, and two counters that nobody
+touches keep their order for ever: what is to be evicted first can be kept in a heap.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ Rank = tuple[int, int]
 
 @dataclass(slots=True)
 class Uses:
-    """A counter. count: uses, decayed to `epoch`, in units of 2 ** -FRACTION. last: number of its last use, 0 for none."""
+    """A counter.
+
+    count: uses, decayed to `epoch`, in units of 2 ** -FRACTION.
+    epoch: the epoch that `count` is for.
+    last: number of the last use among all uses on its clock; 0 for none.
+    """
 
     count: int = 0
     epoch: int = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of many things goes next, without looking at all of them each time.
+"""Which of many things is evicted next, found without looking at all of them each time.
 
-Things lie in a heap that knows where each of them is, so one whose rank rose can be moved at once: finding the next one takes a
-few steps, however many there are and whatever was used since. Who has no time to say so at each use need not: that a rank
+Things lie in a heap, ordered by rank, that knows where each of them is. So one whose rank rose can be moved at once,
+and finding the next one takes a few steps, however many there are. A caller need not tell of each rise: that a rank
 rose is also noticed when the thing comes to the top.
 """
 
@@ -17,8 +17,8 @@ T = TypeVar("T", bound=Hashable)
 class Victims(Generic[T]):
     """Things in the order in which they go.
 
-    rank: the place of a thing; what compares smaller goes first. Things of equal rank go as they were offered. A rank that fell
-        is noticed when the thing is offered again, or when its old turn comes.
+    rank: the place of a thing; what compares smaller goes first. Things of equal rank go as they were offered. A rank
+        that fell is noticed when the thing is offered again, or when its old turn comes.
     eligible: whether a thing may go. One that may not is dropped when its turn comes, and has to be offered again.
     """
 

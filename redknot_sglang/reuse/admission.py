@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission of segmented requests: relocated slots under SGLang's own budgets, one chunk at a time."""
+"""Admission of segmented requests, one chunk at a time.
+
+A segmented request reuses documents (segments) that are cached, and copies (*relocates*) their KV to slots of its own.
+SGLang's scheduler admits it like any other request: the relocated part counts as a cached prefix, and its slots are
+taken off SGLang's own budgets.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +35,11 @@ _CHOICES_AHEAD = 4
 
 
 class SegmentAdmission:
-    """Turns plans into prefix slots and relocation jobs, under SGLang's own admission budgets.
+    """Carries out the plans of segmented requests while SGLang's scheduler admits them.
 
-    tree: the HeadClassRadixCache. facts: of the model. One per scheduler; every tensor-parallel rank makes the same
-    decisions.
+    tree: the HeadClassRadixCache.
+    facts: what segmented mode has to know of the model.
+    There is one per scheduler. All tensor-parallel ranks make the same decisions.
     """
 
     def __init__(self, tree: Any, facts: ModelFacts) -> None:
@@ -46,9 +52,12 @@ class SegmentAdmission:
         self._selection = DocumentSelection(tree, facts, self.sources.isolated)
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
-        """`PrefillAdder.add_one_req`; `call` runs the original. Returns its result.
+        """In place of `PrefillAdder.add_one_req`, which admits one waiting request. Returns what that returns.
 
-        A request whose segments have to be computed first is passed over and waits in the queue.
+        adder: SGLang's PrefillAdder of this scheduling pass.
+        req: SGLang's Req.
+        call: runs the original.
+        A request whose segments have to be computed first is passed over and stays in the queue.
         """
         if self._adder is not adder:
             self._adder, self._asked = adder, 0
@@ -59,26 +68,29 @@ class SegmentAdmission:
         return result
 
     def request_ended(self, req: Any) -> None:
-        """The tree tells it: the request's locks on segments go, or are handed on."""
+        """A request has ended, as the tree tells its listeners: its locks on segments are given up or handed on."""
         self.sources.ended(req)
 
     def slots_changed(self) -> None:
-        """Nothing: in each pass the requests that wait are asked again."""
+        """Slots have been freed or taken, as the tree tells its listeners. Nothing to do: every pass looks at all that
+        wait.
+        """
 
     def begin_pass(self) -> None:
-        """A scheduler's pass begins: loads from the host that the last one left without a forward are done now."""
+        """A scheduling pass begins. Loads from host memory that still wait for a forward are started now."""
         settle(self._pool, self._facts, self.sources.isolated)
 
     def take_preempted(self) -> list[Any]:
-        """Running requests that this pass has preempted for others of which it then admitted none.
+        """Running requests that this pass has preempted, if it then admitted nobody; else none.
 
-        SGLang puts preempted requests back into the queue only after a pass that admits somebody, as its own always does.
+        SGLang puts preempted requests back into the queue only after a pass that admits somebody. Without RedKnot, a
+        pass that preempts always does.
         """
         adder, self._adder = self._adder, None
         return [] if adder is None or adder.can_run_list else list(adder.preempt_list)
 
     def extend_chunk(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
-        """`PrefillAdder.add_chunked_req`; `call` runs the original. Returns its result."""
+        """In place of `PrefillAdder.add_chunked_req`, which admits a request's next chunk. Parameters as in `admit`."""
         plan = state_of(req).plan
         start = len(req.prefix_indices)
         admitted = len(adder.can_run_list)
@@ -145,8 +157,8 @@ class SegmentAdmission:
     def _select(self, adder: Any, req: Any, plan: Plan) -> Any:
         """Leave only the segments that the text behind them asks for in a request's prompt.
 
-        Returns None once that has happened, the request being one of exact mode from then on; else what to tell SGLang's
-        scheduler.
+        Returns None once that has happened, the request being one of exact mode from then on; else what to tell
+        SGLang's scheduler.
         """
         if len(plan.segments) <= plan.repair.documents:
             self._selection.apply(req, plan, range(len(plan.segments)))
@@ -188,11 +200,12 @@ class SegmentAdmission:
         return state.documents.chosen() if self.sources.is_alone(adder, req) else None
 
     def _choose(self, req: Any, plan: Plan, start: int) -> Plan | None:
-        """The plan with the repaired rows of the segments behind `start`; None if those are asked of the device only now.
+        """The plan with the repaired rows of the segments behind `start`; None if those are asked of the device only
+        now.
 
         A forward under way is queued before the question. To wait for both would leave the device idle until the next
-        batch is made, so that the request is passed over once while there is one. What was chosen stays right if its segments
-        are evicted meanwhile: computed again they are the same.
+        batch is made, so that the request is passed over once while there is one. What was chosen stays right if its
+        segments are evicted meanwhile: computed again they are the same.
         """
         undecided = plan.undecided(start)
         state = state_of(req)
@@ -256,8 +269,8 @@ class SegmentAdmission:
         return result
 
     def _fitting(self, adder: Any, plan: Plan, start: int, length: int, rows: int) -> tuple[Stretch, Flags] | None:
-        """The longest stretch tried of at most `rows` computed rows that the free slots hold, and which of its relocated
-        rows have local slots; None if there is none.
+        """The longest stretch tried of at most `rows` computed rows that the free slots hold, and which of its
+        relocated rows have local slots; None if there is none.
         """
         while rows > 0:
             stretch = self._stretch(plan, start, length, rows)

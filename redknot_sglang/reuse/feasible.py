@@ -19,10 +19,11 @@ Slots = tuple[int, int]
 
 
 def slots_of_request(tree: Any, req: Any, plan: Plan) -> Slots:
-    """What a request needs for its prompt and answer, its segments not counted. tree: the HeadClassRadixCache.
+    """Global and local slots that a request needs for its prompt and answer. Its segments are not counted.
 
-    As SGLang counts it: room for all that is there, which after a retraction is part of the answer as well, and of a
-    long answer for the next part only.
+    tree: the HeadClassRadixCache.
+    Counted as SGLang does: room for all tokens that there are (after a retraction, part of the answer is among them),
+    and of what is still to be answered for the next part only, if the answer may get long.
     """
     left = max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
     own = plan.most_tokens(len(req.full_untruncated_fill_ids)) + min(left, CLIP_MAX_NEW_TOKENS)
@@ -30,7 +31,10 @@ def slots_of_request(tree: Any, req: Any, plan: Plan) -> Slots:
 
 
 def slots_of_paths(tree: Any, paths: Iterable[Path], whole: bool) -> Slots:
-    """What paths take in the tree. whole: whether the repair policy has local heads keep whole segments."""
+    """Global and local slots that paths (segments with their lead) take in the tree.
+
+    whole: whether the repair policy has local heads keep all rows of segments.
+    """
     heads, keys = tree.local_heads, {path.key.tobytes(): path for path in paths}
     # Segments that are computed after one lead share it in the tree.
     lead = max((path.origin for path in keys.values()), default=0)
@@ -42,9 +46,11 @@ def slots_of_paths(tree: Any, paths: Iterable[Path], whole: bool) -> Slots:
 
 
 def has_room_for(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
-    """Whether there is room now for a request and paths that have to be computed, or loaded from the host, for it.
+    """Whether there is room now for a request and for the paths that have to be computed or loaded from the host for
+    it.
 
-    adder: of this pass.
+    adder: SGLang's PrefillAdder of this scheduling pass.
+    missing: those paths.
     """
     own, own_local = slots_of_request(tree, req, plan)
     kept, tails = slots_of_paths(tree, missing, plan.repair.keeps_whole)
@@ -55,9 +61,10 @@ def has_room_for(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[
 
 
 def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]) -> bool:
-    """The same; and if there is, keep the request's own free.
+    """Like `has_room_for`. If there is room, the request's own slots are kept free for it.
 
-    adder: of this pass; the request's own slots, which it cannot take before the paths are there, are taken off its budget.
+    The request cannot take them before its paths are there. So they are taken off the budget of `adder`, and nobody
+    else gets them in this pass.
     """
     if not has_room_for(tree, adder, req, plan, missing):
         return False
@@ -68,7 +75,8 @@ def reserve(tree: Any, adder: Any, req: Any, plan: Plan, missing: Sequence[Path]
 def why_impossible(tree: Any, req: Any, plan: Plan, facts: ModelFacts) -> str | None:
     """Why the server can never run a segmented request, and what would help; None if it can.
 
-    tree: the HeadClassRadixCache; facts: of the model.
+    tree: the HeadClassRadixCache.
+    facts: what segmented mode has to know of the model.
     """
     allocator = tree.token_to_kv_pool_allocator
     pool = allocator.get_kvcache()

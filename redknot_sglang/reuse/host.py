@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmented requests and the host tier: what they read there is loaded before they are admitted."""
+"""Segmented requests and the host tier, which is host memory behind the GPU's.
+
+What a segmented request needs from the host is loaded before the request is admitted.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from redknot_sglang.seams.sglang import InitLoadBackParams
 
 
 def load_own_path(tree: Any, adder: Any, req: Any) -> None:
-    """Load what a segmented request's match found of its own path on the host, so that its plan begins behind that.
+    """Load a segmented request's own cached prefix from the host, as far as its match found one there.
+
+    Its plan then begins behind what was loaded. If there is no room for all of it, nothing is loaded, and the request
+    goes on from what is on the device.
 
     tree: the HeadClassRadixCache.
-    adder: of this pass. Without room for all of it nothing is loaded, and the request goes on from what is on the device.
-    req: SGLang's Req, matched. For SGLang it has nothing on the host from now on.
+    adder: SGLang's PrefillAdder of this scheduling pass.
+    req: SGLang's Req, already matched with the tree. Afterwards SGLang takes it for a request with nothing on the host.
     """
     if not req.needs_host_load_back():
         return
@@ -35,11 +41,14 @@ def load_own_path(tree: Any, adder: Any, req: Any) -> None:
 
 
 def settle(pool: Any, facts: ModelFacts, isolated: IsolatedPrefills) -> None:
-    """Begin the loads that wait for a forward, and have forwards and what reads KV beside them wait for those.
+    """Start the loads from the host that are queued, and have all that reads KV on the device wait for them.
+
+    Loads are usually started by the next forward. This is for what reads KV before it, such as a probe.
 
     pool: the HeadClassPool.
-    facts: of the model.
-    isolated: the isolated prefills, which know the stream of forwards. All that writes KV does so behind what runs there.
+    facts: what segmented mode has to know of the model.
+    isolated: knows the CUDA stream of forwards. All that writes KV is queued there, behind the forwards that are under
+        way.
     """
     queue = pool.relocations
     if not queue.has_loads:

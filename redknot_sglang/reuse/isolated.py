@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Isolated prefills: requests of the scheduler's own that compute segments nobody has computed yet.
+"""Isolated prefills: requests that the scheduler makes itself, to compute segments (documents) that are not cached yet.
 
-An isolated prefill is an ordinary request whose prompt is the segment (after the lead if so configured) and whose
-answer nobody reads. It is batched, chunked and cached like any other, and however many requests want a segment, one
-isolated prefill computes it. Where rows have to be chosen (`reuse/probe.py`), text between segments is computed so, too.
+An isolated prefill is an ordinary request whose prompt is one segment (behind the prompt's lead, if so configured).
+Nobody reads its answer. It is batched, chunked and cached like any other. However many requests want a segment, one
+isolated prefill computes it. Where a probe has to choose rows (`reuse/probe.py`), the text between segments is computed
+in this way as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _PREFIX = "redknot-segment-"
 
 
 class IsolatedPrefills:
-    """The isolated prefills under way. scheduler: SGLang's, set before requests are admitted."""
+    """The isolated prefills that are queued or running.
+
+    scheduler: SGLang's Scheduler; has to be set before requests are admitted.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[Identity, Any] = {}
@@ -35,7 +39,8 @@ class IsolatedPrefills:
     def request(self, req: Any, missing: Iterable[Path]) -> set[Span]:
         """Put an isolated prefill for each missing path into the queue right behind `req`.
 
-        Returns the spans for which there is one now and was none before.
+        req: the request that needs them.
+        Returns the spans of its prompt for which there is one now and was none before.
         """
         fresh, behind = set(), []
         for path in missing:
@@ -61,7 +66,7 @@ class IsolatedPrefills:
         return any(identity in self._under_way for identity in identities)
 
     def has_begun(self, identity: Identity) -> bool:
-        """Whether the isolated prefill of a path has slots."""
+        """Whether a path's isolated prefill has been admitted and has KV slots."""
         prefill = self._under_way.get(identity)
         return prefill is not None and prefill.req_pool_idx is not None
 
@@ -80,10 +85,10 @@ class IsolatedPrefills:
         return slots
 
     def end_unwanted(self) -> None:
-        """End the isolated prefills that no waiting request wants any more, since all that did were aborted.
+        """End the isolated prefills that no waiting request wants any more, because all that wanted them were aborted.
 
-        One in the queue leaves it. One between two chunks ends before its next chunk, as SGLang ends a client's. One whose
-        last chunk is being computed ends by itself with this step.
+        One in the queue leaves it. One between two chunks ends before its next chunk, like a client's request that is
+        aborted. One whose last chunk is being computed ends by itself.
         """
         if not self._under_way:
             return
@@ -98,17 +103,20 @@ class IsolatedPrefills:
                 del self._under_way[identity]
 
     def uses_adapter(self, lora_id: str | None) -> bool:
-        """Whether one of them is computed with this adapter."""
+        """Whether some isolated prefill is computed with this LoRA adapter. lora_id: SGLang's id of it."""
         return any(prefill.lora_id == lora_id for prefill in self._under_way.values())
 
     def done(self, req: Any) -> None:
-        """A request has ended; no-op unless it was an isolated prefill."""
+        """A request has ended. If it was an isolated prefill, it is under way no longer."""
         identity = state_of(req).identity
         if identity is not None:
             self._under_way.pop(identity, None)
 
     def dropped(self, waiting: Iterable[Any]) -> None:
-        """Requests were aborted while queued; isolated prefills among them are no longer under way."""
+        """Requests in the queue were aborted. Isolated prefills among them are under way no longer.
+
+        waiting: the requests that are left in the queue.
+        """
         left = {id(req) for req in waiting}
         for identity, req in list(self._under_way.items()):
             if req.req_pool_idx is None and id(req) not in left:
@@ -132,7 +140,9 @@ class IsolatedPrefills:
 
     @contextmanager
     def behind_forwards(self) -> Iterator[None]:
-        """What is queued on the device within this block runs behind the forwards that are under way, and before the next one."""
+        """What is queued on the device in this block runs behind the forwards that are under way and before the next
+        one.
+        """
         stream = getattr(self.scheduler, "forward_stream", None)
         if stream is None or not torch.cuda.is_available():
             yield

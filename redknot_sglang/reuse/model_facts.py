@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What segmented mode has to know of a loaded model, found when the attention backend starts and handed to all who need it."""
+"""What segmented mode has to know of a loaded model.
+
+It is found once, when the attention backend starts, and handed to all who need it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,18 @@ from redknot_sglang.reuse.rotary import rotation_of
 
 
 def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
-    """What the second layer with global heads makes of the first one's attention output, to first order.
+    """How the attention output of the first layer with global heads changes the values of the second one, to first
+    order.
 
-    model: a loaded SGLang model of a class that `reuse/rotary.py` names. Returns float32 [query heads * D of the first
-    layer's global heads, D * global heads of the second]: values for one unit of output each, the norm's division left
-    out, which is the same for all parts of a row.
+    This is the linear map through the first layer's output projection, the second layer's norm weight and its value
+    projection. What lies between the two layers and the norm's division are left out; the division is the same for all
+    parts of a row.
+
+    model: a loaded SGLang model of a class that `reuse/rotary.py` names.
+    heads: the model's head map.
+    head_dim: D.
+    Returns float32 [n_q * D, n_v * D], n_q the query heads of the first layer's global KV heads and n_v the second
+    layer's global KV heads.
     """
     probe, following = heads.global_layers[:2]
     first, second = model.model.layers[probe], model.model.layers[following]
@@ -46,9 +56,12 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ProbeLayer:
-    """What a probe (`reuse/probe.py`) computes with, beside the rows that the pool keeps.
+    """What of the model a probe (`reuse/probe.py`) computes with. The probe layer is the first layer with global heads.
 
-    scale: of the logits of the probe layer, the first with global heads. readout: see `readout_of`.
+    heads: the model's head map.
+    head_dim: D.
+    scale: factor of the attention logits of the probe layer.
+    readout: what `readout_of` returns.
     """
 
     heads: HeadMap
@@ -58,17 +71,24 @@ class ProbeLayer:
 
     @classmethod
     def of(cls, model: Any, heads: HeadMap, head_dim: int) -> ProbeLayer:
-        """Of a loaded SGLang model on one rank; heads: the whole model's map."""
+        """The probe layer of a loaded SGLang model, on one rank.
+
+        heads: the head map of the whole model.
+        head_dim: D.
+        """
         attention = model.model.layers[heads.global_layers[0]].self_attn.attn
         return cls(heads, head_dim, attention.scaling, readout_of(model, heads, head_dim))
 
 
 @dataclass(eq=False)
 class ModelFacts:
-    """Of the model, as one tensor-parallel rank has to know it.
+    """What one tensor-parallel rank has to know of the model.
 
-    rotation: how it rotates keys; None if cached keys cannot be moved, for the reason `why_not`. arithmetic: what prefill
-    costs on all ranks together, so that they decide alike; probe: for choosing rows, None on a server that keeps no probes. Without a rotation there are neither.
+    rotation: how the model rotates keys by their position; None if cached keys cannot be moved to other positions.
+    why_not: why they cannot; None if they can.
+    arithmetic: how many operations prefill takes, on all ranks together, so that all ranks decide alike; None without a
+        rotation.
+    probe: what probes compute with; None without a rotation, and on a server that keeps nothing for probes.
     """
 
     rotation: Rotation | None = None
@@ -80,8 +100,13 @@ class ModelFacts:
     def of(
         cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int, ranks: int
     ) -> ModelFacts:
-        """Of a loaded SGLang model and its ModelConfig. heads: the whole model's map. probe_width: query heads that the pool keeps
-        for probes, 0 if none, as always with several ranks.
+        """The facts about a loaded SGLang model.
+
+        model_config: SGLang's ModelConfig of it.
+        heads: the head map of the whole model.
+        head_dim: D.
+        probe_width: query heads whose rows the pool keeps for probes; 0 if none, as always with several ranks.
+        ranks: tensor-parallel ranks.
         """
         try:
             rotation = rotation_of(model)
@@ -92,6 +117,6 @@ class ModelFacts:
         return cls(rotation, arithmetic=arithmetic, probe=probe)
 
     def follow_weights(self, model: Any) -> None:
-        """Make anew what is derived from the model's weights, since they have been updated."""
+        """The model's weights have been updated: make anew what is derived from them."""
         if self.probe is not None:
             self.probe = ProbeLayer.of(model, self.probe.heads, self.probe.head_dim)

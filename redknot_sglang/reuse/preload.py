@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list of segments that clients had computed ahead of time, kept beside the tree for `/redknot/segments`.
+"""The list of segments (documents) that clients had computed ahead of time, for the route `/redknot/segments`.
 
-The list decides nothing: what is reused is what the tree holds, and what the tree holds its own eviction decides. A
-segment may be listed and gone, or be there and not be listed. Every tensor-parallel rank keeps the same list.
+The list only remembers. What is reused is what the prefix tree holds, and the tree evicts as it always does. So a
+segment may be listed and no longer be cached, or be cached and not be listed. Every tensor-parallel rank keeps the same
+list.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from redknot_sglang.seams.sglang import RadixKey
 
 @dataclass(frozen=True)
 class Preloaded:
-    """A segment's path in the tree. lead: tokens that it was computed after; whole: local heads keep all of its rows.
+    """A segment that a client wants ahead of time.
 
-    extra_key: the namespace of the requests that it is for. repair: the policy that it was asked for with.
+    lead: ids of the tokens that it is computed after, int64; may be empty.
+    tokens: its own ids, int64.
+    extra_key: namespace of the requests that it is for; requests of another one do not find it.
+    whole: whether local heads keep all of its rows, as some repair policies need.
+    repair: the repair policy that the client named for it.
     """
 
     lead: array[int]
@@ -41,15 +46,18 @@ class Preloaded:
 
     @property
     def identity(self) -> str:
-        """The same for the same path: 32 hexadecimal digits."""
+        """Its id for clients, 32 hexadecimal digits: a hash of namespace and tokens, the same for the same path."""
         key = self.key
         return hashlib.sha256(repr(key.extra_key).encode() + b"\0" + key.token_ids.tobytes()).hexdigest()[:32]
 
 
 class PreloadedSegments:
-    """tree: the prefix cache. facts: of the model. longest: tokens from which on a prompt is too long for the server.
+    """The list of preloaded segments.
 
-    unlock_shared: gives up the locks on what running requests merely share, and may use without them.
+    tree: the HeadClassRadixCache.
+    facts: what segmented mode has to know of the model.
+    longest: a prompt of this many tokens or more is too long for the server.
+    unlock_shared: gives up the locks that keep segments which several running requests have used (`reuse/shared.py`).
     """
 
     def __init__(self, tree: Any, facts: ModelFacts, longest: int, unlock_shared: Callable[[], object]) -> None:
@@ -59,10 +67,11 @@ class PreloadedSegments:
         self._listed: dict[str, Preloaded] = {}
 
     def want(self, segments: Sequence[Preloaded]) -> list[bool]:
-        """List segments; which of them are wholly in the tree, where they now count as recently used.
+        """Put segments on the list. Returns of each whether it is wholly in the tree; if so, it now counts as recently
+        used.
 
-        segments: of one request, none empty, all different, with the same lead. Raises RedKnotError if the pools cannot
-        hold them.
+        segments: of one client's request; none empty, all different, all with the same lead.
+        Raises RedKnotError if the pools cannot hold them.
         """
         check_room(self._tree, self._facts, self._longest, segments)
         there = [self._use(segment) for segment in segments]
@@ -73,7 +82,9 @@ class PreloadedSegments:
         return there
 
     def listed(self) -> list[dict[str, Any]]:
-        """JSON objects: id, tokens, extra_key, repair, and resident_tokens, how many a request would find."""
+        """All listed segments as JSON objects: id, tokens (how many), extra_key, repair, and resident_tokens, which
+        says how many of its tokens a request would find in the cache.
+        """
         return [
             {
                 "id": identity,
@@ -86,10 +97,11 @@ class PreloadedSegments:
         ]
 
     def forget(self, identities: Sequence[str] | None) -> list[dict[str, Any]]:
-        """Take segments off the list, None for all; JSON objects: id and freed_tokens.
+        """Take segments off the list and out of the cache. Returns JSON objects: id and freed_tokens.
 
-        What a running request, another cached path or a listed segment needs stays in the tree; a segment's lead goes
-        with it. Raises RedKnotError, and forgets nothing, if one is not listed.
+        identities: their ids; None for all.
+        A segment's lead goes with it. What running requests, other cached paths or segments that stay listed need is
+        not freed. Raises RedKnotError, and changes nothing, if one of them is not listed.
         """
         wanted = list(self._listed) if identities is None else list(dict.fromkeys(identities))
         unknown = [identity for identity in wanted if identity not in self._listed]

@@ -14,7 +14,9 @@ from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 
 
 class Sized(Protocol):
-    """A segment with the lead that it is computed after; whole: local heads keep all of its rows, for policy `repair`."""
+    """A segment to preload: its tokens, the lead that it is computed after, the repair policy that it is for, and
+    whether local heads keep all of its rows.
+    """
 
     @property
     def lead(self) -> Sequence[int]: ...
@@ -27,9 +29,13 @@ class Sized(Protocol):
 
 
 def check_room(tree: Any, facts: ModelFacts, longest: int, segments: Sequence[Sized]) -> None:
-    """Raises RedKnotError if no request could use the segments, or the pools cannot hold them at the same time.
+    """Check that requests could use these segments and that the pools can hold all of them at the same time.
 
-    tree: the prefix cache. facts: of the model. longest: tokens from which on the server refuses a prompt. segments: all after one lead.
+    tree: the HeadClassRadixCache.
+    facts: what segmented mode has to know of the model.
+    longest: a prompt of this many tokens or more is too long for the server.
+    segments: all with the same lead.
+    Raises RedKnotError if not, with the reason and what would help.
     """
     allocator = tree.token_to_kv_pool_allocator
     pool = allocator.get_kvcache()

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes: which rows of a segment its context changes, found in the prefix cache, without running the model.
+"""Probes: estimate from the prefix cache which rows of a segment (document) its context changes most. The model does
+not run.
 
-Below the first layer with global heads, the *probe layer*, all heads are local: there a row's queries, keys and values
-hardly depend on what stands before its segment. So what the layer's global heads bring from elsewhere can be told from
-what isolated prefills left: queries and keys are turned to their true positions, rows attend once over everything before
-them, and what they get is compared with what they got in isolation. The difference is weighed by what the next layer with
-global heads sees of it in its values, to first order: through the output projection, the norm's weight and the value
-projection. Its cost is one layer's attention of a few heads.
+The *probe layer* is the first layer with global heads, which see the whole context. Below it all heads are local, so a
+row's queries, keys and values there hardly depend on what stands before its segment. What isolated prefills (each
+computes one segment alone) left of this layer is therefore nearly what it would be in this prompt, but for positions. A
+probe
+
+1. turns these queries and keys to their positions in the prompt,
+2. lets each row attend once over everything before it, by the layer's global heads,
+3. compares what the row gets with what it got in isolation.
+
+The difference is weighed by how much of it shows in the values of the next layer with global heads, to first order:
+through the output projection, the norm's weight and the value projection. All this costs the attention of a few heads
+of one layer.
 """
 
 from __future__ import annotations
@@ -31,7 +38,12 @@ UNCHANGED = 1e-4
 
 @dataclass(frozen=True)
 class Piece:
-    """A span of the prompt as it was computed in isolation: from position `origin`, into global slots, int64 [tokens]."""
+    """A part of the prompt as it was computed in isolation.
+
+    span: its positions in the prompt.
+    origin: the position at which it was computed: 0, or the length of the lead.
+    slots: its global slots, int64 [tokens].
+    """
 
     span: Span
     origin: int
@@ -40,9 +52,12 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The rows to repair of some segments, on their way to the host.
+    """The rows to repair of some segments, on their way from the device to the host.
 
-    found: int64 [sum of counts], on the host once `copied` has happened (None: it has); -1 where a row needs no repair.
+    segments: spans of the prompt.
+    counts: of each segment, how many entries of `found` are its own.
+    found: int64 [sum of counts], positions in the prompt; -1 where no further row needs repair.
+    copied: the event after which `found` is on the host; None if it is there already.
     """
 
     segments: Sequence[Span]
@@ -51,7 +66,7 @@ class Choice:
     copied: torch.cuda.Event | None
 
     def rows(self) -> dict[Span, Positions]:
-        """Of each segment, ascending. Waits until they are there."""
+        """Of each segment, the positions to repair, ascending: int64. Waits for the device if it has to."""
         if self.copied is not None:
             self.copied.synchronize()
         found = [chosen.numpy() for chosen in self.found.split(list(self.counts))]
@@ -66,10 +81,14 @@ def choose_rows(
     pieces: Sequence[Piece],
     segments: Sequence[Span],
 ) -> Choice:
-    """Queue the choice of the rows that a policy repairs of each of `segments`, `count(rows)` at most of one with `rows`.
+    """Have the device choose which rows of some segments are repaired. Returns at once, with an answer to wait for.
 
-    pool: a HeadClassPool with probes; facts: of its model; mapping: local slot of each global slot; pieces: all of the prompt before the last
-    segment's end, in order; segments: among them.
+    pool: a HeadClassPool that keeps rows for probes.
+    facts: what segmented mode has to know of its model.
+    mapping: local slot of each global slot, int64.
+    count: the most rows to repair of a segment, by the number of its rows.
+    pieces: the whole prompt up to the end of the last segment, in order.
+    segments: spans of the pieces whose rows are to be chosen.
     """
     probes, rotation, layer, device = pool.probes, facts.rotation, facts.probe, pieces[0].slots.device
     assert rotation is not None and layer is not None, "nothing can be chosen without probes"

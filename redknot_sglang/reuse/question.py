@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents that a question asks for, found in the prefix cache.
+"""Which documents a question asks for, found from what the prefix cache holds of both.
 
-Each document has been computed behind the prompt's lead, and so has the question, each by itself. The question's queries at the
-retrieval heads, turned to stand behind the longest document, attend to the keys of all documents where these were computed.
-A document's score is its share of that attention, the mean over the question's rows and over the heads. No document sees
-another, so their order plays no part in the choice, nor does what the cache held; where scores are equal the first document is
-chosen. `profile/retrieval.py` chooses the heads by the very same figure.
+*Retrieval heads* are query heads whose attention finds the document that holds the answer; the head map names them.
+Each document has been computed behind the prompt's lead, by itself, and so has the question. The question's queries at
+the retrieval heads are turned as if it stood behind the longest document, and attend to the keys of all documents, each
+where it was computed. A document's score is its share of that attention: the mean over the question's rows and over the
+heads. Documents do not see one another, so neither their order nor what the cache held changes the choice. Where scores
+are equal the first document is chosen. `profile/retrieval.py` finds the heads by the very same figure.
 
-Retrieval heads may lie on several tensor-parallel ranks. Each rank scores all documents by its own heads, and the host sums that
-up over the ranks. Scores are whole numbers, whose sum is the same in any order, so that all ranks make the same choice.
+Retrieval heads may lie on several tensor-parallel ranks. Each rank scores all documents by its own heads, and the host
+sums that up over the ranks. Scores are whole numbers, whose sum is the same in any order, so that all ranks make the
+same choice.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ _MAX_LOGITS = 1 << 25
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The choice of documents, on its way to the host.
+    """The choice of documents, on its way from the device to the host.
 
-    count: documents to choose.
-    scores: int64 [documents], what `wants` gives on this rank, on the host once `copied` has happened (None: it has).
+    count: how many documents to choose.
+    scores: int64 [documents], what `wants` returns on this rank.
+    copied: the event after which `scores` is on the host; None if it is there already.
     ranks: process group of the tensor-parallel ranks, for tensors on the host; None for one rank.
     """
 
@@ -52,7 +55,8 @@ class Asked:
     def chosen(self) -> list[int]:
         """Numbers of the chosen documents, ascending, the same on all ranks.
 
-        Waits until the scores of all ranks are there: each must ask, in the same order of requests. To be called once.
+        Waits until the scores of all ranks are there. So every rank has to call this, once, and for requests in the
+        same order.
         """
         if self.copied is not None:
             self.copied.synchronize()
@@ -70,14 +74,14 @@ def ask(
     text: Piece,
     ranks: ProcessGroup | None = None,
 ) -> Asked:
-    """Queue the choice of `count` documents.
+    """Have the device score documents, of which `count` are to be chosen. Returns at once, with an answer to wait for.
 
     pool: a HeadClassPool with `asked`.
     rotation: how the model turns queries and keys.
     mapping: local slot of each global slot.
     documents: the segments as they were computed behind the lead, at least one.
-    text: what asks, computed behind the lead, too, with its queries kept.
-    ranks: as of `Asked`.
+    text: the question, computed behind the lead, too. Its queries at the retrieval heads have been kept.
+    ranks: as in `Asked`.
     """
     scores, copied = wants(pool, rotation, mapping, documents, text), None
     if scores.is_cuda:
@@ -88,8 +92,9 @@ def ask(
 
 
 def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Piece], text: Piece) -> Tensor:
-    """Share of each document in the attention of the text's rows, the sum over this rank's retrieval heads: int64 [documents], in
-    parts of 2^-40. Parameters as in `ask`.
+    """Each document's share of the attention of the question's rows, summed over this rank's retrieval heads.
+
+    Parameters as in `ask`. Returns int64 [documents], in units of 2^-40 of one head's attention.
     """
     if not pool.asked.heads:
         return torch.zeros(len(documents), dtype=torch.int64, device=text.slots.device)
@@ -115,7 +120,8 @@ def _alike(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def _logits(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
     """Log of each document's summed attention weights: float32 [heads, rows, documents].
 
-    q: float32 [rows, heads, D]. The documents are rows of one rectangle: one product for each head, and sums in an order that
+    q: float32 [rows, heads, D]. The documents are rows of one rectangle: one product for each head, and sums in an
+        order that
     never changes. So they should be of about the same length.
     """
     sizes = np.array([len(document.slots) for document in documents])

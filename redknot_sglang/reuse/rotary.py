@@ -31,7 +31,11 @@ _REASONS = {
 
 
 def rotation_of(model: torch.nn.Module) -> Rotation:
-    """The rotation of a loaded SGLang model whose cached keys it can move. Raises RotaryError."""
+    """How a loaded SGLang model rotates keys by their position.
+
+    Raises RotaryError, with the reason, for a model whose cached keys cannot be turned to other positions, or whose
+    class nobody has checked.
+    """
     name = type(model).__name__
     if name not in _MODELS:
         raise RotaryError(f"relocation was not checked for {name}, only for {', '.join(_MODELS)}")
@@ -39,7 +43,9 @@ def rotation_of(model: torch.nn.Module) -> Rotation:
 
 
 def rotary_of(model: torch.nn.Module) -> Rotation:
-    """The rotation that all layers share. Raises RotaryError."""
+    """The rotation that all layers of a model share. Raises RotaryError if there is none, or none that RedKnot can turn
+    keys by.
+    """
     # By identity: SGLang shares one module between layers of the same shape.
     modules = {id(module): module for module in model.modules() if _is_rotary(module)}
     if not modules:

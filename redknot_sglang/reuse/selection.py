@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies that select: which documents a request keeps, and its prompt without the others."""
+"""What a repair policy that selects (`question:N`) does: it keeps some documents of a prompt and takes the others out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from redknot_sglang.reuse.sources import pieces_of
 
 
 class DocumentSelection:
-    """Asks the device for the documents of a request and makes its prompt what is left.
+    """Has the device choose the documents that a request keeps, and shortens the request's prompt to them.
 
     tree: the HeadClassRadixCache.
-    facts: of the model.
-    isolated: the isolated prefills, which know what the device is busy with.
+    facts: what segmented mode has to know of the model.
+    isolated: the isolated prefills (`reuse/isolated.py`), which know whether a forward is under way.
     """
 
     def __init__(self, tree: Any, facts: ModelFacts, isolated: IsolatedPrefills) -> None:
@@ -34,11 +34,14 @@ class DocumentSelection:
         self._pool = self._allocator.get_kvcache()
 
     def chosen(self, req: Any, plan: Plan) -> Sequence[int] | None:
-        """Numbers of the segments to keep; None if the device is asked only now, behind a forward that is under way.
+        """Numbers of the segments to keep; None if the device has only now been asked, so that the caller should come
+        again.
 
-        req: SGLang's Req, all paths that its plan names locked for it. To wait for the forward as well would leave the device
-        idle until the next batch is made. What was chosen stays right if documents are evicted meanwhile: computed again they are
-        the same.
+        The device works through its queue in order. Waiting for the answer while a forward is before it would leave the
+        device idle until the next batch is made. A choice stays right if documents are evicted meanwhile: computed
+        again, they are the same.
+
+        req: SGLang's Req; all paths that its plan names are locked for it.
         """
         state = state_of(req)
         if state.documents is None:
@@ -61,7 +64,10 @@ class DocumentSelection:
         return ask(self._pool, self._facts.rotation, mapping, count, documents, text, group)
 
     def apply(self, req: Any, plan: Plan, chosen: Sequence[int]) -> None:
-        """Make a request's prompt what these segments leave of it, and the request one of exact mode."""
+        """Take all segments but the chosen ones out of a request's prompt. From then on it is a request of exact mode.
+
+        chosen: numbers of segments, ascending.
+        """
         state, prompt = state_of(req), len(req.origin_input_ids)
         asked, state.documents, state.plan = state.documents is not None, None, None
         positions = plan.left(chosen, prompt)
@@ -76,7 +82,9 @@ class DocumentSelection:
         state.selection = Selection(plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, cached)
 
     def _operations(self, plan: Plan, prompt: int) -> int:
-        """Operations of a choice on all ranks: the text's own pass behind the lead, and its queries with the keys of all segments."""
+        """Operations of a choice on all ranks: the text's own pass behind the lead, and its queries with the keys of
+        all segments.
+        """
         assert self._facts.arithmetic is not None, "admitted without a rotation"
         rows = np.arange(prompt - plan.tail)
         keys = sum(end - start for start, end in plan.segments)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments that several running requests were made of stay in the tree.
+"""Segments (documents) that several running requests have used stay locked in the prefix tree.
 
-A request needs its segments only until it has relocated them. Where memory is full, each admission would then evict what
-the next one is made of, and computing that again takes longer than waiting for a running request to end: past
-saturation the server would do little else. Segments of one request alone go as ever, since locking them would let fewer
-requests run. Text between segments that `blend` needs to choose rows counts as a segment here. Of shared ones each lock
-holds one copy beside two or more that run, so that locks take half as many global slots as running requests at most.
+A request needs a segment in the tree only until it has copied (*relocated*) it to its own slots. If segments were
+unlocked then, each admission under full memory would evict what the next request needs. Computing that again takes
+longer than waiting for a running request to end, and past saturation the server would do little else. So a segment
+stays locked while at least two running requests have used it. One that a single request has used is unlocked: locking
+those as well would let fewer requests run. A locked segment has at least two copies in running requests, so locks take
+at most half as many global slots as running requests.
+
+Text between segments, which `blend` needs for choosing rows, counts as a segment here.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ class Locked(Protocol):
 
 
 class SharedSegments:
-    """Locks on what at least two running requests have relocated.
+    """The locks on segments that at least two running requests have relocated.
 
-    unlock: gives up the lock of a path. touch: makes a path the one that was used last: it was in use until now, and without
-    a lock it would go before the answers that just ended, which few go on from.
-    Locks depend on running requests alone: where nothing runs there are none, so nobody waits for them for ever.
+    unlock: gives up the lock of a path.
+    touch: marks a path as the most recently used one. A path whose lock is given up was in use until now. Without the
+        mark it would be evicted before answers that just ended, although few requests continue those.
+    Locks depend on running requests alone. Where nothing runs there are none, so nobody waits for one for ever.
     """
 
     def __init__(self, unlock: Callable[[Any], object], touch: Callable[[Identity], object]) -> None:
@@ -39,7 +43,11 @@ class SharedSegments:
         self._locks: dict[Identity, Locked] = {}
 
     def used(self, req: Any, path: Locked) -> None:
-        """A running request has relocated a path and needs its lock no longer; the lock is taken over or given up."""
+        """A running request has relocated a path and needs its lock no longer. The lock is kept here, or given up.
+
+        req: SGLang's Req.
+        path: the path, locked.
+        """
         # A dict for its order: what is touched when decides what is evicted, and all ranks must decide alike.
         mine = state_of(req).used
         if path.identity not in mine:
@@ -51,7 +59,10 @@ class SharedSegments:
             self._unlock(path)
 
     def ended(self, req: Any, touch_all: bool = False) -> None:
-        """A request runs no longer. touch_all: make all that it used the last used, not only what had a lock."""
+        """A request runs no longer: locks on what fewer than two others have used are given up.
+
+        touch_all: mark all paths that it used as recently used, not only those whose lock is given up.
+        """
         state = state_of(req)
         used, state.used = state.used, {}
         for identity in used:
@@ -65,6 +76,6 @@ class SharedSegments:
                 del self._users[identity]
 
     def release(self) -> None:
-        """Give up all locks: a running request needs room more than others need these segments."""
+        """Give up all locks. A running request that has no room needs it more than others need these segments."""
         while self._locks:
             self._unlock(self._locks.popitem()[1])

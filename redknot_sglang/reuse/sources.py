@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments in the tree that requests are about to relocate: looked up, locked, and computed if they are not there."""
+"""The cached segments (documents) that requests are about to relocate: looked up and locked, or computed if they are
+missing.
+
+To *relocate* a segment is to copy its KV from the prefix tree to a request's own slots. Until then it must not be
+evicted, so it is locked.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,13 @@ from redknot_sglang.seams.sglang import AddReqResult, MatchPrefixParams, RadixKe
 
 @dataclass
 class Source:
-    """A path in the tree, locked. slots: its global slots, int64 [tokens of its key]."""
+    """A locked path in the tree.
+
+    path: the part of the prompt that it is for.
+    identity: its namespace and tokens.
+    slots: its global slots, int64 [tokens of its key].
+    node, lock: where it ends in the tree, and SGLang's lock on it.
+    """
 
     path: Path
     identity: Identity
@@ -44,7 +55,9 @@ def _taken(req: Any) -> Sources:
 
 
 def is_idle(adder: Any) -> bool:
-    """Whether nobody runs, or will after this pass so far."""
+    """Whether no request runs and this scheduling pass has admitted none so far. adder: SGLang's PrefillAdder of the
+    pass.
+    """
     return not adder.can_run_list and (adder.running_batch is None or adder.running_batch.is_empty())
 
 
@@ -56,12 +69,12 @@ def pieces_of(sources: Sources) -> list[Piece]:
 
 
 class SegmentSources:
-    """Locks on segments, for the requests that are being admitted and for one that waits.
+    """The locks on segments that requests hold. tree: the HeadClassRadixCache.
 
-    An admitted request holds its locks (`RequestState.sources`) until it has relocated what it needs; locks on what several
-    running requests are made of stay (`shared`). Of the requests in the queue only the first that waits for segments keeps
-    locks on what is there already, so that computing one of its segments cannot evict another for ever; it gives them up to
-    whoever would otherwise stand still.
+    An admitted request holds its locks (`RequestState.sources`) until it has relocated what it needs. Segments that
+    several running requests have used stay locked after that (`shared`). Of the requests in the queue, only the first
+    one that waits for segments holds locks on those that are there already. Otherwise computing one of its segments
+    could evict another, again and again. It gives its locks up to a request that could not go on without the room.
     """
 
     def __init__(self, tree: Any) -> None:
@@ -74,8 +87,10 @@ class SegmentSources:
     def gather(self, adder: Any, req: Any, plan: Plan, start: int) -> AddReqResult | None:
         """Lock all paths that the request needs to go on from `start`.
 
-        Returns None if it has them, CONTINUE if some have to be computed first, and NO_TOKEN if there is no room for that
-        as long as others run. Isolated prefills that evict each other would go before every decode step, for ever.
+        adder: SGLang's PrefillAdder of this scheduling pass.
+        Returns None if the request has them all, CONTINUE if some have to be computed first, and NO_TOKEN if there is
+        no room for that while others run: isolated prefills that evict one another would be scheduled before every
+        decode step, for ever.
         """
         state = state_of(req)
         first = self._pinned is None or self._pinned[0] is req
@@ -160,7 +175,9 @@ class SegmentSources:
         return [path for path in paths if not self.isolated.has_begun(identity_of(req, path))]
 
     def refused(self, adder: Any, req: Any) -> None:
-        """No room for a request with locks in this pass; the next chunk of a request waits with what it has."""
+        """This pass has no room for a request that holds locks. If it is not running yet, it waits as the class
+        describes; a running one, of which a chunk is to be computed, keeps its locks.
+        """
         if req.req_pool_idx is None:
             self._wait(adder, req, _taken(req))
 
@@ -173,7 +190,9 @@ class SegmentSources:
             self._unlock(source)
 
     def keep(self, req: Any, spans: Collection[Span]) -> None:
-        """A request that runs has used all paths but those for `spans`: others decide how long the rest stays locked."""
+        """A running request keeps the locks for these spans of its prompt; it has relocated what it needs of all
+        others.
+        """
         sources: Sources = state_of(req).sources
         for span in [span for span in sources if span not in spans]:
             source = sources.pop(span)
@@ -181,7 +200,9 @@ class SegmentSources:
             self.shared.used(req, source)
 
     def ended(self, req: Any) -> None:
-        """A request has ended or was retracted: it has no locks any more, and what it shared it shares no longer."""
+        """A request has ended or was retracted: it gives up its locks, and counts no longer as one that shares
+        segments.
+        """
         self.release(req)
         # Where requests wait, room is short, and they are likely to need what this one was made of. A lookup for each path
         # takes milliseconds together, which an answer nobody waits behind is spared.
@@ -189,24 +210,28 @@ class SegmentSources:
         self.isolated.done(req)
 
     def make_room(self) -> None:
-        """Give up all locks but those of requests that are relocating: a running request needs room."""
+        """Give up all locks but those of admitted requests that have still to relocate: a running request needs room."""
         self.release_waiting()
         self.shared.release()
 
     def release_waiting(self, but: Any = None) -> None:
-        """Have the request that waits with locks give them up, unless it is `but`; it looks its segments up again."""
+        """Have the waiting request that holds locks give them up, unless it is `but`. It will look its segments up
+        again.
+        """
         if self._pinned is not None and self._pinned[0] is not but:
             self.release(self._pinned[0])
 
     def left_queue(self, queue: list[Any]) -> None:
-        """Requests were aborted while queued; `queue` is what is left."""
+        """Requests in the queue were aborted. queue: the requests that are left in it."""
         if self._pinned is not None and all(req is not self._pinned[0] for req in queue):
             self.release_waiting()
         self.isolated.dropped(queue)
         self.isolated.end_unwanted()
 
     def _paths(self, req: Any, plan: Plan, start: int) -> list[Path]:
-        """`Plan.paths`; a request that waits for room asks in every pass, and at 32K tokens they take half a millisecond."""
+        """`Plan.paths`; a request that waits for room asks in every pass, and at 32K tokens they take half a
+        millisecond.
+        """
         made = self._made
         if made is None or made[0] is not req or made[1] is not plan or made[2] != start:
             made = self._made = req, plan, start, plan.paths(req.full_untruncated_fill_ids, start)

@@ -30,7 +30,7 @@ class CertificationMetric:
         self.update(config)
 
     def update(self, config: RedKnotConfig) -> None:
-        """Show what `config` says now. The gauge of a certificate that no longer counts goes to 0."""
+        """Show what the server's settings say now; the gauge of a certificate that no longer holds goes to 0."""
         found = config.certification
         if self._shown is not None:
             self._shown.set(0)
@@ -41,8 +41,8 @@ class CertificationMetric:
 class ClassMetrics:
     """Gauges of the two pools and of the prefix cache, by head class.
 
-    `redknot:slots` and `redknot:slots_used` have the label `head_class`, `redknot:tree_tokens` also `state`: `evictable`
-    or `protected`.
+    `redknot:slots` and `redknot:slots_used` have the label `head_class`, `redknot:tree_tokens` also `state`:
+    `evictable` or `protected`.
 
     allocator: SGLang's allocator of both pools.
     """
@@ -78,9 +78,17 @@ class SegmentMetrics:
     """Counters of what the prefill of segmented requests took: `redknot:segment_rows_total` and
     `redknot:segment_flops_total`, both with the label `kind`.
 
-    Rows are prompt tokens. Of requests' prompts they are `reused`, `relocated`, `repaired` or `computed` (repaired ones
-    included); `isolated` are those of segments that were computed by themselves. Operations, on all tensor-parallel ranks together, are `computed` by
-    requests (probes included), `isolated`, and `dense`: what the same prompts would take without any cache.
+    A *segment* is a document that is reused at any position of a prompt. Kinds of rows, which are tokens of prompts:
+
+    - `reused`: of a request's prompt, taken from the cache;
+    - `relocated`: of a request's prompt, copied from a segment, whether that was cached before or computed for this
+      request;
+    - `repaired`: of a segment, but computed again in the request;
+    - `computed`: of a request's prompt, computed, repaired ones included;
+    - `isolated`: of segments that were computed by themselves, for any request.
+
+    Kinds of operations, on all tensor-parallel ranks together: `computed` by requests (probes included), `isolated`,
+    and `dense`, what the same prompts would take without any cache.
     """
 
     def __init__(self) -> None:
@@ -113,12 +121,17 @@ class SegmentMetrics:
 
 
 class TierMetrics:
-    """Of the device and of the host tier behind it, all with the label `head_class` (but for the seconds).
+    """Metrics of the device's KV and of the *host tier*, host memory behind it. All but the seconds have the label
+    `head_class`.
 
-    Counters: `redknot:tier_hit_tokens_total{tier}`, prefixes that requests went on from; `redknot:tier_tokens_total{move}` and
-    `redknot:tier_bytes_total{move}`, copies `backed_up` to the host and `loaded_back`, and of tokens also those evicted: `demoted`
-    where the host keeps a copy, `dropped` where none is left, `host_dropped` on the host. Gauge: `redknot:host_slots_used`. Histogram:
-    `redknot:load_back_seconds`, of loads that were begun together.
+    - `redknot:tier_hit_tokens_total{tier}`, counter: tokens of prefixes from which requests went on.
+    - `redknot:tier_tokens_total{move}`, counter: tokens that were copied to the host (`backed_up`) or from it
+      (`loaded_back`), and those
+      evicted: from the device with a copy left on the host (`demoted`) or without one (`dropped`), or from the host
+          (`host_dropped`).
+    - `redknot:tier_bytes_total{move}`, counter: bytes of the copies.
+    - `redknot:host_slots_used`, gauge.
+    - `redknot:load_back_seconds`, histogram: how long loads took that were begun together.
     """
 
     def __init__(self) -> None:

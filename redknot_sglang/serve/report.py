@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report about a finished request that its caller gets, `meta_info.redknot`, and what the request adds to the metrics.
+"""The report about a finished request that its caller gets, `meta_info.redknot`, and what the request adds to the
+metrics.
 
 docs/serving.md explains the keys of the report.
 """
@@ -20,11 +21,11 @@ from redknot_sglang.serve.report_key import KEY
 
 
 class Reports:
-    """Listens to a tree: requests that end get their report, and metrics follow.
+    """Listens to a prefix tree: gives each request that ends its report, and keeps the metrics up to date.
 
     tree: a prefix cache over a HeadClassPool.
-    arithmetic: of all ranks, None if the server cannot serve segmented requests.
-    classes, segments: the metrics to keep up, None without.
+    arithmetic: counts the operations of prefill on all ranks; None if the server cannot serve segmented requests.
+    classes, segments: the metrics to keep up to date; None on a server without metrics.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Reports:
         self._cost: ClassBytes = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
 
     def request_ended(self, req: Any) -> None:
-        """Report to its caller, and count it if it was segmented or computed a segment."""
+        """A request has ended: give it its report, and count it if it was segmented or computed a segment."""
         arithmetic, (window, sink) = self._arithmetic, self._tree.local_reach
         report = report_request(req, window, sink, self._cost, arithmetic)
         if self._segments is None or arithmetic is None:
@@ -70,17 +71,19 @@ def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int
 def report_request(
     req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None
 ) -> dict[str, Any] | None:
-    """Attach the report to a finished request and return it; None for a retracted one, which goes on later.
+    """Attach the report to a finished request and return it. Returns None for one that was retracted, since it goes on
+    later.
 
     req: SGLang's Req.
     window: W in tokens.
     sink: S in tokens.
     cost: bytes of a slot of each class.
-    arithmetic: counts the operations of prefill; None where the server cannot serve segmented requests, and then exact ones
-        have no such counts.
+    arithmetic: counts the operations of prefill; None where the server cannot serve segmented requests, and then exact
+        ones have no such counts.
 
-    SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the output.
-    So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers see.
+    SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the
+    output. So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers
+    see.
     """
     if req.finished_reason is None or not req.output_ids:
         return None

@@ -54,8 +54,9 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: list[int]) -> None:
     """Complete the `custom_params` of a request with mode, segments and policy, and take separators out of its tokens.
 
-    A request without `custom_params` has those of the server's `--preferred-sampling-params`, as in stock SGLang. Keys that
-    are not ours stay as they are. `plan.request.take_options` later takes ours out, before logit processors see them.
+    A request without `custom_params` has those of the server's `--preferred-sampling-params`, as in stock SGLang. Keys
+    that are not ours stay as they are. `plan.request.take_options` later takes ours out, before logit processors see
+    them.
 
     manager: SGLang's tokenizer manager.
     config: the server's settings.
@@ -99,9 +100,11 @@ def custom_params_of(obj: Any, preferred: Mapping[str, Any] | None) -> Any:
 
 
 def check_namespace(name: str, value: Any) -> None:
-    """Raises RedKnotError if a client's namespace in the prefix cache might be one of ours, such as that of segments.
+    """Check that a client's namespace in the prefix cache cannot be one of RedKnot's own, such as that of segments.
 
-    name: of the field that names it. value: what the client gave, or None.
+    name: the field that the client gave it in.
+    value: the namespace, or None.
+    Raises RedKnotError if it can.
     """
     if isinstance(value, str) and MARK in value:
         raise RedKnotError(
@@ -110,8 +113,8 @@ def check_namespace(name: str, value: Any) -> None:
 
 
 def check_unresolved(obj: Any, preferred: Mapping[str, Any] | None = None) -> None:
-    """Checks that need no tokens: the namespace, the type of `custom_params`, and that a prompt of embeddings, which has no
-    tokens, asks for no segments.
+    """Check what can be checked without the prompt's tokens: the namespace, the type of `custom_params`, and that a
+    prompt given as embeddings asks for no segments.
 
     obj: SGLang's GenerateReqInput.
     preferred: the value of `--preferred-sampling-params`, or None.
@@ -131,7 +134,8 @@ def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bo
     """Tokens of a prompt whose segments are named by characters, and the token offsets of these segments.
 
     The text is tokenized with separators at the offsets, so that a document has the same tokens however it is named and
-    whatever stands beside it. Were it tokenized by itself, some tokenizers would put the mark of a word's beginning first.
+    whatever stands beside it. Were it tokenized by itself, some tokenizers would put the mark of a word's beginning
+    first.
 
     both: whether the request has token offsets, too, which is an error.
     """
@@ -169,10 +173,12 @@ def _check_servable(manager: Any, obj: Any) -> None:
 
 
 def _check_logprobs(obj: Any, resolved: Mapping[str, Any], length: int) -> None:
-    """Raises RedKnotError if log-probabilities of the prompt are asked for that begin before the text behind the last segment.
+    """Raises RedKnotError if log-probabilities of the prompt are asked for that begin before the text behind the last
+    segment.
 
-    A token's log-probability needs the row before it. Rows of segments may never have been computed in this context, and
-    SGLang gives no probability to the first token that is asked for; so that one may stand right behind the last segment.
+    A token's log-probability needs the row before it. Rows of segments may never have been computed in this context,
+    and SGLang gives no probability to the first token that is asked for; so that one may stand right behind the last
+    segment.
 
     resolved: `custom_params` of a segmented request. length: tokens of its prompt.
     """

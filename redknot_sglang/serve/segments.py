@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments computed ahead of time: the calls of `/redknot/segments`, in the process that has the tokenizer.
 
-A segment that is not in the prefix cache is computed by an ordinary request for one token, whose prompt is the segment: so
-the scheduler batches, cuts and admits it like any other. Its KV stays in the cache, where later requests find it.
+A segment that is not in the prefix cache is computed by an ordinary request for one token, whose prompt is the segment:
+so the scheduler batches, cuts and admits it like any other. Its KV stays in the cache, where later requests find it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ AT_ONCE = 64
 
 
 async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -> list[dict[str, Any]]:
-    """Compute the segments of a POST on every data-parallel rank that has not got them.
+    """Compute the segments that a POST names, on every data-parallel rank that does not have them yet.
 
     manager: SGLang's tokenizer manager.
     config: the server's settings.
     body: the JSON body, checked here.
     client: the HTTP request; if its client hangs up, what is under way is aborted.
-    Returns `tokens` and `new` of each segment, in order. Raises RedKnotError for a bad body, and whatever SGLang raises for
-    a request that it cannot take.
+    Returns `tokens` and `new` of each segment, in order. Raises RedKnotError for a bad body, and whatever SGLang raises
+    for a request that it cannot take.
     """
     fields = _checked(body, config)
     text = SegmentText(manager, config)
@@ -66,7 +66,9 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
 
 
 async def listed(manager: Any) -> list[dict[str, Any]]:
-    """The preloaded segments, the oldest first. `resident_tokens` is that of the data-parallel rank with the fewest."""
+    """The preloaded segments, the oldest first. `resident_tokens` is the count of the data-parallel rank that holds
+    fewest of them.
+    """
     ranks = [{entry["id"]: entry for entry in rank["segments"]} for rank in await _ask(manager, LIST, {})]
     return [
         {
@@ -91,7 +93,9 @@ async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[st
 
 
 def _is_after_lead(config: RedKnotConfig, repair: str | None) -> bool:
-    """Whether segments are computed behind the lead. repair: of the request, or None for the server's. Raises RedKnotError."""
+    """Whether segments are computed behind the lead. repair: of the request, or None for the server's. Raises
+    RedKnotError.
+    """
     return config.segment_lead == "lead" or repair_of(repair, config, "repair").selects
 
 
@@ -124,7 +128,9 @@ def _checked(body: Any, config: RedKnotConfig) -> dict[str, Any]:
 
 
 def _servable(manager: Any, config: RedKnotConfig, repair: str | None) -> str:
-    """The full name of a repair policy, or of the server's if it is None. Raises the error that a request under it gets."""
+    """The full name of a repair policy, or of the server's if it is None. Raises the error that a request under it
+    gets.
+    """
     params = {MODE: "segmented", SEGMENTS: [0, 1], **({} if repair is None else {REPAIR: repair})}
     # No token has the number -1, so none of these is a separator.
     prompt = [-1, -1]
@@ -171,8 +177,8 @@ async def _compute(
 
 
 async def _ask(manager: Any, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Send a message to the schedulers. Returns the answers of all data-parallel ranks; raises the error of the first that
-    refuses.
+    """Send a message to the schedulers. Returns the answers of all data-parallel ranks; raises the error of the first
+    that refuses.
     """
     from redknot_sglang.seams.sglang import DumperControlReqInput
 

@@ -12,9 +12,11 @@ from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[str, Any]) -> dict[str, Any]:
-    """The state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in the prefix
-    cache, how prefill ran, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many
-    slots each; bytes of a slot are those on all of them together.
+    """The server's state as JSON types.
+
+    It has the versions, the head map in a few numbers, the certificate, slots and bytes of each head class, the tokens
+    in the prefix cache, how prefill ran, and what was copied between device and host (None if the prefix cache is off). All
+    tensor-parallel ranks have the same number of slots; the bytes of a slot are those on all ranks together.
 
     config: the server's settings.
     tree: the prefix cache.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where KV lies and where it goes, for the status and the metrics: hits by tier, copies to the host and back, evictions."""
+"""Counts for the status and the metrics of where KV lies: hits on the device and on the host, copies between them,
+evictions.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ _COPIES = ("backed_up", "loaded_back")
 
 
 class TierFigures:
-    """Listens to a tree and its tiers, and counts since the server began.
+    """Listens to a tree and counts what it tells, from the server's start on. *Tiers* are the device and the host
+    memory behind it.
 
     tree: a HeadClassRadixCache, its host tier already there if it has one.
     cost: bytes of a slot of each head class.
-    metrics: to keep up, None without.
+    metrics: the metrics to keep up to date; None on a server without metrics.
     """
 
     def __init__(self, tree: Any, cost: ClassBytes, metrics: TierMetrics | None = None) -> None:
@@ -66,9 +69,9 @@ class TierFigures:
     def status(self) -> dict[str, Any]:
         """As JSON types: `host`, slots of each head class there, or None; and what was counted since the server began.
 
-        `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`); `evicted_tokens`,
-        with copies left on the host (`demoted`) or not (`dropped`), and on the host (`host_dropped`), each by head class; `loads`
-        and the seconds that they took.
+        `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`);
+        `evicted_tokens`, with copies left on the host (`demoted`) or not (`dropped`), and on the host (`host_dropped`),
+        each by head class; `loads` and the seconds that they took.
         """
         moved = {move: self._by_class(self._moved, move) for move in (*_COPIES, "demoted", "dropped", "host_dropped")}
         return {

@@ -3,23 +3,30 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
+import pytest
 import requests
 
 from redknot_sglang.cpu import has_cuda_driver
+from redknot_sglang.errors import ServerError
 from redknot_sglang.measure import launch as launching
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "eval" / "model"
 FORKING = ROOT / "tests" / "serving" / "forking.py"
+CLIENT = ROOT / "tests" / "serving" / "client.py"
 HEAD_MAP = MODEL / "head_map.json"
 ALL_GLOBAL = MODEL / "all_global.json"
 
@@ -43,6 +50,8 @@ FLAGS = (
     "--random-seed=1",
 )
 REQUEST_TIMEOUT = 300
+# Seconds; a new environment has to compile thousands of files first.
+IMPORT_TIMEOUT = 600
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,55 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
     return [*model, *base, *args]
 
 
+class Forker:
+    """A process that has all modules and forks servers from itself (forking.py); it and they end with this process."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="redknot-forking-")
+        self.socket, log = Path(self._folder.name) / "socket", Path(self._folder.name) / "log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, str(FORKING), "--serve", str(self.socket)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **ENVIRONMENT},
+            )
+        end = time.monotonic() + IMPORT_TIMEOUT
+        while not self.socket.exists():
+            if self._process.poll() is not None or time.monotonic() > end:
+                said = log.read_text(errors="replace")
+                self.close()
+                raise ServerError(f"there is no process to fork servers from; it said: {said}")
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """End it and the servers that it forked, as the end of this process does."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        if not self.socket.exists():
+            # It imports still, and looks at its input only after that.
+            self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def program(self) -> tuple[str, ...]:
+        """What Python runs in place of `-m sglang.launch_server` for a server that is forked."""
+        return "-S", "-E", str(CLIENT), str(self.socket)
+
+
+@cache
+def forker() -> Forker:
+    """The one of this process, started by the first call."""
+    return Forker()
+
+
+def fork_servers_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Have a module of the project fork the servers that it launches, on a CPU. At full size it starts them as its users do."""
+    if ON_CPU and not full:
+        monkeypatch.setattr(module, "launch", partial(launching.launch, program=forker().program()))
+
+
 @contextmanager
 def launch(
     args: Sequence[str] = (),
@@ -106,26 +164,33 @@ def launch(
 ) -> Iterator[Server]:
     """A server with `flags(args, certified, base)`, up and healthy; it and all its processes end with the context.
 
+    env: variables that SGLang may read when it is imported; the server then imports everything itself.
     forked: whether its processes are forked, which is quicker (forking.py), or started as SGLang does.
     Raises redknot_sglang.errors.ServerError with its last log lines if it does not come up.
     """
     # SGLang would look for the rendezvous port of its ranks long before they bind it.
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as rendezvous:
         log, args = Path(folder) / "server.log", [f"--nccl-port={rendezvous}", *args]
-        program = (str(FORKING),) if forked else launching.LAUNCH_SERVER
+        program: Sequence[str] = launching.LAUNCH_SERVER
+        if forked:
+            program = [str(FORKING)] if env else forker().program()
         env = {**ENVIRONMENT, **(env or {})}
         with launching.launch(flags(args, certified, base), log, env=env, program=program) as running:
             yield Server(running.url, running)
 
 
-def refused(args: Sequence[str], timeout: float = 180, only: Sequence[str] = FLAGS) -> tuple[int, str]:
+def refused(
+    args: Sequence[str], timeout: float = 180, only: Sequence[str] = FLAGS, forked: bool = ON_CPU
+) -> tuple[int, str]:
     """Exit code and output of a server that is expected to stop by itself, and that wants a certificate.
 
-    only: the flags of every test server that it has. Raises AssertionError if it still runs after `timeout` seconds.
+    only: the flags of every test server that it has. forked: as of `launch`. Raises AssertionError if it still runs after
+    `timeout` seconds.
     """
+    program = forker().program() if forked else launching.LAUNCH_SERVER
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as port:
         log = Path(folder) / "server.log"
-        process = launching.start(flags(args, certified=True, base=only), log, port, ENVIRONMENT)
+        process = launching.start(flags(args, certified=True, base=only), log, port, ENVIRONMENT, program)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

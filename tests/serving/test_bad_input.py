@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_real_servers_stop_with_one_line(tmp_path: Path, full: bool) -> None:
         cases["--pp-size 2"] = ["--redknot", MAP_ARGUMENT, "--pp-size=2"]
         cases["without --redknot"] = ["--redknot-context-length=100"]
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(harness.refused, cases.values()))
+        ended = list(pool.map(partial(harness.refused, forked=False), cases.values()))
     for names, (code, output) in zip(cases, ended, strict=True):
         lines = [line for line in output.splitlines() if line.startswith(ERROR)]
         assert code != 0

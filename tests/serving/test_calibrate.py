@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 from redknot_sglang.certificate.document import certificate_path, read_certificate
+from redknot_sglang.certify import servers
+from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
 from tests.serving import harness
 
 pytestmark = pytest.mark.serving
 
 # So small that figures mean little; the sizes that mean something are in eval/NOTES.md.
-PROFILE = (
-    "--data tasks --lengths 512 --n 1 --seed 100000 --target-kv 0.45 --at 4096 --windows 128 --methods mass,ablation"
-)
+PROFILE = "--data tasks --lengths 512 --n 1 --seed 100000 --target-kv 0.45 --at 4096 --windows 128 --methods mass"
 CERTIFY = "--tasks lookup,tracking --lengths 512 -n 10 --controls bm25:1,none"
 
 
-def test_profile_certify_serve(tmp_path: Path) -> None:
+def test_profile_certify_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
     path, page = tmp_path / "map.json", tmp_path / "report.html"
     flags = PROFILE.split() + ["--points", "1", "--reuse", "none", "--dtype", "float32", f"--report={page}"]
     done = harness.run_redknot("profile", str(harness.MODEL), *flags, f"--out={path}")
@@ -31,8 +31,10 @@ def test_profile_certify_serve(tmp_path: Path) -> None:
 
     code, log = harness.refused(["--redknot", f"--redknot-head-map={path}"])
     assert code != 0 and "there is no certificate" in log
-    done = harness.run_redknot("certify", str(harness.MODEL), f"--head-map={path}", *CERTIFY.split(), timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # In this process, so that its servers can be forked; at full size as users run it.
+    harness.fork_servers_of(servers, monkeypatch, full)
+    certify = ["certify", str(harness.MODEL), f"--head-map={path}", *CERTIFY.split()]
+    assert (harness.run_redknot(*certify, timeout=500).returncode if full else main(certify)) == 0
     certificate = read_certificate(certificate_path(path))
     assert set(certificate.verdicts) == {"exact"}
     one, nothing = (certificate.document["controls"][name]["cells"][0] for name in ("bm25:1", "no-documents"))
@@ -41,6 +43,8 @@ def test_profile_certify_serve(tmp_path: Path) -> None:
     for what in ("rows", "flops"):
         assert 0 < nothing["computed"][what] < one["computed"][what] < exact["computed"][what] <= 1
 
-    with harness.launch(["--redknot", f"--redknot-head-map={path}"], certified=True, forked=False) as server:
+    with harness.launch(
+        ["--redknot", f"--redknot-head-map={path}"], certified=True, forked=not full and harness.ON_CPU
+    ) as server:
         said = server.generate(list(range(400, 520)), 2)["meta_info"]["redknot"]
         assert (said["certified"], said["certificate"]) == (True, certificate.digest)

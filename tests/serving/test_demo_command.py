@@ -2,6 +2,7 @@
 """The demo in small, both servers and both clients included."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,17 @@ from PIL import Image
 from eval.demo.settings import REDKNOT, STOCK
 from redknot_sglang.cpu import install_kernel_stand_in
 from redknot_sglang.measure.checkout import load_demo
-from tests.serving.harness import ON_CPU
+from tests.serving.harness import ON_CPU, fork_servers_of
 
 pytestmark = pytest.mark.serving
 
 
-def test_the_demo_measures_both_servers_and_writes_its_files(tmp_path: Path) -> None:
+def test_the_demo_measures_both_servers_and_writes_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
     install_kernel_stand_in()
     demo = load_demo()
+    fork_servers_of(sys.modules["eval.demo.run"], monkeypatch, full)
     settings = demo.Settings(
         device="cpu" if ON_CPU else "cuda",
         conversations=6,

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.serving, pytest.mark.pinned]
 
 ANSWER = 6
 HIT_TOLERANCE = 1e-4
-POOL = 4000
+POOL = 3000
 WINDOW, SINK = 128, 4
 FLAGS = (
     "--redknot",
@@ -52,7 +52,7 @@ def server(servers: SharedServers, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def push_out(server: Server, rng: random.Random) -> None:
     """Fill the device with other prompts, so that what it held is on the host only."""
-    for _ in range(POOL // 700 + 3):
+    for _ in range(POOL // 700 + 2):
         server.generate(noise(rng, 700), 1)
     settle(server)
 

@@ -27,6 +27,8 @@ from tests.serving.shared import SharedServers
 pytestmark = pytest.mark.serving
 
 ANSWER = 6
+# Longest document and longest prompt by chunk size; some prompts fill several chunks.
+SIZES = {128: (300, 1300), 2048: (700, 3000)}
 HIT_TOLERANCE = 1e-4
 POOL = 24576
 
@@ -58,7 +60,8 @@ def test_equals_the_definition(servers: SharedServers, lead: str, full: bool) ->
 def test_a_hit_never_changes_an_answer(servers: SharedServers, chunk: int, full: bool) -> None:
     count = 300 if full else 8
     rng = random.Random(f"hits {chunk}")
-    requests = make_requests(rng, count, most=12, longest=1500, limit=7000 if full else 3500)
+    longest, limit = (1500, 7000) if full else SIZES[chunk]
+    requests = make_requests(rng, count, 12, longest, limit)
     worst = 0.0
     server = servers.get(*SEGMENTS, f"--chunked-prefill-size={chunk}")
     cold = []

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The repair policies by name, a file of this folder for each or for a few that belong together.
+"""The repair policies, found by name. Each file of this folder holds one, or a few that belong together.
 
-A new one is a subclass of `Policy` in a file here, and a row in tests/plan/test_policies.py. Nothing else names policies:
-help texts and error messages list those that are found.
+A repair policy says which rows of a reused segment are computed again in their new context. A new one is a subclass of
+`Policy` in a file here, and a row in tests/plan/test_policies.py. Nothing else names policies: help texts and error
+messages list those that are found here.
 """
 
 from __future__ import annotations
@@ -47,22 +48,26 @@ KEEPING_WHOLE = _either(policy for policy in POLICIES if policy.keeps_whole)
 
 
 def largest(names: Sequence[str]) -> str:
-    """Of some policies the one to size pools for: the first under which cached segments keep all rows, else the first.
+    """Which of some policies the KV pools should be sized for: the one that needs most room for cached segments.
 
-    names: repair policies, at least one. Raises RedKnotError for a name that is none.
+    That is the first under which local heads keep all rows of a segment. If there is none, all need the same, and it is
+    the first.
+    names: names of repair policies, at least one. Raises RedKnotError for a name that is none.
     """
     return next((name for name in names if parse_repair(name).keeps_whole), names[0])
 
 
 def listed() -> str:
-    """All policies as help texts and messages list them, each with its meaning."""
+    """One text that lists all policies, each with its meaning, for help texts and messages."""
     return ", ".join(
         f"{policy.pattern} ({policy.meaning})" if policy.meaning else policy.pattern for policy in POLICIES
     )
 
 
 def parse_repair(text: str) -> Policy:
-    """The policy that `text` names. Raises RedKnotError."""
+    """The policy that a text such as "boundary:16" names. Raises RedKnotError, with a list of those that exist, if
+    there is none.
+    """
     kind, colon, argument = text.partition(":")
     policy = _BY_KIND.get(kind)
     found = policy.parse(argument if colon else None) if policy is not None else None

@@ -10,15 +10,19 @@ from redknot_sglang.plan.spans import Spans
 
 
 class Policy(ABC):
-    """A repair policy. Each kind is a frozen dataclass in a file of this folder, where it is found by itself.
+    """A repair policy. Each kind is a frozen dataclass in a file of this folder, where it is found without being listed
+    anywhere.
 
-    kind: what its name has before the colon. pattern: its name as users write it, a capital letter for the argument.
+    kind: what its name has before the colon.
+    pattern: its name as users write it, with a capital letter for the argument.
     meaning: what it repairs, for help texts; empty where the pattern says it.
-    probes: its rows are chosen by a probe, once the segments' KV is there, `count` of each segment; else they are those of
-    `repaired`, known by their position. selects: it chooses among whole segments, `documents` of them, by the text behind the
-    last one, and leaves the others out of the prompt. keeps_whole: any row may be repaired, so that local heads keep all rows of
-    segments and not their sinks and windows only. A policy that probes rows needs that: what probes look at is kept by local
-    slot.
+    probes: True if its rows are chosen by a *probe* (`reuse/probe.py`) that looks at the segments' KV once that is
+        there: `count` rows of each segment. Otherwise its rows are known by position: `repaired`.
+    selects: True if it chooses whole segments, by the text behind the last one, and leaves the others out of the
+        prompt.
+    documents: how many segments a policy that selects keeps.
+    keeps_whole: True if any row of a segment may be repaired. Then local heads keep all rows of cached segments, not
+        only sink and window. A policy that probes needs this, because what a probe looks at is kept beside local slots.
     """
 
     kind: ClassVar[str]
@@ -32,17 +36,24 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, argument: str | None) -> Policy | None:
-        """The policy with this argument, what stands behind the colon (None: no colon), or None if it cannot have that."""
+        """The policy with this argument, or None if it cannot have this one.
+
+        argument: what stands behind the colon of its name; None if there is no colon.
+        """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """As users write it, the same for equal policies: `parse_repair` reads it, and certificates and keys hold it."""
+        """Its name as users write it; equal policies have the same one. `parse_repair` reads it, certificates and keys
+        hold it.
+        """
 
     @abstractmethod
     def count(self, rows: int) -> int:
-        """Most rows that are repaired of a segment of `rows` rows."""
+        """How many rows are repaired, at most, of a segment of `rows` rows."""
 
     def repaired(self, start: int, end: int) -> Spans:
-        """The rows of the segment [start, end) that are repaired for their position; none if a probe chooses them."""
+        """The rows of the segment [start, end) that are repaired because of where they stand; none if a probe chooses
+        them.
+        """
         return []

@@ -12,11 +12,12 @@ from redknot_sglang.plan.policies.base import Policy
 
 @dataclass(frozen=True)
 class Blend(Policy):
-    """Of each segment the share `share` of its rows that its context changes most.
+    """Repairs those rows of each segment that the text before the segment changes most: the share `share` of its rows.
 
-    After CacheBlend (arXiv 2405.16444), which runs the whole prompt through the first layers and compares K and V with the
-    cached ones. Here the change is foretold from the cache alone, by a *probe* of the first global heads
-    (`reuse/probe.py`). And each segment has its own share, so that nothing that follows changes a choice.
+    The idea is CacheBlend's (arXiv 2405.16444), which runs the whole prompt through the first layers and compares K and
+    V with the cached ones. Here the change is estimated from the cache alone, by a *probe* of the first layer with
+    global heads (`reuse/probe.py`). Each segment has its own share, so that text behind a segment cannot change what is
+    chosen in it.
     """
 
     share: float

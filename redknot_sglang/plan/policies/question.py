@@ -12,13 +12,15 @@ _MOST_DOCUMENTS = 1 << 10
 
 @dataclass(frozen=True)
 class WantedDocuments(Policy):
-    """Of the prompt's segments the `documents` that the text behind the last one asks for; the rest of them is left out.
+    """Keeps the `documents` segments that the text behind the last one (the question) asks for, and leaves out all
+    others.
 
-    What asks is attention: the *retrieval heads* of the head map look from the text, computed right behind the lead, at the keys
-    of every segment, computed behind the lead as well (`reuse/question.py`). The request then runs in exact mode, as if its prompt
-    had been the lead, the chosen segments in their order, and all text beside segments. So nothing in its KV is approximate; what
-    is, is the choice. On pretrained models documents that are visible without having been computed in context do harm, more the
-    more there are of them (measured: eval/NOTES.md, "Real weights").
+    The choice is made by attention: the *retrieval heads* that the head map names look from the question at the keys of
+    every segment, where the question and each segment are computed right behind the lead (`reuse/question.py`). The
+    request then runs in exact mode, as if its prompt had been the lead, the chosen segments in their order, and all
+    text outside segments. So its KV is exact, and only the choice is a guess. The reason for leaving documents out: on
+    pretrained models, documents that were computed alone and stay visible do harm, the more of them the more (measured:
+    eval/NOTES.md, "Real weights").
     """
 
     documents: int

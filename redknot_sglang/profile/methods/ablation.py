@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windowed ablation: the loss when one KV head, and no other, sees sink + window.
 
-Michel et al. (arXiv 1905.10650) take single heads out and look at the task; here the head keeps its window instead. It
-measures what matters, one head at a time: of two heads that do the same work it finds neither, because each stands in
-for the other. `greedy` looks at heads together.
+Michel et al. (arXiv 1905.10650) remove single heads and look at the task; here the head keeps its window. This measures
+what matters, but one head at a time: of two heads that do the same work it finds neither, because each stands in for
+the other. `greedy` looks at heads together.
 """
 
 from __future__ import annotations

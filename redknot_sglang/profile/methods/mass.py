@@ -2,9 +2,9 @@
 """Attention mass outside sink + window: how much of a head's softmax lies where a local head would not look.
 
 The evidence most head maps are made of, among them RedKnot's (arXiv 2606.06256); sink + window as in StreamingLLM (Xiao
-et al., arXiv 2309.17453). A KV head serves several query heads and is judged by the one with the most mass outside; their
-mean is recorded, too. Mass is no harm: an idle head that looks everywhere is ranked first, and a head that looks back
-in few rows, but decides the answer there, last.
+et al., arXiv 2309.17453). A KV head serves several query heads and is judged by the one with the most mass outside;
+their mean is recorded, too. Mass does not say what a head is good for: a head that looks everywhere and does nothing is
+ranked first, and one that looks far back in a few rows only, but decides the answer there, is ranked last.
 """
 
 from __future__ import annotations

