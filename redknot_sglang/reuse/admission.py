@@ -23,6 +23,7 @@ from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, Piece, choose_rows
 from redknot_sglang.reuse.selection import DocumentSelection
 from redknot_sglang.reuse.sources import SegmentSources, is_idle
+from redknot_sglang.reuse.stored import StoredPaths
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
@@ -44,6 +45,7 @@ class SegmentAdmission:
         self._adder: Any = None
         self._asked = 0
         self._selection = DocumentSelection(tree, facts, self.sources.isolated)
+        self._stored = StoredPaths(tree)
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """`PrefillAdder.add_one_req`; `call` runs the original. Returns its result.
@@ -68,6 +70,7 @@ class SegmentAdmission:
     def begin_pass(self) -> None:
         """A scheduler's pass begins: loads from the host that the last one left without a forward are done now."""
         settle(self._pool, self._facts, self.sources.isolated)
+        self._stored.ask_ahead(self.sources.isolated.waiting)
 
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.
@@ -96,12 +99,17 @@ class SegmentAdmission:
         state = state_of(req)
         plan = state.plan
         state.loaded = 0, 0
+        if self._stored.must_wait(req):
+            return AddReqResult.CONTINUE
         if plan is not None and not plan.repair.selects:
             load_own_path(self._tree, adder, req)
         if plan is not None and plan.repair.selects:
             waits = self._select(adder, req, plan)
             if waits is not None:
                 return waits
+            if self._stored.must_wait(req):
+                self.sources.release(req)
+                return AddReqResult.CONTINUE
             plan = None
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
         state.dead = []
