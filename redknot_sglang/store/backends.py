@@ -8,7 +8,7 @@ here may take as long as the store likes, so only background threads make them.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -162,4 +162,5 @@ def _found(code: int, size: int) -> Found:
     raise StoreError(f"Mooncake Store answered {code}")
 
 
-KINDS = {"file": Files, "mooncake": Mooncake}
+# By SGLang's names.
+KINDS: dict[str, Callable[[Any], Objects]] = {"file": Files, "mooncake": Mooncake}

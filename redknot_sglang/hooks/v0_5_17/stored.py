@@ -71,6 +71,8 @@ def open_store(context: Any, tree: Any) -> Any:
             Adapters(context.tp_worker.model_runner).named,
         )
         store.start()
+        # SGLang's answers name its class.
+        tree.cache_controller.storage_backend = backend
         return store
     except CertificateError as error:
         raise RedKnotError(f"--hicache-storage-backend names KV by the model's files: {error}") from None
