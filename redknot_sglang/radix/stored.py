@@ -61,6 +61,12 @@ class StoredCache(HostTierCache):
         for node_id in list(self._unsaved):
             self._send(node_id)
 
+    def clear_storage_backend(self) -> bool:
+        """Remove all objects of the store in the background, other servers' too. Returns whether there is a store."""
+        if self.store is not None:
+            self.store.clear()
+        return self.store is not None
+
     # ---- to the store ---------------------------------------------------------------------------------------------
 
     def _save_path(self, node_id: int) -> bool:

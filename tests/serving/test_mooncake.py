@@ -133,4 +133,4 @@ def test_both_servers_outlive_the_master(pair: Pair) -> None:
             break
         time.sleep(1)
     assert found == 199
-    assert wait_for_store(pair.second)["state"] == "working"
+    assert wait_for_store(pair.first)["state"] == "working"

@@ -347,6 +347,7 @@ SURFACE: Surface = {
         "UnifiedRadixCache.cache_finished_req": "(self, req, is_insert=, *, kv_len_to_handle, **kwargs)",
         "UnifiedRadixCache.cache_unfinished_req": "(self, req, chunked=, **kwargs)",
         "UnifiedRadixCache.check_hicache_events": "(self)",
+        "UnifiedRadixCache.clear_storage_backend": "(self)",
         "UnifiedRadixCache.dec_host_lock_ref": "(self, node_id, params=)",
         "UnifiedRadixCache.dec_lock_ref": "(self, node_id, params=, skip_swa=)",
         "UnifiedRadixCache.evict": "(self, params)",
