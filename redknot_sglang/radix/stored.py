@@ -61,6 +61,16 @@ class StoredCache(HostTierCache):
         for node_id in list(self._unsaved):
             self._send(node_id)
 
+    def stop_store(self, why: str) -> None:
+        """Neither write nor read any more, for a reason: what is computed from now on is not what names of objects say."""
+        if self.store is None:
+            return
+        self.store.stop(why)
+        self._withdraw_saves()
+        self._unsaved.clear()
+        for job in list(self.store.fetching):
+            self._give_up(job)
+
     def clear_storage_backend(self) -> bool:
         """Remove all objects of the store in the background, other servers' too. Returns whether there is a store."""
         if self.store is not None:

@@ -70,7 +70,7 @@ class SegmentAdmission:
     def begin_pass(self) -> None:
         """A scheduler's pass begins: loads from the host that the last one left without a forward are done now."""
         settle(self._pool, self._facts, self.sources.isolated)
-        self._stored.ask_ahead(self.sources.isolated.waiting)
+        self._stored.ask_ahead(self.sources.isolated)
 
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted for others of which it then admitted none.

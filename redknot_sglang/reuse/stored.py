@@ -8,6 +8,7 @@ from typing import Any
 from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.plan.request import RequestState, is_isolated, state_of
 from redknot_sglang.radix.paths import reusable_tokens
+from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.seams.sglang import RadixKey
 
 # Requests at the head of the queue for which the store is asked ahead of their turn.
@@ -20,10 +21,13 @@ class StoredPaths:
     def __init__(self, tree: Any) -> None:
         self._tree = tree
 
-    def ask_ahead(self, queue: list[Any]) -> None:
-        """Ask for what requests in the queue want, so that it is on its way while they wait for room."""
+    def ask_ahead(self, isolated: IsolatedPrefills) -> None:
+        """Ask for what requests in the queue want, so that it is on its way while they wait for room.
+
+        isolated: the isolated prefills, which know the queue.
+        """
         if self._tree.store is not None:
-            for req in queue[:_AHEAD]:
+            for req in isolated.waiting[:_AHEAD]:
                 self.must_wait(req)
 
     def must_wait(self, req: Any) -> bool:

@@ -177,9 +177,8 @@ class Store:
             self.withdraw(job)
 
     def stop(self, why: str) -> None:
-        """Neither write nor read any more, since rows are other ones now."""
+        """Take no more jobs. The caller withdraws those that there are."""
         self.stopped = why
-        self.forget()
 
     def clear(self) -> None:
         """Remove all objects of the store, other servers' and models' too, in the background."""

@@ -290,8 +290,19 @@ def test_a_store_of_other_weights_is_not_asked() -> None:
     prompt = list(range(200))
     objects = filled(prompt)
     other = simulate(objects)
-    other.store.stop("new weights")
-    assert other.fetch(prompt) is None and other.store.state == "stopped"
     visit(other, list(range(500, 700)))
+    other.forward_begins()
+    other.notice()
+    job = other.fetch(prompt)
+    other.read()
+    other.notice()
+    assert other.store.saving and job is not None and job.slots is not None
+    other.tree.stop_store("new weights")
+    other.check_conservation()
+    other.check_no_locks()
+    assert other.fetch(prompt) is None and other.store.state == "stopped"
+    visit(other, list(range(800, 900)))
     other.work()
     assert other.store.figures.objects["written"] == 0
+    # What both had cached is still there.
+    assert visit(other, list(range(500, 700))) == 199
