@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree's storage tier: paths whose copies on the host are complete go on to the store, and come back to the host.
+"""From the store to the host tier: paths that requests want and that are neither on the device nor on the host.
 
-What is written and what comes is as the host tier keeps it (`local_host.py`): global rows of all tokens, and local rows of the sink and of
-the window before each boundary from which a request may go on; of whole paths all. What came is on the host from then on, as if it
-had been demoted, and is loaded as ever.
+What came is on the host from then on, as if it had been demoted, and is loaded as ever.
 """
 
 from __future__ import annotations
@@ -15,28 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redknot_sglang.plan.identity import WHOLE
 from redknot_sglang.plan.spans import Span, clip, positions_of
-from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
+from redknot_sglang.radix.saved import CLASSES, SavedCache, is_whole
 from redknot_sglang.radix.scope import ALL
 from redknot_sglang.seams.sglang import ComponentType, RadixKey
 from redknot_sglang.store.jobs import Fetching, Saving, Stage
 from redknot_sglang.store.objects import local_rows
-from redknot_sglang.store.store import Store
-from redknot_sglang.store.writer import slots_of
-
-_CLASSES = (ComponentType.FULL, ComponentType.SWA)
 
 
-class StoredCache(HostTierCache):
+class StoredCache(SavedCache):
     """A tree with a host tier and, if `store` is set, a store behind that."""
-
-    def __init__(self, params: Any) -> None:
-        self.store: Store | None = None
-        # Ends of paths that are being copied to the host, and go to the store afterwards.
-        self._unsaved: dict[int, None] = {}
-        super().__init__(params)
 
     def reset(self) -> None:
         """Forget all paths; what the store has stays there."""
@@ -71,89 +58,6 @@ class StoredCache(HostTierCache):
         for job in list(self.store.fetching):
             self._give_up(job)
 
-    def clear_storage_backend(self) -> bool:
-        """Remove all objects of the store in the background, other servers' too. Returns whether there is a store."""
-        if self.store is not None:
-            self.store.clear()
-        return self.store is not None
-
-    # ---- to the store ---------------------------------------------------------------------------------------------
-
-    def _save_path(self, node_id: int) -> bool:
-        copied = super()._save_path(node_id)
-        if copied and self.store is not None:
-            self._unsaved[node_id] = None
-        return copied
-
-    def _send(self, node_id: int) -> None:
-        """Hand a path to the store once all its copies on the host are complete."""
-        assert self.store is not None
-        path = self._path(node_id)
-        if any(node.write_through_pending_id is not None for node in path):
-            return
-        del self._unsaved[node_id]
-        while path and not path[-1].backuped:
-            path.pop()
-        ends = self._ends(path)
-        if not ends or not self.store.room():
-            return
-        end, whole = path[-1], _is_whole(path[0].key.extra_key)
-        tokens = np.concatenate([np.asarray(node.key.token_ids[: len(node.key)], dtype=np.int64) for node in path])
-        slots = [
-            slots_of([(len(node.key), node.component_data[component].host_value) for node in path])
-            for component in _CLASSES
-        ]
-        with self._scope.within(span=ALL):
-            lock = end.id, self.inc_host_lock_ref(end.id).to_dec_params()
-        namespace = end.key.extra_key or ""
-        self.store.save(Saving(tokens, namespace, whole, (slots[0], slots[1]), lock, ends=ends, node=node_id))
-
-    def _path(self, node_id: int) -> list[Any]:
-        """The nodes of a path, the first position first; none if its end has left the tree."""
-        try:
-            node = self.tree_core.node_by_id(node_id)
-        except KeyError:
-            return []
-        path = []
-        while node is not self.tree_core.root_node:
-            path.append(node)
-            node = node.parent
-        return path[::-1]
-
-    def _ends(self, path: list[Any]) -> tuple[int, ...]:
-        """Boundaries of a path on the host behind which all that a next row sees locally is there, too, and worth fetching.
-
-        A whole path is asked for as a whole.
-        """
-        assert self.store is not None
-        reach, threshold = self.store.reach, self.store.patience.threshold
-        stop = run = 0
-        sinks, ends = True, []
-        for node in path:
-            start, stop = stop, stop + len(node.key)
-            is_there = node.component_data[ComponentType.SWA].host_value is not None
-            run = run + len(node.key) if is_there else 0
-            sinks = sinks and (is_there or start >= reach.sink)
-            if sinks and run >= min(stop, reach.window) and stop >= threshold:
-                ends.append(stop)
-        if path and _is_whole(path[0].key.extra_key):
-            return (stop,) if run == stop >= threshold else ()
-        return tuple(ends)
-
-    def _unlock_host(self, lock: tuple[int, Any]) -> None:
-        self.dec_host_lock_ref(*lock)
-
-    def _withdraw_saves(self) -> None:
-        """Take all paths back that are on their way to the store, so that nothing is locked for it; they are sent again."""
-        if self.store is None:
-            return
-        for job in list(self.store.saving):
-            self.store.withdraw(job)
-            self._unlock_host(job.lock)
-            self._unsaved[job.node] = None
-
-    # ---- from the store -------------------------------------------------------------------------------------------
-
     def fetch(self, tokens: Any, namespace: str | None) -> Fetching | None:
         """Ask the store for what is neither on the device nor on the host of a path.
 
@@ -163,11 +67,11 @@ class StoredCache(HostTierCache):
         if self.store is None:
             return None
         key = RadixKey(array("q", tokens), namespace)
-        have = reusable_tokens(self, key, _is_whole(namespace))
+        have = reusable_tokens(self, key, is_whole(namespace))
         for job in self.store.fetching:
             if job.key == (namespace, key.token_ids):
                 return job
-        found = self.store.fetch(np.asarray(key.token_ids, dtype=np.int64), namespace or "", _is_whole(namespace), have)
+        found = self.store.fetch(np.asarray(key.token_ids, dtype=np.int64), namespace or "", is_whole(namespace), have)
         if found is not None:
             found.key = namespace, key.token_ids
         return found
@@ -233,7 +137,7 @@ class StoredCache(HostTierCache):
                 job.lock = end, self.inc_host_lock_ref(end).to_dec_params()
         wanted = np.arange(job.end) >= there, local
         slots: list[Tensor] = []
-        for component, needed in zip(_CLASSES, wanted, strict=True):
+        for component, needed in zip(CLASSES, wanted, strict=True):
             taken = self._host_slots(component, int(needed.sum()))
             rows = torch.full((job.end,), -1, dtype=torch.int64)
             if taken is not None:
@@ -257,11 +161,11 @@ class StoredCache(HostTierCache):
         return found
 
     def _host_pool(self, component: Any) -> Any:
-        return self.host_pool_group.entries[_CLASSES.index(component)].host_pool
+        return self.host_pool_group.entries[CLASSES.index(component)].host_pool
 
     def _free_host(self, job: Fetching) -> None:
         """Free the host slots that a path still has to itself."""
-        for component, rows in zip(_CLASSES, job.slots or (), strict=False):
+        for component, rows in zip(CLASSES, job.slots or (), strict=False):
             self._host_pool(component).free(rows[rows >= 0])
         job.slots = None
 
@@ -295,7 +199,3 @@ class StoredCache(HostTierCache):
                         local[a:b] = -1
                 self._apply_cache_actions(actions)
             start = stop
-
-
-def _is_whole(namespace: str | None) -> bool:
-    return bool(namespace) and str(namespace).endswith(WHOLE)

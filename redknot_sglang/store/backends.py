@@ -43,7 +43,7 @@ class Objects(Protocol):
         """Write objects; one that is there may be left as it is. Raises StoreError if one of them could not be written."""
 
     def get(self, items: Items) -> list[Found]:
-        """Read objects. Raises StoreError."""
+        """Read objects, at least up to the first one that is not there as it should be; what came of each. Raises StoreError."""
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there. Raises StoreError."""
@@ -73,7 +73,13 @@ class Files:
 
     def get(self, items: Items) -> list[Found]:
         """As `Objects.get`. A longer file is read as far as the object goes."""
-        return [self._get(name, data) for name, data in items]
+        found = []
+        for name, data in items:
+            found.append(self._get(name, data))
+            if found[-1] is not Found.THERE:
+                # Each file may take its time, and nobody wants the others now.
+                break
+        return found
 
     def _get(self, name: str, data: Tensor) -> Found:
         try:

@@ -83,7 +83,7 @@ class Reader:
                 raise WithdrawnError
             batch = self._staging.take(wanted, self._rows.size_of)
             found = self._store.get([(piece.name, data) for piece, data in batch])
-            for (piece, data), state in zip(batch, found, strict=True):
+            for (piece, data), state in zip(batch, found, strict=False):
                 if state is Found.MISSING:
                     return False
                 refusal = Refusal.CUT if state is Found.ODD else self._seal.refusal(piece, data)

@@ -217,7 +217,7 @@ def test_a_store_that_hangs_holds_no_request_longer_than_asked(restarted: Restar
         for path in kept:
             with suppress(OSError):
                 os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        time.sleep(2)
+        time.sleep(1)
         for path, data in kept.items():
             path.unlink(missing_ok=True)
             path.write_bytes(data)
