@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
 _CHOICES_AHEAD = 4
+# Seconds.
+_GIVE_WAY = 0.0005
 
 
 class SegmentAdmission:
@@ -44,6 +47,7 @@ class SegmentAdmission:
         self.sources = SegmentSources(tree)
         self._adder: Any = None
         self._asked = 0
+        self._gave_way = False
         self._selection = DocumentSelection(tree, facts, self.sources.isolated)
         self._stored = StoredPaths(tree)
 
@@ -53,7 +57,7 @@ class SegmentAdmission:
         A request whose segments have to be computed first is passed over and waits in the queue.
         """
         if self._adder is not adder:
-            self._adder, self._asked = adder, 0
+            self._adder, self._asked, self._gave_way = adder, 0, False
         result = self._admit(adder, req, call)
         if result is AddReqResult.NO_TOKEN and is_idle(adder):
             # Nothing runs that would make room: only locks can.
@@ -100,6 +104,7 @@ class SegmentAdmission:
         plan = state.plan
         state.loaded = 0, 0
         if self._stored.must_wait(req):
+            self._give_way(adder)
             return AddReqResult.CONTINUE
         if plan is not None and not plan.repair.selects:
             load_own_path(self._tree, adder, req)
@@ -135,6 +140,12 @@ class SegmentAdmission:
             plan = state.plan = chosen
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
+
+    def _give_way(self, adder: Any) -> None:
+        """Where nobody runs, leave the interpreter to the threads that read the store, once in a pass: else it spins here."""
+        if not self._gave_way and is_idle(adder):
+            self._gave_way = True
+            sleep(_GIVE_WAY)
 
     def _is_possible(self, req: Any, plan: Plan) -> bool:
         """Whether the server can ever run a segmented request; ends it with the reason if not."""
