@@ -22,8 +22,9 @@ help: ## list the targets
 
 install: $(STAMP) ## build .venv from the pinned requirements, with the package itself editable
 
-$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml .ci/native
 	PYTHON=$(PYTHON) bash .ci/venv $(VENV)
+	bash .ci/native $(VENV)
 	@touch $@
 
 demo: $(STAMP) ## stock SGLang beside SGLang --redknot on the embedded model: one table, JSON and PNG in out/demo

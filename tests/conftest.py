@@ -34,6 +34,8 @@ _LONG = (
     "tests/serving/test_calibrate.py",
     "tests/serving/test_question.py",
     "tests/serving/test_host_tier.py",
+    "tests/serving/test_storage.py",
+    "tests/serving/test_mooncake.py",
     "tests/radix/test_host_property.py",
     "tests/serving/test_segment_pressure.py",
     "tests/serving/test_stress.py",

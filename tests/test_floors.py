@@ -40,13 +40,14 @@ plan: errors config heads
 flags: errors config plan
 seams: sglang errors versions heads
 pool: errors refuse config heads kernels plan seams
-radix: plan seams pool
+store: plan
+radix: plan seams pool store
 reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
 forwards:
 attention: active heads kernels plan seams pool reuse batches forwards
-serve: __init__ errors versions config active heads certificate plan seams pool
-hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool radix reuse batches attention serve
+serve: __init__ errors versions config active heads certificate plan seams pool store
+hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool store radix reuse batches attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure

@@ -34,6 +34,18 @@ class PendingDocuments(Protocol):
         """Their numbers among the segments, ascending. Waits for the device if it has to."""
 
 
+class PendingFetch(Protocol):
+    """A path that is on its way from the store."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing more to wait for."""
+
+    @property
+    def loaded(self) -> int:
+        """Tokens that have come."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a policy that selects documents (`question:N`) has left of a request's prompt.
@@ -82,6 +94,9 @@ class RequestState:
     feasible_at: how many tokens it had, prompt and answer, when the pools were found to be large enough for it; None
         before.
 
+    What the store was asked for it:
+    asked: which of its paths, last. fetches: those of them that are, or were, on their way.
+
     Its segments:
     sources: by span of the prompt, the paths that are locked for it until it has relocated what it needs of them.
     awaited: paths that were missing when it was last looked at, and are being computed.
@@ -111,6 +126,9 @@ class RequestState:
     loaded: tuple[int, int] = (0, 0)
     dead: Spans = field(default_factory=list)
     feasible_at: int | None = None
+
+    asked: str | int | None = None
+    fetches: list[PendingFetch] = field(default_factory=list)
 
     sources: dict[Span, Any] = field(default_factory=dict)
     awaited: list[Identity] = field(default_factory=list)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,43 @@ class ClassHostPool(HostKVCache):
             for pair in layer:
                 copy_rows(pair.device, pair.host, device_indices, host_indices)
 
+    def pack(self, slots: Tensor, data: Tensor) -> None:
+        """Write the rows of some slots one behind the other, layer by layer.
+
+        slots: int64 [n].
+        data: uint8 [n x bytes of a slot], on the CPU, contiguous, aligned to 8 bytes; changed in place.
+        """
+        for host, rows in self._rows(slots, data):
+            rows.copy_(host.index_select(0, slots))
+
+    def unpack(self, slots: Tensor, data: Tensor, which: Tensor) -> None:
+        """Read rows that `pack` has written into slots.
+
+        slots: int64 [n], where the chosen rows go.
+        data: as `pack` wrote it, of as many rows as `which` has elements.
+        which: bool [rows], the chosen ones, n of them.
+        """
+        for host, rows in self._rows(which, data):
+            host.index_copy_(0, slots, rows[which])
+
+    def _rows(self, rows: Tensor, data: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each of the host's buffers, and its part of `data`. rows: has as many elements as `data` has rows."""
+        at, count = 0, len(rows)
+        for layer in self._layers:
+            for pair in layer:
+                for host in pair.host:
+                    size = count * host[0].nbytes
+                    yield host, data[at : at + size].view(host.dtype).view(count, *host.shape[1:])
+                    at += size
+
+    @property
+    def row_layout(self) -> list[list[tuple[str, list[int]]]]:
+        """Of each layer the dtype and shape of a slot's row in each buffer: what bytes of `pack` mean."""
+        return [[(str(b.dtype), list(b.shape[1:])) for group in layer for b in group] for layer in self._shapes]
+
     def get_data_page(self, index: int, flat: bool = True) -> Tensor:
-        """Not used, raises TypeError: pages are for storage behind the host memory, which --redknot refuses."""
-        raise TypeError("host slots of a head class have no pages: --hicache-storage-backend is refused with --redknot")
+        """Raises TypeError: SGLang's stores would ask for pages, and ours are asked for objects (`store/`)."""
+        raise TypeError("host slots of a head class have no pages: use pack() and unpack()")
 
     get_dummy_flat_data_page = get_data_page
     set_from_flat_data_page = get_data_page

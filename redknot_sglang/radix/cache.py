@@ -19,13 +19,13 @@ from torch import Tensor
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
-from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.keeper import POLICY, Keeper
 from redknot_sglang.radix.listeners import Listener
 from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.paths import free_unheld
 from redknot_sglang.radix.ranked import RankedGlobalHeads, RankedLocalHeads
 from redknot_sglang.radix.scope import ALL
+from redknot_sglang.radix.stored import StoredCache
 from redknot_sglang.seams.model_config import UNBOUNDED_WINDOW
 from redknot_sglang.seams.sglang import (
     ComponentType,
@@ -41,7 +41,7 @@ from redknot_sglang.seams.sglang import (
 _CHECKING = 0.05
 
 
-class HeadClassRadixCache(HostTierCache):
+class HeadClassRadixCache(StoredCache):
     """The tree of a server with --redknot.
 
     params: SGLang's CacheInitParams.
@@ -190,6 +190,7 @@ class HeadClassRadixCache(HostTierCache):
         if self.has_host_tier:
             # A copy to the host holds a lock until it is noticed to be done.
             self.check_hicache_events()
+            self._withdraw_saves()
         freed = free_unheld(self, key, held)
         self._slots_changed()
         return freed
@@ -208,7 +209,7 @@ class HeadClassRadixCache(HostTierCache):
         over_dead = chunked and bool(state.dead)
         with self._scope.within(plan=state.plan, span=span, own_path=chunked, over_dead=over_dead, inserted=True):
             super().cache_unfinished_req(req, chunked=chunked, **kwargs)
-        self._drop_transient(req)
+        self._drop_transient(req, is_complete=not chunked)
         if not chunked:
             self._count(req, req.get_fill_ids())
             self._save(req)
@@ -224,7 +225,7 @@ class HeadClassRadixCache(HostTierCache):
         with self._scope.within(plan=state_of(req).plan):
             super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
         # A request that ends with its prompt never had its tail locked.
-        self._drop_transient(req, kv_len_to_handle if is_insert else 0)
+        self._drop_transient(req, kv_len_to_handle if is_insert else 0, is_insert)
         if is_insert:
             self._count(req, (req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
             self._save(req)
@@ -238,11 +239,11 @@ class HeadClassRadixCache(HostTierCache):
             self.local_heads.release_sinks(self.tree_core.node_by_id(req.last_node))
         super()._dec_req_lock(req, skip_swa=skip_swa)
 
-    def _drop_transient(self, req: Any, end: int = 0) -> None:
+    def _drop_transient(self, req: Any, end: int = 0, is_complete: bool = False) -> None:
         if self.disable or req.last_node is None:
             return
         node = self.tree_core.node_by_id(req.last_node)
-        self._free_values(*self.local_heads.drop_transient(node, state_of(req).branch, end))
+        self._free_values(*self.local_heads.drop_transient(node, state_of(req).branch, end, is_complete))
 
     def segment_used(self, namespace: str | None, tokens: Any, node: Any, whole: bool) -> None:
         """A request has relocated a segment, which counts as a use of it.

@@ -49,10 +49,11 @@ class HostTierCache(UnifiedRadixCache):
         self._wanted.add(action.node_ids[-1])
         return 0
 
-    def _save_path(self, node_id: int) -> None:
+    def _save_path(self, node_id: int) -> bool:
         """Copy to the host what it should have of a path that has just been cached, the beginning first.
 
         node_id: where the path ends. Nothing is copied behind a node for which the host has no room.
+        Returns whether anything is being copied.
         """
         wanted, self._wanted = self._wanted, set()
         path, node = [], self.tree_core.node_by_id(node_id)
@@ -61,14 +62,19 @@ class HostTierCache(UnifiedRadixCache):
             node = node.parent
         path.reverse()
         end = max((at for at, node in enumerate(path, 1) if node.id in wanted), default=0)
+        copied = False
         with self.cache_controller.together():
             for at, node in enumerate(path):
-                if node.backuped:
-                    is_done = not self.local_heads.lacks_copy(node) or self._copy_local(node)
+                if not node.backuped:
+                    is_done = has_begun = at < end and self._copy(node)
+                elif self.local_heads.lacks_copy(node):
+                    is_done = has_begun = self._copy_local(node)
                 else:
-                    is_done = at < end and self._copy(node)
+                    is_done, has_begun = True, False
+                copied = copied or has_begun
                 if not is_done:
-                    return
+                    break
+        return copied
 
     def _copy(self, node: Any) -> bool:
         """Copy a node to the host, its local KV if that stays. Returns whether there was room."""

@@ -93,7 +93,7 @@ class LocalHeads(LocalHost):
             return
         start, end = result.prefix_len, result.prefix_len + len(node.key)
         live = clip(params.live_spans, start, end)
-        pieces = self._cut(node, start, end, self._edges(live, start, end), cache_actions)
+        pieces = self.cut(node, start, end, self._edges(live, start, end), cache_actions)
         self._make_live(pieces, live, params.transient, cache_actions)
 
     def update_component_on_insert_overlap(
@@ -120,11 +120,11 @@ class LocalHeads(LocalHost):
         if params.prev_prefix_len >= end or data.value is not None:
             if data.metadata.get(TRANSIENT) and not params.transient:
                 # Of what is left of earlier chunks only these spans stay.
-                self._cut(node, start, end, self._within(live, start, end), cache_actions)
+                self.cut(node, start, end, self.within(live, start, end), cache_actions)
             return prefix_len
         if not live:
             return prefix_len
-        for piece, (a, b) in self._cut(node, start, end, self._edges(live, start, end), cache_actions):
+        for piece, (a, b) in self.cut(node, start, end, self._edges(live, start, end), cache_actions):
             incoming = value_slice[a - start : b - start]
             if clip(live, a, b):
                 # The node keeps its global slots, which others may be reading, and takes over the local ones.
@@ -141,21 +141,25 @@ class LocalHeads(LocalHost):
         """Called for a node whose global slots were evicted and came back with the request: as for a new node."""
         start, end = total_prefix_len, total_prefix_len + prefix_len
         live = clip(params.live_spans, start, end)
-        pieces = self._cut(node, start, end, self._edges(live, start, end), cache_actions)
+        pieces = self.cut(node, start, end, self._edges(live, start, end), cache_actions)
         self._make_live(pieces, live, params.transient, cache_actions)
 
     def _edges(self, live: Spans, start: int, end: int) -> list[int]:
         # With an edge one window before the end a lock on that pins one window, not the whole node.
-        return self._within([*live, (self.sink, end - self.window)], start, end)
+        return self.within([*live, (self.sink, end - self.window)], start, end)
 
     @staticmethod
-    def _within(spans: Spans, start: int, end: int) -> list[int]:
+    def within(spans: Spans, start: int, end: int) -> list[int]:
+        """The edges of spans that lie between `start` and `end`, ascending."""
         return sorted({edge for span in spans for edge in span if start < edge < end})
 
-    def _cut(
+    def cut(
         self, node: Any, start: int, end: int, edges: list[int], cache_actions: list[Any]
     ) -> list[tuple[Any, tuple[int, int]]]:
-        """Split `node`, which covers [start, end), at `edges`; returns (piece, its span) from first to last."""
+        """Split `node`, which covers [start, end), at `edges`; returns (piece, its span) from first to last.
+
+        cache_actions: what the tree has to do afterwards, extended here.
+        """
         pieces = []
         for edge in edges:
             head, action = self.tree_core._split_node(node.key, node, edge - start)
@@ -225,12 +229,15 @@ class LocalHeads(LocalHost):
 
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 
-    def drop_transient(self, node: Any, branch: int, end: int = 0) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
+    def drop_transient(
+        self, node: Any, branch: int, end: int = 0, is_complete: bool = False
+    ) -> tuple[dict[Any, list[Any]], dict[Any, list[Any]]]:
         """Make tombstones of `transient` nodes that nobody has locked, once their chunk is no longer in flight.
 
         node: where the request's path ends.
         branch: a position before which one window is kept, see `spans.kept_local`; 0 for none.
         end: tokens of the path if the request has finished: the window before that is kept for good. 0 if it goes on.
+        is_complete: whether the prompt is: then the window before `branch` is kept for good as well.
         Returns the slots that the cache is to free, on the device and on the host.
         """
         device_frees: dict[Any, list[Any]] = defaultdict(list)
@@ -246,6 +253,8 @@ class LocalHeads(LocalHost):
             if max(start, end - self.window) < min(stop, end):
                 data.metadata.pop(TRANSIENT, None)
             wanted = max(start, branch - self.window) < min(stop, branch)
+            if wanted and is_complete:
+                data.metadata.pop(TRANSIENT, None)
             if not data.metadata.get(TRANSIENT) or data.lock_ref > 0 or wanted:
                 continue
             del data.metadata[TRANSIENT]

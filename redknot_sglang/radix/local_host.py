@@ -125,6 +125,16 @@ class LocalHost(LocalLocks):
         self.freed[Move.DEMOTED if has_copy and target is EvictLayer.DEVICE else Move.DROPPED] += freed[0]
         return freed
 
+    def give_host_rows(self, node: Any, end: int, rows: Any) -> None:
+        """Note that local KV of a node, which the host has a global copy of, has come to the host.
+
+        end: position where the node ends.
+        rows: int64 [tokens of the node], its host slots.
+        """
+        self._attach_swa_host_value(node, rows)
+        if end <= self.sink:
+            node.component_data[self.component_type].metadata[SINK] = True
+
     # ---- locks ----------------------------------------------------------------------------------------------------
 
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:

@@ -9,6 +9,7 @@ taken off SGLang's own budgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,13 @@ from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe import Choice, choose_rows
 from redknot_sglang.reuse.selection import DocumentSelection
 from redknot_sglang.reuse.sources import SegmentSources, is_idle, pieces_of
+from redknot_sglang.reuse.stored import StoredPaths
 from redknot_sglang.seams.sglang import AddReqResult, EvictParams
 
 # Requests of a pass whose rows are asked for while a forward runs: a few chunks' worth. More would only keep the host busy.
 _CHOICES_AHEAD = 4
+# Seconds.
+_GIVE_WAY = 0.0005
 
 
 class SegmentAdmission:
@@ -49,7 +53,9 @@ class SegmentAdmission:
         self.sources = SegmentSources(tree)
         self._adder: Any = None
         self._asked = 0
+        self._gave_way = False
         self._selection = DocumentSelection(tree, facts, self.sources.isolated)
+        self._stored = StoredPaths(tree)
 
     def admit(self, adder: Any, req: Any, call: Callable[[], Any]) -> Any:
         """In place of `PrefillAdder.add_one_req`, which admits one waiting request. Returns what that returns.
@@ -60,7 +66,7 @@ class SegmentAdmission:
         A request whose segments have to be computed first is passed over and stays in the queue.
         """
         if self._adder is not adder:
-            self._adder, self._asked = adder, 0
+            self._adder, self._asked, self._gave_way = adder, 0, False
         result = self._admit(adder, req, call)
         if result is AddReqResult.NO_TOKEN and is_idle(adder):
             # Nothing runs that would make room: only locks can.
@@ -79,6 +85,7 @@ class SegmentAdmission:
     def begin_pass(self) -> None:
         """A scheduling pass begins. Loads from host memory that still wait for a forward are started now."""
         settle(self._pool, self._facts, self.sources.isolated)
+        self._stored.ask_ahead(self.sources.isolated)
 
     def take_preempted(self) -> list[Any]:
         """Running requests that this pass has preempted, if it then admitted nobody; else none.
@@ -108,12 +115,18 @@ class SegmentAdmission:
         state = state_of(req)
         plan = state.plan
         state.loaded = 0, 0
+        if self._stored.must_wait(req):
+            self._give_way(adder)
+            return AddReqResult.CONTINUE
         if plan is not None and not plan.repair.selects:
             load_own_path(self._tree, adder, req)
         if plan is not None and plan.repair.selects:
             waits = self._select(adder, req, plan)
             if waits is not None:
                 return waits
+            if self._stored.must_wait(req):
+                self.sources.release(req)
+                return AddReqResult.CONTINUE
             plan = None
         start, length = len(req.prefix_indices), len(req.full_untruncated_fill_ids)
         state.dead = []
@@ -139,6 +152,12 @@ class SegmentAdmission:
             plan = state.plan = chosen
         rows = adder.rem_chunk_tokens
         return self._extend(adder, req, plan, start, length if rows is None else rows, call)
+
+    def _give_way(self, adder: Any) -> None:
+        """Where nobody runs, leave the interpreter to the threads that read the store, once in a pass: else it spins here."""
+        if not self._gave_way and is_idle(adder):
+            self._gave_way = True
+            sleep(_GIVE_WAY)
 
     def _is_possible(self, req: Any, plan: Plan) -> bool:
         """Whether the server can ever run a segmented request; ends it with the reason if not."""

@@ -170,3 +170,34 @@ class TierMetrics:
     def observe_load(self, seconds: float) -> None:
         """Add loads that were begun together."""
         self._seconds.observe(seconds)
+
+
+class StoreMetrics:
+    """Of the store behind the host tier: counters `redknot:store_objects_total{move}` and `redknot:store_bytes_total{move}`, `written` and
+    `read`; `redknot:store_lookups_total{result}`, paths that were asked for, `hit`, `miss`, `late` or `failed`; and
+    `redknot:store_refused_total{reason}`, objects that were read and not used.
+    """
+
+    def __init__(self) -> None:
+        # Imported here for the reason above.
+        from prometheus_client import Counter
+
+        def counter(name: str, text: str, label: str) -> Any:
+            return Counter(f"redknot:store_{name}", text, labelnames=[label])
+
+        self._counters = {
+            "objects": counter("objects", "Objects of the store", "move"),
+            "bytes": counter("bytes", "Bytes of objects of the store", "move"),
+            "lookups": counter("lookups", "Paths that the store was asked for", "result"),
+            "refused": counter("refused", "Objects of the store that were not used", "reason"),
+        }
+        self._shown: dict[tuple[str, str], int] = {}
+
+    def update(self, status: dict[str, Any]) -> None:
+        """Show what the status says of the store."""
+        for name, counter in self._counters.items():
+            for label, value in status[name].items():
+                more = value - self._shown.get((name, label), 0)
+                if more:
+                    self._shown[name, label] = value
+                    counter.labels(label).inc(more)

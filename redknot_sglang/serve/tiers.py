@@ -10,7 +10,8 @@ from typing import Any
 
 from redknot_sglang.plan.request import is_own_work, state_of
 from redknot_sglang.pool.sizing import ClassBytes
-from redknot_sglang.serve.metrics import TierMetrics
+from redknot_sglang.serve.metrics import StoreMetrics, TierMetrics
+from redknot_sglang.store.envelope import Refusal
 
 CLASSES = ("global", "local")
 # Moves that copy something; the others free.
@@ -24,10 +25,17 @@ class TierFigures:
     tree: a HeadClassRadixCache, its host tier already there if it has one.
     cost: bytes of a slot of each head class.
     metrics: the metrics to keep up to date; None on a server without metrics.
+    stored: the same for the store.
     """
 
-    def __init__(self, tree: Any, cost: ClassBytes, metrics: TierMetrics | None = None) -> None:
-        self._tree, self._metrics = tree, metrics
+    def __init__(
+        self,
+        tree: Any,
+        cost: ClassBytes,
+        metrics: TierMetrics | None = None,
+        stored: StoreMetrics | None = None,
+    ) -> None:
+        self._tree, self._metrics, self._stored = tree, metrics, stored
         self._bytes = {"global": cost.global_slot, "local": cost.local}
         self._hits: Counter[tuple[str, str]] = Counter()
         self._moved: Counter[tuple[str, str]] = Counter()
@@ -50,6 +58,8 @@ class TierFigures:
         if self._metrics is not None:
             for head_class, pool in zip(CLASSES, self._host, strict=False):
                 self._metrics.set_used(head_class, pool.size - pool.available_size())
+        if self._stored is not None:
+            self._stored.update(store_status(self._tree.store))
 
     def kv_moved(self, move: Any, global_tokens: int, local_tokens: int) -> None:
         """Count tokens that were copied or freed. move: the tree's `Move`."""
@@ -67,7 +77,8 @@ class TierFigures:
             self._metrics.observe_load(seconds)
 
     def status(self) -> dict[str, Any]:
-        """As JSON types: `host`, slots of each head class there, or None; and what was counted since the server began.
+        """As JSON types: `host`, slots of each head class there, or None; `store`, see `store_status`, or None; and what was counted since
+        the server began.
 
         `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`);
         `evicted_tokens`, with copies left on the host (`demoted`) or not (`dropped`), and on the host (`host_dropped`),
@@ -76,6 +87,7 @@ class TierFigures:
         moved = {move: self._by_class(self._moved, move) for move in (*_COPIES, "demoted", "dropped", "host_dropped")}
         return {
             "host": self._host_state(),
+            "store": None if self._tree.store is None else store_status(self._tree.store),
             "hit_tokens": {tier: self._by_class(self._hits, tier) for tier in ("device", "host")},
             "copied_tokens": {move: moved[move] for move in _COPIES},
             "copied_bytes": {
@@ -106,3 +118,27 @@ class TierFigures:
     @staticmethod
     def _by_class(counts: Counter[tuple[str, str]], kind: str) -> dict[str, int]:
         return {head_class: counts[kind, head_class] for head_class in CLASSES}
+
+
+def store_status(store: Any) -> dict[str, Any]:
+    """What a `store.Store` has done since the server began, as JSON types.
+
+    `backend`; `state`: `working`, `failing` while it is left alone after a failure, or `stopped`, with the reason in `stopped`. `objects` and
+    `bytes`, `written` and `read`; `lookups`, paths that were asked for by what came of it; `tokens`, of the paths that came; `refused`,
+    objects that were not used by reason; `failures` and `skipped`: of writing, see `store/figures.py`, and of reading.
+    """
+    figures = store.figures
+    moves = ("written", "read")
+    return {
+        "backend": store.name,
+        "state": store.state,
+        "stopped": store.stopped,
+        "objects": {move: figures.objects[move] for move in moves},
+        "bytes": {move: figures.size[move] for move in moves},
+        "lookups": {result: figures.lookups[result] for result in ("hit", "miss", "late", "failed")},
+        "tokens": figures.tokens,
+        "refused": {reason.value: figures.refused[reason] for reason in list(Refusal)},
+        "failures": {"write": store.writing.failures, "read": store.reading.failures},
+        "skipped": figures.skipped,
+        "pending": {"write": len(store.saving), "read": len(store.fetching)},
+    }

@@ -56,7 +56,7 @@ def test_only_clients_fill_the_queue() -> None:
 @pytest.mark.parametrize("admitted", [[], ["somebody"]])
 def test_who_was_preempted_for_nobody_waits_again(admitted: list[str]) -> None:
     pool = SimpleNamespace(relocations=RelocationQueue())
-    tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool))
+    tree = SimpleNamespace(token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool), store=None)
     reuse, queue = SegmentAdmission(tree, ModelFacts()), list[str]()
     scheduler = SimpleNamespace(tree_cache=SimpleNamespace(reuse=reuse), _add_request_to_queue=queue.append)
     adder = SimpleNamespace(can_run_list=admitted, preempt_list=["preempted"])

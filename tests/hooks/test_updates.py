@@ -135,10 +135,13 @@ def test_what_is_derived_from_weights_follows_them() -> None:
     backend = SimpleNamespace(follow_weights=followed.append)
     runner = SimpleNamespace(attn_backend=backend, model="model")
     shown: list[Any] = []
+    stopped: list[str] = []
     scheduler = SimpleNamespace(
         server_args=SimpleNamespace(),
         tp_worker=SimpleNamespace(model_runner=runner),
-        tree_cache=SimpleNamespace(certification_metric=SimpleNamespace(update=shown.append)),
+        tree_cache=SimpleNamespace(
+            certification_metric=SimpleNamespace(update=shown.append), store="store", stop_store=stopped.append
+        ),
     )
     config = RedKnotConfig(Path("map.json"), certification=CERTIFIED)
     active.attach(scheduler.server_args, config)
@@ -146,3 +149,4 @@ def test_what_is_derived_from_weights_follows_them() -> None:
     expected = replace(config, certification=CERTIFIED.after_update())
     assert followed == ["model"] and shown == [expected] and active.config_of(scheduler.server_args) == expected
     assert expected.certification.policies == ("exact",) and expected.certification.digest is None
+    assert len(stopped) == 1, "the store is of the weights that the server started with"

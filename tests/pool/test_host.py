@@ -79,6 +79,35 @@ def test_a_layer_comes_back_by_itself() -> None:
     assert torch.equal(pool.full_kv_pool.k[2][slots], kept) and not pool.full_kv_pool.k[0].any()
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_rows_are_packed_and_unpacked_bit_by_bit(kind: int) -> None:
+    """Into other slots, and some of them only."""
+    host = host_pools(make_pool(), PoolSlots(30, 15))[kind]
+    host.kv_buffer.random_(0, 256)
+    slots = torch.tensor([3, 14, 0, 7])
+    data = torch.zeros(4 * host.size_per_token, dtype=torch.uint8)
+    host.pack(slots, data)
+    bits = [[buffer.view(torch.int32) for buffer in pair.host] for layer in host._layers for pair in layer]
+    before = [[buffer.clone() for buffer in pair] for pair in bits]
+    target = torch.tensor([5, 1])
+    host.unpack(target, data, torch.tensor([True, False, False, True]))
+    for pair, old in zip(bits, before, strict=True):
+        for buffer, kept in zip(pair, old, strict=True):
+            assert torch.equal(buffer[target], kept[[3, 7]])
+            others = torch.ones(len(buffer), dtype=torch.bool)
+            others[target] = False
+            assert torch.equal(buffer[others], kept[others])
+    with pytest.raises(TypeError, match="pack"):
+        host.get_data_page(0)
+
+
+def test_the_layout_of_rows_says_what_is_in_them() -> None:
+    global_pool, local_pool = host_pools(make_pool(), PoolSlots(30, 15))
+    float32 = "torch.float32"
+    assert global_pool.row_layout == [[(float32, [1, DIM])] * 2, [], [(float32, [3, DIM])] * 2]
+    assert local_pool.row_layout[1] == [(float32, [3, DIM])] * 2 and len(local_pool.row_layout[2]) == 3
+
+
 def test_slots_are_given_once() -> None:
     pool = ClassHostPool(5, [], "cpu")
     taken = pool.alloc(3)

@@ -101,11 +101,12 @@ def test_a_match_counts_the_local_slots_that_it_will_hold() -> None:
     simulation.check_conservation()
 
 
-def test_a_tail_that_comes_later_is_copied_by_itself() -> None:
+@pytest.mark.parametrize("chunk", [1000, 25])
+def test_a_tail_that_comes_later_is_copied_by_itself(chunk: int) -> None:
     simulation = simulate()
     shared = list(range(100, 160))
     for number, cached in enumerate((0, SINK)):
-        assert visit(simulation, shared + [number] * 30) == cached
+        assert visit(simulation, shared + [number] * 30, chunk) == cached
         simulation.notice()
     # The second left a tail where the paths part, in a node that had been backed up.
     push_out(simulation)

@@ -35,6 +35,8 @@ DERIVING = (
     "radix.host_tier",
     "radix.local_host",
     "radix.local_locks",
+    "radix.saved",
+    "radix.stored",
     "radix.ranked",
     "pool.configurator",
     "pool.head_class_pool",

@@ -72,7 +72,19 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--enable-hierarchical-cache", "--tp-size=2"],
         "a rank may have no heads of a class",
     ),
-    "storage": (["--enable-hierarchical-cache", "--hicache-storage-backend=file"], "namespace and head map"),
+    "another store": (
+        ["--enable-hierarchical-cache", "--hicache-storage-backend=nixl"],
+        "in the stores file and mooncake only",
+    ),
+    "a store without a host tier": (["--hicache-storage-backend=file"], "needs --enable-hierarchical-cache"),
+    "waiting for a store for ever": (
+        [
+            "--enable-hierarchical-cache",
+            "--hicache-storage-backend=file",
+            "--hicache-storage-prefetch-policy=wait_complete",
+        ],
+        "use timeout with a long prefetch_timeout_base",
+    ),
     "host copies": (["--enable-hierarchical-cache", "--hicache-io-backend=direct"], "--hicache-io-backend direct"),
     "host layout": (
         ["--enable-hierarchical-cache", "--hicache-mem-layout=page_head"],

@@ -28,8 +28,13 @@ ARGUMENTS: Arguments = (
     ),
     (
         "hicache_storage_backend",
-        (None,),
-        "storage behind the host names KV by tokens alone, and KV here also depends on namespace and head map",
+        (None, "file", "mooncake"),
+        "objects of its own size are kept in the stores file and mooncake only",
+    ),
+    (
+        "hicache_storage_prefetch_policy",
+        ("timeout", "best_effort"),
+        "requests would wait for ever for a store that does not answer; use timeout with a long prefetch_timeout_base",
     ),
     ("hicache_io_backend", ("kernel",), "KV per head class is copied by SGLang's kernels only"),
     ("hicache_mem_layout", ("page_first", "layer_first"), "host memory is laid out per head class and layer"),
@@ -68,6 +73,10 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         raise RedKnotError(
             f"--radix-eviction-policy {EVICTION_POLICY} cannot be used with --enable-hierarchical-cache yet: it does not know nodes that "
             "are on the host only; use lru"
+        )
+    if server_args.hicache_storage_backend is not None and not server_args.enable_hierarchical_cache:
+        raise RedKnotError(
+            "--hicache-storage-backend needs --enable-hierarchical-cache with --redknot: the store is behind the host tier; add it"
         )
     if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
         raise RedKnotError(

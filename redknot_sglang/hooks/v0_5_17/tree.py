@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from redknot_sglang import active
@@ -19,7 +20,13 @@ def build_tree(context: Any) -> Any:
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
     from redknot_sglang.reuse.admission import SegmentAdmission
     from redknot_sglang.seams.sglang import envs, get_parallel
-    from redknot_sglang.serve.metrics import CertificationMetric, ClassMetrics, SegmentMetrics, TierMetrics
+    from redknot_sglang.serve.metrics import (
+        CertificationMetric,
+        ClassMetrics,
+        SegmentMetrics,
+        StoreMetrics,
+        TierMetrics,
+    )
     from redknot_sglang.serve.report import Reports
     from redknot_sglang.serve.tiers import TierFigures
 
@@ -42,7 +49,8 @@ def build_tree(context: Any) -> Any:
         counts = metered and get_parallel().tp_rank == 0
         segments = SegmentMetrics() if counts else None
         cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
-        tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None)
+        stored = StoreMetrics() if counts and tree.store is not None else None
+        tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None, stored)
         tree.tier_listeners = (tree.tiers,)
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
@@ -50,7 +58,10 @@ def build_tree(context: Any) -> Any:
 
 
 def _add_host_tier(tree: Any, context: Any) -> None:
-    """Give the tree host memory and what copies to it and back. A machine without enough of it is refused, in one line."""
+    """Give the tree host memory and what copies to it and back, and the store behind it. A machine without enough memory, and a
+    store that cannot be used, are refused in one line.
+    """
+    from redknot_sglang.hooks.v0_5_17.stored import open_store
     from redknot_sglang.pool.host_copies import HostStack
     from redknot_sglang.pool.sizing import PoolSlots
     from redknot_sglang.pool.start_sizes import StartSizes
@@ -64,4 +75,8 @@ def _add_host_tier(tree: Any, context: Any) -> None:
         slots = StartSizes(server_args, context.model_config, config).of_host(server_args, on_device)
         # The last one registered is asked first.
         register_stack_strategy(HostStack(slots))
-        tree.init_hicache(server_args, context.params)
+        # SGLang's own way to a store is not taken: it names tokens of one tenant like those of another.
+        without_store = SimpleNamespace(**{**vars(server_args), "hicache_storage_backend": None})
+        tree.init_hicache(without_store, context.params)
+        if server_args.hicache_storage_backend is not None:
+            tree.store = open_store(context, tree)

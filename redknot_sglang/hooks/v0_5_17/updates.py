@@ -99,6 +99,9 @@ def _follow_weights(result: Any, updater: Any, *args: Any, **kwargs: Any) -> Non
     runner.attn_backend.follow_weights(runner.model)
     config = replace(config, certification=config.certification.after_update())
     active.attach(scheduler.server_args, config)
+    if getattr(scheduler.tree_cache, "store", None) is not None:
+        # Its objects are of the weights that the server started with.
+        scheduler.tree_cache.stop_store("the weights were updated while the server ran")
     metric = scheduler.tree_cache.certification_metric
     if metric is not None:
         metric.update(config)

@@ -28,7 +28,7 @@ FIELDS: Fields = {
             "best_match_node cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
             "full_untruncated_fill_ids host_hit_length kv last_node logprob_start_len lora_id origin_input_ids "
             "origin_input_ids_unpadded output_ids prefix_indices priority req_pool_idx retracted_stain sampling_params "
-            "swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
+            "storage_hit_length swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
         ),
         "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",
         "ScheduleBatch": (
@@ -122,7 +122,7 @@ FIELDS: Fields = {
             "component_evictable_size_ component_protected_size_ evictable_device_leaves evictable_host_leaves eviction_strategy "
             "lru_lists root_node"
         ),
-        "UnifiedTreeNode": "backuped children component_data evicted id key parent write_through_pending_id",
+        "UnifiedTreeNode": "backuped children component_data evicted hash_value id key parent write_through_pending_id",
     },
     "mem_cache.unified_radix_cache": {
         "UnifiedRadixCache": (
@@ -154,7 +154,8 @@ FIELDS: Fields = {
     "server_args": {
         "ServerArgs": (
             "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size enable_hierarchical_cache "
-            "hicache_ratio hicache_size hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
+            "hicache_ratio hicache_size hicache_storage_backend hicache_storage_backend_extra_config "
+            "hicache_storage_prefetch_policy hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
             "radix_eviction_policy tp_size"
         ),
     },

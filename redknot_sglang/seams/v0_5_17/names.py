@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from sglang.srt.mem_cache.chunk_cache import SWAChunkCache
     from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
-    from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolName, PoolTransfer
     from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import HybridCacheController
     from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import (
         StackBuildResult,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS, HostTensorAllocator
     from sglang.srt.mem_cache.radix_cache import RadixKey
     from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+    from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.mem_cache.unified_cache.cache_action import (
         BackupKV,

@@ -156,6 +156,10 @@ SURFACE: Surface = {
         ),
     },
     "mem_cache.hicache_storage": {
+        "HiCacheStorageConfig": (
+            "(tp_rank, tp_size, pp_rank, pp_size, attn_cp_rank, attn_cp_size, is_mla_model, enable_storage_metrics, "
+            "is_page_first_layout, model_name, tp_lcm_size=, should_split_heads=, extra_config=)"
+        ),
         "PoolName": None,
         "PoolName.KV": None,
         "PoolName.SWA": None,
@@ -172,6 +176,7 @@ SURFACE: Surface = {
         ),
         "HybridCacheController.load": "(self, host_indices, priority=, node_id=, extra_pools=)",
         "HybridCacheController.move_indices": "(self, host_indices, device_indices)",
+        "HybridCacheController.parse_storage_backend_extra_config": "(storage_backend_extra_config)",
         "HybridCacheController.reset": "(self)",
         "HybridCacheController.start_loading": "(self)",
         "HybridCacheController.start_writing": "(self)",
@@ -236,6 +241,10 @@ SURFACE: Surface = {
         "get_radix_cache_factory": "(name)",
         "register_radix_cache_backend": "(name, factory)",
     },
+    "mem_cache.storage.backend_factory": {
+        "StorageBackendFactory": None,
+        "StorageBackendFactory.create_backend": "(backend_name, storage_config, mem_pool_host, **kwargs)",
+    },
     "mem_cache.swa_memory_pool": {
         "SWAKVPool": None,
         "SWAKVPool.__init__": (
@@ -273,6 +282,7 @@ SURFACE: Surface = {
     "mem_cache.unified_cache.components.swa_component": {
         "SWAComponent": None,
         "SWAComponent.__init__": "(self, cache, params)",
+        "SWAComponent._attach_swa_host_value": "(self, node, host_indices)",
         "SWAComponent._evict_device_end": "(self)",
         "SWAComponent._evict_device_next_node": "(self, tracker, device_frees, host_frees)",
         "SWAComponent._evict_device_start": "(self, request_cnt)",
@@ -319,11 +329,13 @@ SURFACE: Surface = {
         "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees)",
         "UnifiedTreeCore._split_node": "(self, key, child, split_len)",
         "UnifiedTreeCore._update_evictable_leaf_sets": "(self, node)",
+        "UnifiedTreeCore.insert_host": "(self, node_id, key, host_value, hash_value)",
         "UnifiedTreeCore.node_by_id": "(self, node_id)",
     },
     "mem_cache.unified_radix_cache": {
         "UnifiedRadixCache": None,
         "UnifiedRadixCache.__init__": "(self, params)",
+        "UnifiedRadixCache._apply_cache_actions": "(self, actions)",
         "UnifiedRadixCache._dec_req_lock": "(self, req, *, skip_swa=)",
         "UnifiedRadixCache._evict_device_leaf": "(self, node_id, tracker)",
         "UnifiedRadixCache._execute_and_commit_kv_backup": "(self, action, write_back=)",
@@ -335,11 +347,14 @@ SURFACE: Surface = {
         "UnifiedRadixCache.cache_finished_req": "(self, req, is_insert=, *, kv_len_to_handle, **kwargs)",
         "UnifiedRadixCache.cache_unfinished_req": "(self, req, chunked=, **kwargs)",
         "UnifiedRadixCache.check_hicache_events": "(self)",
+        "UnifiedRadixCache.clear_storage_backend": "(self)",
+        "UnifiedRadixCache.dec_host_lock_ref": "(self, node_id, params=)",
         "UnifiedRadixCache.dec_lock_ref": "(self, node_id, params=, skip_swa=)",
         "UnifiedRadixCache.evict": "(self, params)",
         "UnifiedRadixCache.evict_host": "(self, num_tokens, component_type=)",
         "UnifiedRadixCache.full_evictable_size": "(self)",
         "UnifiedRadixCache.full_protected_size": "(self)",
+        "UnifiedRadixCache.inc_host_lock_ref": "(self, node_id)",
         "UnifiedRadixCache.inc_lock_ref": "(self, node_id, skip_lock_components=)",
         "UnifiedRadixCache.init_hicache": "(self, server_args, params)",
         "UnifiedRadixCache.init_load_back": "(self, params)",
