@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.hooks.v0_5_17.registries import EVICTION_POLICY
 
 # (argument, values that mean "off", reason)
 Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
@@ -64,11 +63,6 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         if value not in off:
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
-    if server_args.enable_hierarchical_cache and server_args.radix_eviction_policy == EVICTION_POLICY:
-        raise RedKnotError(
-            f"--radix-eviction-policy {EVICTION_POLICY} cannot be used with --enable-hierarchical-cache yet: it does not know nodes that "
-            "are on the host only; use lru"
-        )
     if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
         raise RedKnotError(
             "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "

@@ -44,6 +44,7 @@ def build_tree(context: Any) -> Any:
         cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
         tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None)
         tree.tier_listeners = (tree.tiers,)
+        tree.ages.told = tree.tiers.kv_left
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree
