@@ -15,6 +15,7 @@ from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import is_own_work, state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.ages import Ages, nodes_used
+from redknot_sglang.radix.cooling import Cooling
 from redknot_sglang.radix.global_heads import GlobalHeads
 from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.inventory import mark_document
@@ -46,6 +47,7 @@ class HeadClassRadixCache(HostTierCache):
     cost: of computing a token at a position, for the eviction policy `redknot`; any unit, at least 1. None: all alike.
     listeners: who is told what happens here; set by whoever builds the tree.
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
+    cooling: turns nodes cold whose lifetime is over, under that policy.
     ages: knows how long ago what was used.
     """
 
@@ -58,10 +60,12 @@ class HeadClassRadixCache(HostTierCache):
             else {ComponentType.FULL: GlobalHeads, ComponentType.SWA: LocalHeads}
         )
         self.keeper: Keeper | None = None
+        self.cooling: Cooling | None = None
         self.ages = Ages()
         super().__init__(params)
         if ranked:
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
+            self.cooling = Cooling(self)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = _windows(self)
         self.listeners: Sequence[Listener] = ()
@@ -289,6 +293,12 @@ class HeadClassRadixCache(HostTierCache):
             self._wanted.clear()
             return
         self._save_path(req.last_node)
+
+    def check_hicache_events(self) -> None:
+        """Called in each step of the scheduler with a host tier: see what copies are done, and what turns cold."""
+        super().check_hicache_events()
+        if self.cooling is not None:
+            self.cooling.step()
 
     def evict(self, params: Any) -> Any:
         """Make room on the device. Parameters and result are SGLang's."""

@@ -130,7 +130,10 @@ class Inventory:
         return entry
 
     def _class(self, nodes: list[Any], kind: Any) -> dict[str, Any]:
-        """Of one head class. `used`, `age` and `rank` are of what is used most, last, and stays longest among its nodes."""
+        """Of one head class. `used`, `age` and `rank` are of what is used most, last, and stays longest among its nodes; `over`: whether
+        the lifetimes of all are.
+        """
+        keeper = self._tree.keeper
         held = {"device": 0, "host": 0, "both": 0, "locked": 0}
         for node in nodes:
             data, tokens = node.component_data[kind], len(node.key)
@@ -139,24 +142,30 @@ class Inventory:
             held["locked"] += tokens if data.lock_ref or data.host_lock_ref else 0
         counted = [self._counted(node, kind) for node in nodes if _has(node, kind)]
         if not counted:
-            return {**held, "used": None, "age": None, "rank": None}
+            return {**held, "used": None, "age": None, "rank": None, "over": None}
         return {
             **held,
             "used": max((one["used"] for one in counted if one["used"] is not None), default=None),
             "age": min(one["age"] for one in counted),
             "rank": max((one["rank"] for one in counted if one["rank"] is not None), default=None),
+            "over": None if keeper is None else all(one["over"] for one in counted),
         }
 
     def _counted(self, node: Any, kind: Any) -> dict[str, Any]:
         """Uses of late, tokens since the last one, and the rank as a logarithm of two: one more is twice as much worth."""
         keeper, age = self._tree.keeper, self._tree.ages.age(node, kind)
         if keeper is None:
-            return {"used": None, "age": age, "rank": None}
+            return {"used": None, "age": age, "rank": None, "over": None}
         is_global = kind is ComponentType.FULL
         uses = (keeper.global_uses if is_global else keeper.local_uses)(node)
         rank = (keeper.global_rank if is_global else keeper.local_rank)(node)
         used = keeper.retention.clock.decayed(uses) / (1 << FRACTION)
-        return {"used": round(used, 2), "age": age, "rank": round(rank[0] / (1 << _DIGITS), 2)}
+        return {
+            "used": round(used, 2),
+            "age": age,
+            "rank": round(rank[0] / (1 << _DIGITS), 2),
+            "over": keeper.retention.is_over(uses),
+        }
 
     def _first(self, kind: Any, on_host: bool) -> list[Any]:
         if on_host and not self._tree.has_host_tier:

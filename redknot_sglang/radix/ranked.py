@@ -187,7 +187,7 @@ class RankedLocalHeads(LocalHeads):
             self.on_device.note(node)
             if node in self.tree_core.evictable_device_leaves:
                 return node.id
-            self._evict(node, EvictLayer.DEVICE, tracker, device_frees, host_frees)
+            self.take_away(node, EvictLayer.DEVICE, tracker, device_frees, host_frees)
         return None
 
     def _evict_device_end(self) -> None:
@@ -202,9 +202,9 @@ class RankedLocalHeads(LocalHeads):
             if node in self.tree_core.evictable_host_leaves:
                 self.tree_core._evict_host_leaf(node, tracker, device_frees, host_frees)
             else:
-                self._evict(node, EvictLayer.HOST, tracker, device_frees, host_frees)
+                self.take_away(node, EvictLayer.HOST, tracker, device_frees, host_frees)
 
-    def _evict(self, node: Any, layer: Any, tracker: dict[Any, int], device_frees: Frees, host_frees: Frees) -> None:
+    def take_away(self, node: Any, layer: Any, tracker: dict[Any, int], device_frees: Frees, host_frees: Frees) -> None:
         """Take a node's local KV away at one end."""
         core = self.tree_core
         core._evict_component_and_detach_lru(

@@ -45,7 +45,7 @@ def why_words(held: Mapping[str, Any], places: Sequence[str]) -> str:
     parts = ["a running request or a copy holds it"] if held["locked"] else []
     if held["used"] is not None:
         parts.append(f"{held['used']:.2f} uses of late, rank {held['rank']:.1f}")
-    parts.append(f"last use {held['age']:,} tokens ago")
+    parts.append(f"last use {held['age']:,} tokens ago{', its lifetime is over' if held['over'] else ''}")
     return "; ".join([*parts, *places])
 
 

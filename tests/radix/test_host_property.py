@@ -105,7 +105,7 @@ def play(seed: int, eviction: str, steps: int = STEPS) -> HostSimulation:
 
 @pytest.mark.parametrize("eviction", ["lru", "redknot"])
 def test_random_traffic(eviction: str, full: bool) -> None:
-    loaded = [0, 0]
+    loaded, cooled = [0, 0], [0, 0]
     for seed in range(ALL_SEEDS if full else SEEDS):
         try:
             simulation = play(seed, eviction)
@@ -113,5 +113,8 @@ def test_random_traffic(eviction: str, full: bool) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
         for kind, tokens in enumerate(simulation.figures.tokens[Move.LOADED_BACK]):
             loaded[kind] += tokens
+        for kind, tokens in enumerate(simulation.figures.tokens[Move.COOLED]):
+            cooled[kind] += tokens
     assert min(loaded) > 0
-    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded")
+    assert (min(cooled) > 0) == (eviction == "redknot"), cooled
+    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded; {cooled[0]} and {cooled[1]} turned cold")

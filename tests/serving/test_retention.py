@@ -43,6 +43,6 @@ def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: b
     evicted = tiers["evicted_tokens"]
     if host:
         assert all(evicted[move]["global"] > 0 for move in ("demoted", "host_dropped")), evicted
-        assert tiers["hit_tokens"]["host"]["global"] > 0
+        assert evicted["cooled"]["global"] > 0 and tiers["hit_tokens"]["host"]["global"] > 0
     else:
         assert evicted["dropped"]["global"] > 0 and evicted["demoted"] == {"global": 0, "local": 0}
