@@ -101,6 +101,7 @@ class RedKnotConfig:
     segment_tokens: tokens of all distinct segments that the cache is to hold beside running requests, or None.
     certificate_key: file of the Ed25519 public key that the certificate must be signed with, or None for no signature.
     uncertified: whether maps and policies without a certificate are served.
+    inspect_texts: whether `/redknot/inspect` names tenants and shows texts.
     certification: what the check at start found; until then nothing is certified and nothing enforced.
     """
 
@@ -116,6 +117,7 @@ class RedKnotConfig:
     segment_tokens: int | None = None
     certificate_key: Path | None = None
     uncertified: bool = False
+    inspect_texts: bool = False
     certification: Certification = Certification(enforced=False)
 
     @property

@@ -38,6 +38,7 @@ _FIELDS = (
     "redknot_separator",
     "redknot_certificate_key",
     "redknot_uncertified",
+    "redknot_inspect_texts",
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -152,6 +153,13 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="Serve a head map or a repair policy that has no certificate, and say so in status, answers and metrics.",
     )
+    group.add_argument(
+        "--redknot-inspect-texts",
+        action="store_true",
+        default=None,
+        help="Let GET /redknot/inspect name tenants and show the first words of what is cached. Default: tenants are hashes, "
+        "and no text is shown.",
+    )
 
 
 def take_options(source: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +197,7 @@ def make_config(options: dict[str, Any], model_path: str | None) -> RedKnotConfi
         segment_tokens=_tokens(options, "segment_tokens"),
         certificate_key=None if key is None else Path(key),
         uncertified=bool(options.get("redknot_uncertified")),
+        inspect_texts=bool(options.get("redknot_inspect_texts")),
         certification=Certification(enforced=False),
         **_segment_options(options),
     )

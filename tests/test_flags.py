@@ -41,12 +41,13 @@ def test_flags_become_a_config() -> None:
         "k.pem",
         "--redknot-uncertified",
         "--redknot-segment-tokens=65536",
+        "--redknot-inspect-texts",
     ]
     options = vars(parser.parse_args(argv))
     config = make_config(take_options(options), "model")
     assert config is not None
     assert (config.head_map, config.context_length, config.kv_budget) == (Path("m.json"), 4096, 2**30)
-    assert (config.certificate_key, config.uncertified) == (Path("k.pem"), True)
+    assert (config.certificate_key, config.uncertified, config.inspect_texts) == (Path("k.pem"), True, True)
     assert (config.segment_tokens, config.expects_segments, config.policy) == (65536, True, "exact")
     assert options == {}, "SGLang's arguments must not see ours"
 

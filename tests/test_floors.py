@@ -46,12 +46,12 @@ reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
 forwards:
 attention: active heads kernels plan seams pool reuse batches forwards
-serve: __init__ errors versions config active heads certificate plan seams pool store
+report: __init__ errors heads certificate
+serve: __init__ errors versions config active heads certificate plan seams pool store report
 hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool store radix reuse batches attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure
-report: __init__ errors heads certificate
 plugin: cpu seams hooks
 start_memory: errors active seams pool plugin
 cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report plugin start_memory

@@ -37,6 +37,15 @@ def salted(extra_key: str | None, salt: str | None) -> str | None:
     return f"{MARK} salt {len(salt)} {salt}{extra_key or ''}" if salt else extra_key
 
 
+def own_part(namespace: str | None) -> tuple[str, str]:
+    """What of a namespace is the request's own, and what we have added: `whole`, a plan's identity, or nothing."""
+    own = namespace or ""
+    at = own.rfind(MARK)
+    if at < 0 or own.startswith(f"{MARK} salt ", at):
+        return own, ""
+    return own[:at], own[at + len(MARK) :].strip()
+
+
 def identity_of(req: Any, path: Path) -> Identity:
     """Namespace and tokens (the bytes of int64 ids) of a path that a scheduler's request needs."""
     return namespace_of(req.extra_key, path.whole), path.key.tobytes()

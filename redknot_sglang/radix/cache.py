@@ -17,10 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.request import state_of
+from redknot_sglang.plan.request import is_own_work, state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
+from redknot_sglang.radix.ages import Ages, nodes_used
+from redknot_sglang.radix.cooling import Cooling
+from redknot_sglang.radix.global_heads import GlobalHeads
+from redknot_sglang.radix.inventory import mark_document
 from redknot_sglang.radix.keeper import POLICY, Keeper
-from redknot_sglang.radix.listeners import Listener
+from redknot_sglang.radix.listeners import Listener, Move
 from redknot_sglang.radix.local_heads import LocalHeads
 from redknot_sglang.radix.paths import free_unheld
 from redknot_sglang.radix.ranked import RankedGlobalHeads, RankedLocalHeads
@@ -49,6 +53,8 @@ class HeadClassRadixCache(StoredCache):
         None: all tokens take the same.
     listeners: told what happens here; set by whoever builds the tree.
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
+    cooling: turns nodes cold whose lifetime is over, under that policy.
+    ages: knows how long ago what was used.
     """
 
     def __init__(self, params: Any, cost: Callable[[int], int] | None = None) -> None:
@@ -57,12 +63,15 @@ class HeadClassRadixCache(StoredCache):
         params.component_registry_override = (
             {ComponentType.FULL: RankedGlobalHeads, ComponentType.SWA: RankedLocalHeads}
             if ranked
-            else {ComponentType.SWA: LocalHeads}
+            else {ComponentType.FULL: GlobalHeads, ComponentType.SWA: LocalHeads}
         )
         self.keeper: Keeper | None = None
+        self.cooling: Cooling | None = None
+        self.ages = Ages()
         super().__init__(params)
         if ranked:
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
+            self.cooling = Cooling(self)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = _windows(self)
         self.listeners: Sequence[Listener] = ()
@@ -191,7 +200,9 @@ class HeadClassRadixCache(StoredCache):
             # A copy to the host holds a lock until it is noticed to be done.
             self.check_hicache_events()
             self._withdraw_saves()
+        local_before = sum(self.local_heads.freed.values())
         freed = free_unheld(self, key, held)
+        self._moved(Move.DELETED, freed, sum(self.local_heads.freed.values()) - local_before)
         self._slots_changed()
         return freed
 
@@ -229,6 +240,8 @@ class HeadClassRadixCache(StoredCache):
         if is_insert:
             self._count(req, (req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
             self._save(req)
+            if is_own_work(req) and not self.disable:
+                mark_document(self.tree_core.node_by_id(req.last_node))
         for listener in self.listeners:
             listener.request_ended(req)
         self._slots_changed()
@@ -252,17 +265,35 @@ class HeadClassRadixCache(StoredCache):
         node: its last node, as `lock_path` returns it.
         whole: whether all its tokens were needed in the local class.
         """
-        if self.keeper is not None:
-            self.keeper.segment(tokens, namespace, self.tree_core.node_by_id(node), whole)
+        last = self.tree_core.node_by_id(node)
+        mark_document(last)
+        used = nodes_used(self, last, (), whole, 0)
+        self._use(RadixKey(tokens, namespace), *used)
 
     def _count(self, req: Any, tokens: Any) -> None:
-        if self.keeper is None or self.disable or req.last_node is None:
+        """A request's prompt, or all of it, was put into the tree. tokens: of its path."""
+        if self.disable or req.last_node is None:
             return
         state, key = state_of(req), RadixKey(tokens, req.extra_key)
         key = key if state.plan is None else _planned(state.plan, key)
-        self.keeper.request(state, key, self.tree_core.node_by_id(req.last_node))
-        for component in self.components.values():
-            component.offer_noted()
+        first = state.counted == 0
+        # It went on from the first of these, and leaves a tail at the other for those that come after it.
+        boundaries = (state.start, state.branch) if first else ()
+        used = nodes_used(self, self.tree_core.node_by_id(req.last_node), boundaries, state.whole, state.counted)
+        self._use(key if first and state.identity is None else None, *used)
+        state.counted = len(key)
+
+    def _use(self, key: RadixKey | None, passed: Sequence[Any], ended: Sequence[Any]) -> None:
+        """Count a use of nodes. key: of the path that comes, as the logical clock sees it; None for no time that passes."""
+        if key is not None:
+            self.ages.admit(len(key))
+        self.ages.use(passed, ended)
+        if self.keeper is not None:
+            if key is not None:
+                self.keeper.admit(key.token_ids[: len(key)], key.extra_key)
+            self.keeper.use(passed, ended)
+            for component in self.components.values():
+                component.offer_noted()
 
     def _save(self, req: Any) -> None:
         """Give the host tier what it should have of a request's path.
@@ -275,6 +306,22 @@ class HeadClassRadixCache(StoredCache):
             self._wanted.clear()
             return
         self._save_path(req.last_node)
+
+    def check_hicache_events(self) -> None:
+        """Called in each step of the scheduler with a host tier: see what copies are done, and what turns cold."""
+        super().check_hicache_events()
+        if self.cooling is not None:
+            self.cooling.step()
+
+    def evict(self, params: Any) -> Any:
+        """Make room on the device. Parameters and result are SGLang's."""
+        with self.ages.evicting():
+            return super().evict(params)
+
+    def evict_host(self, num_tokens: int, component_type: Any = ComponentType.FULL) -> int:
+        """Make room on the host in one head class. Parameters are SGLang's; returns the slots freed in that class."""
+        with self.ages.evicting():
+            return super().evict_host(num_tokens, component_type)
 
     def _slots_changed(self) -> None:
         for listener in self.listeners:

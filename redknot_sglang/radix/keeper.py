@@ -3,7 +3,7 @@
 
 Each node has two counters, one for each head class. Global heads need every node that a request passes through. Local heads
 need the tail at the boundary from which a request goes on, and the sinks. A request counts once, when its prompt is cached, and
-a segment when a request has relocated it.
+a segment when a request has relocated it. A node that no request has brought gets its counters when it is asked for first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redknot_sglang.plan.request import RequestState
 from redknot_sglang.radix.local_locks import SINK
 from redknot_sglang.radix.retention import Retention, block_size, blocks_of
 from redknot_sglang.radix.uses import Rank, Uses
@@ -25,36 +24,6 @@ def _data(node: Any, component_type: Any) -> dict[str, Any]:
     data = node.component_data[component_type]
     marks: dict[str, Any] = data.metadata
     return marks
-
-
-def global_uses(node: Any) -> Uses:
-    """A node's counter of requests that passed through it."""
-    uses: Uses = _data(node, ComponentType.FULL)[_USES]
-    return uses
-
-
-def local_uses(node: Any) -> Uses:
-    """A node's counter of requests that went on from its end, or so shortly behind that their window reaches it."""
-    uses: Uses = _data(node, ComponentType.SWA)[_USES]
-    return uses
-
-
-def start_of(node: Any) -> int:
-    """Position of a node's first token in its path."""
-    start: int = _data(node, ComponentType.FULL)[_START]
-    return start
-
-
-def split_counters(upper: Any, lower: Any) -> None:
-    """A node was split: both halves were used as often as it.
-
-    upper: the new node. lower: what is left of the old one.
-    """
-    for component_type in (ComponentType.FULL, ComponentType.SWA):
-        _data(upper, component_type)[_USES] = _data(lower, component_type)[_USES].copy()
-    start = start_of(lower)
-    _data(upper, ComponentType.FULL)[_START] = start
-    _data(lower, ComponentType.FULL)[_START] = start + len(upper.key)
 
 
 class Keeper:
@@ -74,6 +43,30 @@ class Keeper:
         """Forget everything, as the tree does when it is flushed."""
         self.retention = Retention(self._capacity, self._cost)
         self._block = block_size(self._capacity)
+
+    # ---- counters -------------------------------------------------------------------------------------------------
+
+    def global_uses(self, node: Any) -> Uses:
+        """A node's counter of requests that passed through it."""
+        uses: Uses = self._of(node, ComponentType.FULL)[_USES]
+        return uses
+
+    def local_uses(self, node: Any) -> Uses:
+        """A node's counter of requests that went on from its end, or so shortly behind that their window reaches it."""
+        uses: Uses = self._of(node, ComponentType.SWA)[_USES]
+        return uses
+
+    def start_of(self, node: Any) -> int:
+        """Position of a node's first token in its path."""
+        start: int = self._of(node, ComponentType.FULL)[_START]
+        return start
+
+    def _of(self, node: Any, component_type: Any) -> dict[str, Any]:
+        if _START not in _data(node, ComponentType.FULL):
+            parent, root = node.parent, self._tree.tree_core.root_node
+            start = 0 if parent is root else self.start_of(parent) + len(parent.key)
+            self.start_counters(node, start, start + len(node.key), ())
+        return _data(node, component_type)
 
     # ---- new nodes ------------------------------------------------------------------------------------------------
 
@@ -108,50 +101,35 @@ class Keeper:
             end -= len(node.key)
             node = node.parent
 
+    def split(self, upper: Any, lower: Any) -> None:
+        """A node was split: both halves were used as often as it.
+
+        upper: the new node. lower: what is left of the old one.
+        """
+        if _START not in _data(lower, ComponentType.FULL):
+            return
+        for component_type in (ComponentType.FULL, ComponentType.SWA):
+            _data(upper, component_type)[_USES] = _data(lower, component_type)[_USES].copy()
+        start = _data(lower, ComponentType.FULL)[_START]
+        _data(upper, ComponentType.FULL)[_START] = start
+        _data(lower, ComponentType.FULL)[_START] = start + len(upper.key)
+
     # ---- uses -----------------------------------------------------------------------------------------------------
 
-    def request(self, state: RequestState, key: RadixKey, node: Any) -> None:
-        """A request's prompt, or all of it, was put into the tree.
-
-        state: its state, which says what of it was counted before.
-        key: its path in the tree, up to the end of `node`.
-        node: where it ends.
-        """
-        first = state.counted == 0
-        if first and state.identity is None:
-            self.retention.admit(self._blocks(key.token_ids[: len(key)], key.extra_key))
-        # It went on from the first of these, and leaves a tail at the other for those that come after it.
-        boundaries = (state.start, state.branch) if first else ()
-        self._use(node, boundaries, state.whole, state.counted)
-        state.counted = len(key)
-
-    def segment(self, tokens: Sequence[int], namespace: str | None, node: Any, whole: bool) -> None:
-        """A request has relocated a segment.
-
-        tokens, namespace: of the segment's path.
-        node: where it ends.
-        whole: whether all its local rows are needed.
-        """
+    def admit(self, tokens: Sequence[int], namespace: str | None) -> None:
+        """A request comes with this path, or relocates a segment that has it; its uses are counted next."""
         self.retention.admit(self._blocks(tokens, namespace))
-        self._use(node, (), whole, 0)
 
-    def _use(self, node: Any, boundaries: Sequence[int], whole: bool, counted: int) -> None:
-        # The next row is itself the last of its window.
-        reach = self._tree.local_heads.window - 1
-        end = start_of(node) + len(node.key) if node is not self._tree.tree_core.root_node else 0
-        passed, ended, stop = [], [], end
-        while stop > counted:
-            start = start_of(node)
-            passed.append(global_uses(node))
-            in_tail = any(start < boundary and stop > boundary - reach for boundary in (end, *boundaries))
-            marks = _data(node, ComponentType.SWA)
-            if marks.get(SINK):
-                marks[_REACH] = max(end, marks.get(_REACH, 0))
-            if whole or in_tail or marks.get(SINK):
-                ended.append(local_uses(node))
-            node, stop = node.parent, start
-        self.retention.use(passed)
-        self.retention.use(ended)
+    def use(self, passed: Sequence[Any], ended: Sequence[Any]) -> None:
+        """Count a use of nodes. passed, ended: as `ages.nodes_used` returns them; `passed` begins where the path ends."""
+        if passed:
+            end = self.start_of(passed[0]) + len(passed[0].key)
+            for node in passed:
+                marks = _data(node, ComponentType.SWA)
+                if marks.get(SINK):
+                    marks[_REACH] = max(end, marks.get(_REACH, 0))
+        self.retention.use([self.global_uses(node) for node in passed])
+        self.retention.use([self.local_uses(node) for node in ended])
 
     def _blocks(self, tokens: Sequence[int], namespace: str | None) -> list[tuple[int, int]]:
         return blocks_of(tokens, namespace or "", self._block)
@@ -160,7 +138,7 @@ class Keeper:
 
     def global_rank(self, node: Any) -> Rank:
         """A leaf's place in the global class: lower goes first."""
-        return self.retention.global_rank(global_uses(node), start_of(node))
+        return self.retention.global_rank(self.global_uses(node), self.start_of(node))
 
     def local_rank(self, node: Any) -> Rank:
         """A live node's place in the local class: lower goes first.
@@ -172,11 +150,16 @@ class Keeper:
         if marks.get(SINK):
             end = marks.get(_REACH, len(node.key))
             rows = min(self._tree.local_heads.window, end)
-            return self.retention.local_rank(local_uses(node), end - rows, rows, end - rows)
+            return self.retention.local_rank(self.local_uses(node), end - rows, rows, end - rows)
         gap, above = 0, node.parent
-        while above is not self._tree.tree_core.root_node and above.component_data[ComponentType.SWA].value is None:
+        while above is not self._tree.tree_core.root_node and _has_no_local(above):
             gap, above = gap + len(above.key), above.parent
-        return self.retention.local_rank(local_uses(node), start_of(node), len(node.key), gap)
+        return self.retention.local_rank(self.local_uses(node), self.start_of(node), len(node.key), gap)
+
+
+def _has_no_local(node: Any) -> bool:
+    data = node.component_data[ComponentType.SWA]
+    return data.value is None and data.host_value is None
 
 
 class EvictionStrategy:

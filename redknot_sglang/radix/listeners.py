@@ -28,6 +28,8 @@ class Move(Enum):
     DEMOTED = "demoted"  # freed on the device for want of room there; the host has it
     DROPPED = "dropped"  # freed on the device for want of room there, and nowhere else
     HOST_DROPPED = "host_dropped"  # freed on the host for want of room there
+    COOLED = "cooled"  # freed on the device since its lifetime was over, before room was short; the host has it
+    DELETED = "deleted"  # freed wherever it was since a client asked for it
 
 
 class TierListener(Protocol):

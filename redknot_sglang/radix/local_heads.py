@@ -227,6 +227,24 @@ class LocalHeads(LocalHost):
             if sink.component_data[self.component_type].value is not None:
                 self.tree_core.lru_lists[self.component_type].reset_node_mru(sink)
 
+    def first_to_go(self, count: int, on_host: bool) -> list[Any]:
+        """The nodes whose local KV is evicted next, in order, as far as that is known now; nothing changes.
+
+        count: how many at most.
+        on_host: whether from the host; else from the device.
+        """
+        if on_host:
+            order = self.tree_core.host_lru_lists[self.component_type]
+            node, following = order.get_lru_no_host_lock(), order.get_prev_no_host_lock
+        else:
+            order = self.tree_core.lru_lists[self.component_type]
+            node, following = order.get_lru_no_lock(), order.get_prev_no_lock
+        found: list[Any] = []
+        while node is not None and len(found) < count:
+            found.append(node)
+            node = following(node)
+        return found
+
     # ---- dropping what a request no longer needs --------------------------------------------------------------------
 
     def drop_transient(

@@ -123,6 +123,7 @@ class LocalHost(LocalLocks):
         has_copy = node.component_data[self.component_type].host_value is not None
         freed: tuple[int, int] = super().evict_component(node, device_frees, host_frees, target=target)
         self.freed[Move.DEMOTED if has_copy and target is EvictLayer.DEVICE else Move.DROPPED] += freed[0]
+        self.cache.ages.left(node, self.component_type, *freed)
         return freed
 
     def give_host_rows(self, node: Any, end: int, rows: Any) -> None:

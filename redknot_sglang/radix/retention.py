@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 from redknot_sglang.radix.trials import Block, Trials
-from redknot_sglang.radix.uses import Clock, Rank, Uses, rank
+from redknot_sglang.radix.uses import FRACTION, Clock, Rank, Uses, rank
 
 _UNIT = 1 << 10  # worth of a token that costs what the first one does
 _BLOCKS = 2048  # blocks that a cache is seen as, roughly
@@ -88,6 +88,13 @@ class Retention:
         """Count a use of pieces, the last of a path first: of pieces with equal counts those go first."""
         for uses in counters:
             self.clock.add(uses)
+
+    def is_over(self, uses: Uses) -> bool:
+        """Whether a piece's lifetime is over: its uses, decayed, count less than half a new one.
+
+        A use lasts one half-life to two, and each time that there are twice as many one more.
+        """
+        return 2 * self.clock.decayed(uses) < 1 << FRACTION
 
     def global_rank(self, passed: Uses, start: int) -> Rank:
         """The place of a piece in the global class, which every request needs that passes through it.

@@ -8,6 +8,7 @@ rose is also noticed when the thing comes to the top.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -55,6 +56,29 @@ class Victims(Generic[T]):
                 return thing
             self._drop_first()
         return None
+
+    def first(self, count: int, looks: int) -> list[T]:
+        """The things that `take` would return next, in order; all stay.
+
+        count: how many at most.
+        looks: things to look at, at most, before fewer are returned.
+        """
+        found: list[T] = []
+        # What is known of a thing's rank is a lower bound of it: with the true one it is put back once.
+        open_places: list[tuple[Any, int, bool]] = [(self._heap[0][0], 0, False)] if self._heap else []
+        while open_places and looks and len(found) < count:
+            known, place, is_true = heapq.heappop(open_places)
+            thing = self._heap[place][1]
+            if is_true:
+                found.append(thing)
+                continue
+            looks -= 1
+            for below in (2 * place + 1, 2 * place + 2):
+                if below < len(self._heap):
+                    heapq.heappush(open_places, (self._heap[below][0], below, False))
+            if self._eligible(thing):
+                heapq.heappush(open_places, ((self._rank(thing), known[1]), place, True))
+        return found
 
     def clear(self) -> None:
         """Forget all things."""

@@ -124,14 +124,11 @@ class TierMetrics:
     """Metrics of the device's KV and of the *host tier*, host memory behind it. All but the seconds have the label
     `head_class`.
 
-    - `redknot:tier_hit_tokens_total{tier}`, counter: tokens of prefixes from which requests went on.
-    - `redknot:tier_tokens_total{move}`, counter: tokens that were copied to the host (`backed_up`) or from it
-      (`loaded_back`), and those
-      evicted: from the device with a copy left on the host (`demoted`) or without one (`dropped`), or from the host
-          (`host_dropped`).
-    - `redknot:tier_bytes_total{move}`, counter: bytes of the copies.
-    - `redknot:host_slots_used`, gauge.
-    - `redknot:load_back_seconds`, histogram: how long loads took that were begun together.
+    Counters: `redknot:tier_hit_tokens_total{tier}`, prefixes that requests went on from; `redknot:tier_tokens_total{move}` and
+    `redknot:tier_bytes_total{move}`, copies `backed_up` to the host and `loaded_back`, and of tokens also those evicted: `demoted`
+    where the host keeps a copy, `dropped` where none is left, `cooled` before room was short, `host_dropped` on the host, `deleted` for a
+    client. Gauge: `redknot:host_slots_used`. Histograms: `redknot:load_back_seconds`, of loads that were begun together, and
+    `redknot:eviction_age_tokens{tier}`, of each piece that was evicted, how many tokens requests brought since its last use.
     """
 
     def __init__(self) -> None:
@@ -152,6 +149,17 @@ class TierMetrics:
             "Time of loads from the host",
             buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         )
+
+        self._ages = Histogram(
+            "redknot:eviction_age_tokens",
+            "Tokens that requests brought between the last use of a cached piece and its eviction",
+            labelnames=["head_class", "tier"],
+            buckets=tuple(float(4**power) for power in range(5, 15)),
+        )
+
+    def observe_age(self, tier: str, head_class: str, age: int) -> None:
+        """Add a piece that was evicted. tier: `device` or `host`. age: in tokens."""
+        self._ages.labels(head_class, tier).observe(age)
 
     def count_hit(self, tier: str, head_class: str, tokens: int) -> None:
         """Add tokens of a prefix hit. tier: `device` or `host`."""

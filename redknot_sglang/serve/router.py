@@ -7,16 +7,22 @@ from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 
 from redknot_sglang import active
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.report.cache_page import render_cache
 from redknot_sglang.seams.sglang import AuthLevel, auth_level
 from redknot_sglang.serve import segments
+from redknot_sglang.serve.inspect import inspected
 
 router = APIRouter(prefix="/redknot")
+# Of the page that shows the cache: its own styles, and no script, picture or address beside.
+_NOTHING_ELSE = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @router.get("/status")
@@ -40,7 +46,7 @@ async def preload_segments(request: Request) -> JSONResponse:
     return await _or_400(answer())
 
 
-# The next two show and delete what all clients have preloaded, so they need the admin key where the server has one.
+# The next ones show and delete what all clients have preloaded or cached, so they need the admin key where the server has one.
 @router.get("/segments")
 @auth_level(AuthLevel.ADMIN_OPTIONAL)
 async def list_segments() -> JSONResponse:
@@ -57,6 +63,23 @@ async def forget_segments(request: Request) -> JSONResponse:
         return await segments.forget(_manager(), await _identities(request))
 
     return await _or_400(answer())
+
+
+@router.get("/inspect.json")
+@auth_level(AuthLevel.ADMIN_OPTIONAL)
+async def inspect_cache() -> JSONResponse:
+    """What the prefix cache holds, see `serve/inspect.py`."""
+    manager = _manager()
+    return await _or_400(inspected(manager, _config(manager)))
+
+
+@router.get("/inspect")
+@auth_level(AuthLevel.ADMIN_OPTIONAL)
+async def inspect_page() -> HTMLResponse:
+    """The same as a page for people, which fetches nothing."""
+    manager = _manager()
+    page = render_cache(await inspected(manager, _config(manager)))
+    return HTMLResponse(page, headers={"Content-Security-Policy": _NOTHING_ELSE, "Cache-Control": "no-store"})
 
 
 def add_routes(app: FastAPI) -> None:

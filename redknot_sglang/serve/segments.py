@@ -18,6 +18,7 @@ from redknot_sglang.plan.identity import namespace_of
 from redknot_sglang.plan.options import MODE, REPAIR, SEGMENTS, repair_of
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.serve.requests import check_namespace, resolve_request
+from redknot_sglang.serve.schedulers import ask
 from redknot_sglang.serve.segment_calls import FORGET, LIST, PRELOAD_OPTION, RESOLVED, WANT, WHOLE_OPTION
 from redknot_sglang.serve.segment_text import SegmentText
 
@@ -48,7 +49,7 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
     whole = parse_repair(repair).keeps_whole
     wanted = [list(part) for part in dict.fromkeys(parts) if part]
     shared = {"lead": lead, "extra_key": fields["extra_key"], "whole": whole, "repair": repair}
-    ranks = await _ask(manager, WANT, {**shared, "segments": wanted})
+    ranks = await ask(manager, WANT, {**shared, "segments": wanted})
     missing = [
         (rank["rank"] if len(ranks) > 1 else None, lead + tokens)
         for rank in ranks
@@ -69,7 +70,7 @@ async def listed(manager: Any) -> list[dict[str, Any]]:
     """The preloaded segments, the oldest first. `resident_tokens` is the count of the data-parallel rank that holds
     fewest of them.
     """
-    ranks = [{entry["id"]: entry for entry in rank["segments"]} for rank in await _ask(manager, LIST, {})]
+    ranks = [{entry["id"]: entry for entry in rank["segments"]} for rank in await ask(manager, LIST, {})]
     return [
         {
             **entry,
@@ -87,7 +88,7 @@ async def forget(manager: Any, identities: Sequence[str] | None) -> list[dict[st
     Returns `id` and `freed_tokens` of each, the tokens of all data-parallel ranks together.
     """
     freed: Counter[str] = Counter()
-    for rank in await _ask(manager, FORGET, {"ids": identities}):
+    for rank in await ask(manager, FORGET, {"ids": identities}):
         freed.update({entry["id"]: entry["freed_tokens"] for entry in rank["segments"]})
     return [{"id": identity, "freed_tokens": tokens} for identity, tokens in freed.items()]
 
@@ -174,17 +175,3 @@ async def _compute(
     for result in results:
         if isinstance(result, BaseException):
             raise result
-
-
-async def _ask(manager: Any, method: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Send a message to the schedulers. Returns the answers of all data-parallel ranks; raises the error of the first
-    that refuses.
-    """
-    from redknot_sglang.seams.sglang import DumperControlReqInput
-
-    # Shielded, since SGLang would take an answer that comes after a cancelled wait for the answer to the next message.
-    outputs = await asyncio.shield(manager.dumper_control(DumperControlReqInput(method=method, body=body)))
-    for output in outputs:
-        if not output.success:
-            raise RedKnotError(output.error)
-    return sorted((answer for output in outputs for answer in output.response), key=lambda answer: answer["rank"])

@@ -14,8 +14,10 @@ from redknot_sglang.serve.metrics import StoreMetrics, TierMetrics
 from redknot_sglang.store.envelope import Refusal
 
 CLASSES = ("global", "local")
+TIERS = ("device", "host")
 # Moves that copy something; the others free.
 _COPIES = ("backed_up", "loaded_back")
+_FREES = ("demoted", "dropped", "cooled", "host_dropped", "deleted")
 
 
 class TierFigures:
@@ -40,6 +42,9 @@ class TierFigures:
         self._hits: Counter[tuple[str, str]] = Counter()
         self._moved: Counter[tuple[str, str]] = Counter()
         self._loads, self._seconds = 0, 0.0
+        # Of each tier and class: pieces that were evicted, and their ages together.
+        self._ages: Counter[tuple[str, str]] = Counter()
+        self._evictions: Counter[tuple[str, str]] = Counter()
         self._host = [entry.host_pool for entry in tree.host_pool_group.entries] if tree.has_host_tier else []
 
     def request_ended(self, req: Any) -> None:
@@ -69,6 +74,13 @@ class TierFigures:
                 size = tokens * self._bytes[head_class] if move.value in _COPIES else 0
                 self._metrics.count_move(move.value, head_class, tokens, size)
 
+    def kv_left(self, tier: str, head_class: str, tokens: int, age: int) -> None:
+        """Note the age of a piece that was evicted from a tier: tokens that requests have brought since its last use."""
+        self._ages[tier, head_class] += age
+        self._evictions[tier, head_class] += 1
+        if self._metrics is not None:
+            self._metrics.observe_age(tier, head_class, age)
+
     def loads_done(self, seconds: float) -> None:
         """Count loads from the host that were begun together, and their time."""
         self._loads += 1
@@ -80,23 +92,29 @@ class TierFigures:
         """As JSON types: `host`, slots of each head class there, or None; `store`, see `store_status`, or None; and what was counted since
         the server began.
 
-        `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`);
-        `evicted_tokens`, with copies left on the host (`demoted`) or not (`dropped`), and on the host (`host_dropped`),
-        each by head class; `loads` and the seconds that they took.
+        `hit_tokens` by tier; `copied_tokens` and `copied_bytes` to the host (`backed_up`) and back (`loaded_back`); `evicted_tokens`,
+        by reason: for want of room with copies left on the host (`demoted`) or not (`dropped`), since the lifetime was over (`cooled`), for
+        want of room on the host (`host_dropped`), and since a client asked (`deleted`), each by head class; `age_at_eviction`, of each tier
+        and class the `pieces` evicted and their `mean` age in tokens, or None; `loads` and the seconds that they took.
         """
-        moved = {move: self._by_class(self._moved, move) for move in (*_COPIES, "demoted", "dropped", "host_dropped")}
+        moved = {move: self._by_class(self._moved, move) for move in (*_COPIES, *_FREES)}
         return {
             "host": self._host_state(),
             "store": None if self._tree.store is None else store_status(self._tree.store),
-            "hit_tokens": {tier: self._by_class(self._hits, tier) for tier in ("device", "host")},
+            "hit_tokens": {tier: self._by_class(self._hits, tier) for tier in TIERS},
             "copied_tokens": {move: moved[move] for move in _COPIES},
             "copied_bytes": {
                 move: {name: tokens * self._bytes[name] for name, tokens in moved[move].items()} for move in _COPIES
             },
-            "evicted_tokens": {move: by_class for move, by_class in moved.items() if move not in _COPIES},
+            "evicted_tokens": {move: moved[move] for move in _FREES},
+            "age_at_eviction": {tier: {name: self._age(tier, name) for name in CLASSES} for tier in TIERS},
             "loads": self._loads,
             "load_seconds": self._seconds,
         }
+
+    def _age(self, tier: str, head_class: str) -> dict[str, int | None]:
+        pieces = self._evictions[tier, head_class]
+        return {"pieces": pieces, "mean": self._ages[tier, head_class] // pieces if pieces else None}
 
     def _host_state(self) -> dict[str, dict[str, int]] | None:
         if not self._host:

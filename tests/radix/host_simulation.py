@@ -50,7 +50,7 @@ class Figures:
 
 
 class HostSimulation(Simulation):
-    """Pools and host pools of the given sizes. policy: SGLang's write policy."""
+    """Pools and host pools of the given sizes. policy: SGLang's write policy. eviction: the eviction policy."""
 
     def __init__(
         self,
@@ -59,8 +59,9 @@ class HostSimulation(Simulation):
         window: int,
         sink: int,
         policy: str = "write_through",
+        eviction: str = "lru",
     ) -> None:
-        super().__init__(*pools, window=window, sink=sink)
+        super().__init__(*pools, window=window, sink=sink, policy=eviction)
         register_stack_strategy(HostStack(PoolSlots(*host)))
         arguments = SimpleNamespace(
             hicache_storage_backend=None,

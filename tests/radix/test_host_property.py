@@ -78,14 +78,13 @@ class Traffic:
         return [self.rng.randrange(50) for _ in range(self.rng.choice((1, 1, 4, 25)))]
 
 
-def play(seed: int, steps: int = STEPS) -> HostSimulation:
-    """A run to its end, in which everything is checked after every step."""
+def play(seed: int, eviction: str, steps: int = STEPS) -> HostSimulation:
+    """A run to its end, in which everything is checked after every step. eviction: the eviction policy."""
     rng = random.Random(seed)
     pools, host = rng.choice(SIZES)
     policy = rng.choice(("write_through", "write_through_selective"))
-    simulation = HostSimulation(
-        pools, host, window=rng.choice((1, 2, 7, 16)), sink=rng.choice((0, 1, 4)), policy=policy
-    )
+    window, sink = rng.choice((1, 2, 7, 16)), rng.choice((0, 1, 4))
+    simulation = HostSimulation(pools, host, window, sink, policy, eviction)
     traffic = Traffic(simulation, seed)
     for _ in range(steps):
         traffic.step()
@@ -104,14 +103,18 @@ def play(seed: int, steps: int = STEPS) -> HostSimulation:
     return simulation
 
 
-def test_random_traffic(full: bool) -> None:
-    loaded = [0, 0]
+@pytest.mark.parametrize("eviction", ["lru", "redknot"])
+def test_random_traffic(eviction: str, full: bool) -> None:
+    loaded, cooled = [0, 0], [0, 0]
     for seed in range(ALL_SEEDS if full else SEEDS):
         try:
-            simulation = play(seed)
+            simulation = play(seed, eviction)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         for kind, tokens in enumerate(simulation.figures.tokens[Move.LOADED_BACK]):
             loaded[kind] += tokens
+        for kind, tokens in enumerate(simulation.figures.tokens[Move.COOLED]):
+            cooled[kind] += tokens
     assert min(loaded) > 0
-    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded")
+    assert (min(cooled) > 0) == (eviction == "redknot"), cooled
+    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded; {cooled[0]} and {cooled[1]} turned cold")

@@ -12,7 +12,7 @@ from eval.retention.block_tree import POLICIES, token_hits
 from eval.retention.real_tree import RealTree
 from eval.retention.traces import make
 from redknot_sglang.radix import trials
-from redknot_sglang.radix.keeper import Keeper, global_uses, local_uses, start_of
+from redknot_sglang.radix.keeper import Keeper
 from redknot_sglang.radix.uses import FRACTION
 from redknot_sglang.seams.sglang import ComponentType
 from tests.radix.simulation import Simulation
@@ -42,7 +42,10 @@ def test_victims_are_those_of_the_lowest_rank_and_never_locked(seed: int, monkey
         component = tree.components[kind]
 
         def take(
-            component: Any = component, kind: Any = kind, lowest: str = lowest, original: Any = component._victims.take
+            component: Any = component,
+            kind: Any = kind,
+            lowest: str = lowest,
+            original: Any = component.on_device.victims.take,
         ) -> Any:
             chosen = original()
             rank = getattr(_keeper(simulation), lowest)
@@ -59,7 +62,7 @@ def test_victims_are_those_of_the_lowest_rank_and_never_locked(seed: int, monkey
             taken.append(kind)
             return chosen
 
-        monkeypatch.setattr(component._victims, "take", take)
+        monkeypatch.setattr(component.on_device.victims, "take", take)
     traffic = Traffic(simulation, seed)
     for _ in range(150):
         traffic.step()
@@ -70,16 +73,17 @@ def test_victims_are_those_of_the_lowest_rank_and_never_locked(seed: int, monkey
 def test_every_node_has_counters_and_its_place() -> None:
     simulation = Simulation(2000, 2000, window=7, sink=2, policy="redknot")
     traffic = Traffic(simulation, 5)
+    keeper = _keeper(simulation)
     for _ in range(150):
         traffic.step()
         for node in _nodes(simulation):
             start = (
                 0
                 if node.parent is simulation.tree.tree_core.root_node
-                else start_of(node.parent) + len(node.parent.key)
+                else keeper.start_of(node.parent) + len(node.parent.key)
             )
-            assert start_of(node) == start
-            assert global_uses(node).count >= 0 and local_uses(node).count >= 0
+            assert keeper.start_of(node) == start
+            assert keeper.global_uses(node).count >= 0 and keeper.local_uses(node).count >= 0
 
 
 def test_a_request_counts_once_and_its_answer_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +97,13 @@ def test_a_request_counts_once_and_its_answer_with_it(monkeypatch: pytest.Monkey
         for token in range(3):
             simulation.decode(req, 1000 + token, maintain=False)
         simulation.finish(req)
-        clock = _keeper(simulation).retention.clock
+        keeper = _keeper(simulation)
+        clock, start_of = keeper.retention.clock, keeper.start_of
         for node in _nodes(simulation):
-            assert clock.decayed(global_uses(node)) >> FRACTION == uses, start_of(node)
+            assert clock.decayed(keeper.global_uses(node)) >> FRACTION == uses, start_of(node)
             # The second request went on from 39 tokens, since it has to compute the last one. Its rows see three before.
             needed = start_of(node) < 2 or start_of(node) + len(node.key) > 36
-            assert (clock.decayed(local_uses(node)) >> FRACTION > 0) == needed, start_of(node)
+            assert (clock.decayed(keeper.local_uses(node)) >> FRACTION > 0) == needed, start_of(node)
 
 
 def test_popular_documents_survive_a_scan_and_come_back_known() -> None:

@@ -17,6 +17,8 @@ from redknot_sglang.serve.router import add_routes
         ("POST", "/redknot/segments", AuthLevel.NORMAL),
         ("GET", "/redknot/segments", AuthLevel.ADMIN_OPTIONAL),
         ("DELETE", "/redknot/segments", AuthLevel.ADMIN_OPTIONAL),
+        ("GET", "/redknot/inspect", AuthLevel.ADMIN_OPTIONAL),
+        ("GET", "/redknot/inspect.json", AuthLevel.ADMIN_OPTIONAL),
     ],
 )
 def test_sglang_sees_the_level_of_each_route(method: str, path: str, level: AuthLevel) -> None:

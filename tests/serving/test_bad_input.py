@@ -64,10 +64,6 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         "--speculative-algorithm NGRAM",
     ),
     "write back": (["--enable-hierarchical-cache", "--hicache-write-policy=write_back"], "evicting would wait"),
-    "eviction by rank with a host": (
-        ["--enable-hierarchical-cache", "--radix-eviction-policy=redknot"],
-        "it does not know nodes that are on the host only",
-    ),
     "host memory of several ranks": (
         ["--enable-hierarchical-cache", "--tp-size=2"],
         "a rank may have no heads of a class",

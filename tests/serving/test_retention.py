@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with `--radix-eviction-policy redknot` in a small pool: a hit is a miss, and nothing leaks."""
+"""A server with `--radix-eviction-policy redknot` in a small pool, with and without a host tier: a hit is a miss, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tests.serving.segmented import SEGMENTS, ask_all_segmented, make_requests
 
 pytestmark = pytest.mark.serving
 
+HOST = ("--enable-hierarchical-cache", "--hicache-ratio=1.5")
 ROOM = (*SEGMENTS, "--chunked-prefill-size=128", "--radix-eviction-policy=redknot")
 
 
-def test_a_hit_is_a_miss_while_others_push_it_out(full: bool) -> None:
+@pytest.mark.parametrize("host", [(), pytest.param(HOST, marks=pytest.mark.pinned)], ids=["device", "host"])
+def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: bool) -> None:
     rng = random.Random("retention")
     popular = [noise(rng, 300) for _ in range(4)]
     prompts = [
@@ -29,11 +31,18 @@ def test_a_hit_is_a_miss_while_others_push_it_out(full: bool) -> None:
     with harness.launch([*ROOM, "--max-total-tokens=15500"]) as server:
         cold = ask_all(server, prompts, 4, at_once=1)
         segmented = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=2)]
-    with harness.launch([*ROOM, "--max-total-tokens=3600"]) as server:
+    with harness.launch([*ROOM, *host, "--max-total-tokens=3600"]) as server:
         for _ in range(2):
             answers = ask_all(server, prompts, 4, at_once=3)
             again = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=4)]
             for answer, expected in zip([*answers, *again], [*cold, *segmented], strict=True):
                 agree(answer, expected, TOLERANCE)
         check_no_leak(server)
+        tiers = server.get("/redknot/status")["tiers"]
     assert any(answer.cached > 0 for answer in answers), "the pool was to hold something"
+    evicted = tiers["evicted_tokens"]
+    if host:
+        assert all(evicted[move]["global"] > 0 for move in ("demoted", "host_dropped")), evicted
+        assert evicted["cooled"]["global"] > 0 and tiers["hit_tokens"]["host"]["global"] > 0
+    else:
+        assert evicted["dropped"]["global"] > 0 and evicted["demoted"] == {"global": 0, "local": 0}

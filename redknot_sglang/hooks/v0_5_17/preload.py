@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's scheduler: questions about preloaded segments, and the requests that compute them."""
+"""SGLang's scheduler: our messages to it, about preloaded segments and what the cache holds; and requests that compute segments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from redknot_sglang import active
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.hooks.v0_5_17.inspect import inventory_of
 from redknot_sglang.plan.request import state_of, take_options
 from redknot_sglang.seams import Seam
-from redknot_sglang.serve.segment_calls import FORGET, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
+from redknot_sglang.serve.segment_calls import FORGET, INSPECT, LIST, PREFIX, PRELOAD_OPTION, WANT, WHOLE_OPTION
 
 
 def _answer(original: Any, scheduler: Any, request: Any) -> None:
@@ -23,7 +24,10 @@ def _answer(original: Any, scheduler: Any, request: Any) -> None:
 
     rank = {"rank": scheduler.ps.dp_rank or 0}
     try:
-        answer = rank | _CALLS[request.method](_segments_of(scheduler), request.body)
+        if request.method == INSPECT:
+            answer = rank | inventory_of(scheduler)
+        else:
+            answer = rank | _CALLS[request.method](_segments_of(scheduler), request.body)
         output = DumperControlReqOutput(success=True, response=[answer])
     except RedKnotError as error:
         output = DumperControlReqOutput(success=False, response=[], error=str(error))
@@ -78,7 +82,7 @@ SEAMS = (
         "managers.scheduler.Scheduler.handle_dumper_control",
         _answer,
         "around",
-        "/redknot/segments asks the scheduler what the tree holds",
+        "/redknot/segments and /redknot/inspect ask the scheduler what the tree holds",
     ),
     Seam(
         "managers.scheduler.Scheduler._add_request_to_queue",

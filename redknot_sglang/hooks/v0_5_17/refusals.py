@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.hooks.v0_5_17.registries import EVICTION_POLICY
 
 # (argument, values that mean "off", reason)
 Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
@@ -69,11 +68,6 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         if value not in off:
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
-    if server_args.enable_hierarchical_cache and server_args.radix_eviction_policy == EVICTION_POLICY:
-        raise RedKnotError(
-            f"--radix-eviction-policy {EVICTION_POLICY} cannot be used with --enable-hierarchical-cache yet: it does not know nodes that "
-            "are on the host only; use lru"
-        )
     if server_args.hicache_storage_backend is not None and not server_args.enable_hierarchical_cache:
         raise RedKnotError(
             "--hicache-storage-backend needs --enable-hierarchical-cache with --redknot: the store is behind the host tier; add it"

@@ -52,6 +52,7 @@ def build_tree(context: Any) -> Any:
         stored = StoreMetrics() if counts and tree.store is not None else None
         tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None, stored)
         tree.tier_listeners = (tree.tiers,)
+        tree.ages.told = tree.tiers.kv_left
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree

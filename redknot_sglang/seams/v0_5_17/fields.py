@@ -109,7 +109,7 @@ FIELDS: Fields = {
         "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
     },
     "mem_cache.unified_cache.components.full_component": {
-        "FullComponent": "cache tree_core",
+        "FullComponent": "cache component_type tree_core",
     },
     "mem_cache.unified_cache.components.swa_component": {
         "SWAComponent": "cache component_type sliding_window_size tree_core",
@@ -120,7 +120,7 @@ FIELDS: Fields = {
     "mem_cache.unified_cache.unified_tree_core": {
         "UnifiedTreeCore": (
             "component_evictable_size_ component_protected_size_ evictable_device_leaves evictable_host_leaves eviction_strategy "
-            "lru_lists root_node"
+            "host_lru_lists lru_lists root_node"
         ),
         "UnifiedTreeNode": "backuped children component_data evicted hash_value id key parent write_through_pending_id",
     },
@@ -156,7 +156,7 @@ FIELDS: Fields = {
             "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size enable_hierarchical_cache "
             "hicache_ratio hicache_size hicache_storage_backend hicache_storage_backend_extra_config "
             "hicache_storage_prefetch_policy hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
-            "radix_eviction_policy tp_size"
+            "tp_size"
         ),
     },
 }
