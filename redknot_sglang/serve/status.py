@@ -13,7 +13,8 @@ from redknot_sglang.versions import sglang_version
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
     """The state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in the prefix
-    cache, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many slots each; bytes
+    cache, what went between device and host (None with the prefix cache off), and what was sent to decode servers (None unless this is
+    a prefill server). Tensor-parallel ranks have as many slots each; bytes
     of a slot are those on all of them together.
 
     config: the server's settings.
@@ -33,6 +34,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
         },
         "tree": tree_sizes(tree),
         "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
+        "transfer": None if tree.transfers is None else tree.transfers.status(),
     }
 
 
