@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from redknot_sglang.placement.slots import Slots, by_state, local_slots
@@ -15,6 +15,28 @@ class Counter(Protocol):
 
     def sent(self, global_tokens: int, local_tokens: int) -> None:
         """KV of so many tokens of each head class is on its way."""
+
+
+# Mooncake refuses more than 2,048 pieces for one peer over TCP, and for a while everything that comes after.
+MOST_PIECES = 1024
+
+
+def send_in_parts(kv_manager: Any) -> None:
+    """Have Mooncake get only so many pieces of memory at a time as it takes. With pages of one token a prompt can be very many.
+
+    kv_manager: SGLang's; no-op unless it is that of Mooncake, and when called again.
+    """
+    # This is no seam: the module imports prometheus_client, which must not happen before SGLang has chosen its folder.
+    send = getattr(type(kv_manager), "_transfer_data", None)
+    if send is None or "_transfer_data" in kv_manager.__dict__:
+        return
+
+    def send_parts(session: str, pieces: Sequence[Any]) -> int:
+        parts = (pieces[at : at + MOST_PIECES] for at in range(0, len(pieces), MOST_PIECES))
+        # 0 is success.
+        return next((failed for part in parts if (failed := int(send(kv_manager, session, part)))), 0)
+
+    kv_manager._transfer_data = send_parts
 
 
 def part_sender(scheduler: Any, req: Any, counter: Counter) -> None:

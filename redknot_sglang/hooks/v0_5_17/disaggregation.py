@@ -45,11 +45,12 @@ def _part_sender(result: bool, bootstrap: Any, req: Any, *args: Any, **kwargs: A
     scheduler = bootstrap.scheduler
     if not result or not _is_ours(scheduler.server_args):
         return
-    from redknot_sglang.placement.sending import part_sender
+    from redknot_sglang.placement.sending import part_sender, send_in_parts
     from redknot_sglang.seams.sglang import FAKE_BOOTSTRAP_HOST
 
     # Requests to that host have a sender that sends nothing.
     if req.bootstrap_host != FAKE_BOOTSTRAP_HOST:
+        send_in_parts(req.disagg_kv_sender.kv_mgr)
         part_sender(scheduler, req, scheduler.tree_cache.transfers)
 
 

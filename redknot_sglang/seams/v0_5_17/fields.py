@@ -17,6 +17,9 @@ FIELDS: Fields = {
         "KVArgs": "kv_cache_dtype_str state_types",
     },
     "disaggregation.common.conn": {
+        "CommonKVManager": "attn_tp_rank attn_tp_size kv_args server_args transfer_infos",
+        "CommonKVReceiver": "conclude_state",
+        "CommonKVSender": "bootstrap_room kv_mgr num_kv_indices",
         "PrefillServerInfo": "attn_tp_size",
     },
     "disaggregation.decode": {
@@ -26,9 +29,6 @@ FIELDS: Fields = {
         "DecodeRequest": "kv_receiver req",
     },
     "disaggregation.mooncake.conn": {
-        "MooncakeKVManager": "attn_tp_rank attn_tp_size kv_args server_args transfer_infos",
-        "MooncakeKVReceiver": "conclude_state",
-        "MooncakeKVSender": "bootstrap_room kv_mgr num_kv_indices",
         "TransferInfo": "dst_kv_indices dst_port dst_state_indices endpoint is_dummy",
     },
     "disaggregation.prefill": {
@@ -48,7 +48,7 @@ FIELDS: Fields = {
         "Req": (
             "best_match_node bootstrap_host bootstrap_room cache_protected_len cached_tokens customized_info disagg_kv_sender extend_range extra_key finished_reason "
             "full_untruncated_fill_ids host_hit_length kv last_node logprob_start_len lora_id origin_input_ids "
-            "origin_input_ids_unpadded output_ids prefix_indices priority req_pool_idx retracted_stain sampling_params "
+            "origin_input_ids_unpadded output_ids prefix_indices priority req_pool_idx retracted_stain sampling_params skip_radix_cache_insert "
             "swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
         ),
         "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",

@@ -23,7 +23,13 @@ SURFACE: Surface = {
     },
     "disaggregation.common.conn": {
         "CommonKVManager._resolve_rank_mapping": "(self, info)",
+        "CommonKVManager.record_failure": "(self, bootstrap_room, failure_reason)",
         "CommonKVManager.try_ensure_parallel_info": "(self, bootstrap_addr)",
+        "CommonKVManager.update_status": "(self, bootstrap_room, status)",
+        "CommonKVReceiver.send_metadata": (
+            "(self, kv_indices, aux_index=, state_indices=, decode_prefix_len=)"
+        ),
+        "CommonKVSender.send": "(self, kv_indices, state_indices=, num_kv_tokens=)",
     },
     "disaggregation.decode": {
         "DecodePreallocQueue._allocatable_token_budgets": (
@@ -46,15 +52,6 @@ SURFACE: Surface = {
         "FakeKVSender": (
             "(mgr, bootstrap_addr, bootstrap_room, dest_tp_ranks, pp_rank, req_has_disagg_prefill_dp_rank=)"
         ),
-    },
-    "disaggregation.mooncake.conn": {
-        "MooncakeKVManager.record_failure": "(self, bootstrap_room, failure_reason)",
-        "MooncakeKVManager.sync_status_to_decode_endpoint": ("(self, remote, dst_port, room, status, prefill_rank)"),
-        "MooncakeKVManager.update_status": "(self, bootstrap_room, status)",
-        "MooncakeKVReceiver.send_metadata": (
-            "(self, kv_indices, aux_index=, state_indices=, decode_prefix_len=, device_kv_indices=)"
-        ),
-        "MooncakeKVSender.send": "(self, *args, **kwargs)",
     },
     "disaggregation.prefill": {
         "PrefillBootstrapQueue.create_sender": "(self, req, num_kv_heads)",
