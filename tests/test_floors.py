@@ -41,11 +41,12 @@ flags: errors config plan
 seams: sglang errors versions heads
 pool: errors refuse config heads kernels plan seams
 radix: plan seams pool
+placement: heads plan seams pool radix
 reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
 attention: active heads kernels plan seams pool reuse batches
 serve: __init__ errors versions config active heads certificate plan seams pool
-hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool radix reuse batches attention serve
+hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool radix placement reuse batches attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure

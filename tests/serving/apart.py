@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +26,13 @@ from tests.serving.segmented import SegmentedRequest
 # Requests of exact mode are token ids.
 Request = SegmentedRequest | list[int]
 HOST = "127.0.0.1"
+_LIBRARIES = "libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200"
 ENVIRONMENT = {
     "MC_FORCE_TCP": "1",
+    # Where the distribution's libraries may lie that Mooncake links to, if they are not installed.
+    "LD_LIBRARY_PATH": ":".join(
+        [*map(str, sorted(Path(sys.prefix, "native").glob("**/*-linux-gnu"))), os.environ.get("LD_LIBRARY_PATH", "")]
+    ).strip(":"),
     # Seconds for which a prefill server waits for a decode server, and either for a peer that has become silent.
     "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "20",
     "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "20",
@@ -38,17 +46,16 @@ needs_host_memory = pytest.mark.skipif(
 
 def require_mooncake() -> None:
     """Fail, with the sentence that says what to install, where Mooncake cannot be loaded."""
-    found = importlib.util.find_spec("mooncake") is not None
-    try:
-        if found:
-            importlib.import_module("mooncake.engine")
-            return
-        reason = "the package mooncake-transfer-engine-non-cuda is missing"
-    except ImportError as error:
-        reason = str(error)
-    pytest.fail(
-        f"{reason}: install requirements-dev.txt, and of Debian libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200", pytrace=False
+    tried = subprocess.run(
+        [sys.executable, "-c", "import mooncake.engine"], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
     )
+    if tried.returncode:
+        said = (tried.stderr.strip().splitlines() or ["no message"])[-1]
+        pytest.fail(
+            f"Mooncake cannot be loaded ({said}): run `make install` for the package mooncake-transfer-engine-non-cuda, and as root "
+            f"`apt-get install {_LIBRARIES}`",
+            pytrace=False,
+        )
 
 
 def role(mode: str, port: int) -> list[str]:

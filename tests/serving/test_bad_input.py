@@ -85,10 +85,6 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--disaggregation-mode=decode", "--disaggregation-decode-enable-radix-cache"],
         "prefixes are reused on the prefill server",
     ),
-    "host memory of a decode server": (
-        ["--disaggregation-mode=decode", "--enable-hierarchical-cache"],
-        "give it to the prefill server",
-    ),
     "data-parallel prefill": (["--disaggregation-mode=prefill", "--dp-size=2"], "--dp-size 2 cannot be used"),
     "documents that only the prefill server leaves out": (
         ["--disaggregation-mode=prefill", "--redknot-mode=segmented", "--redknot-repair=question:2"],

@@ -107,11 +107,6 @@ def _refuse_apart(server_args: Any) -> None:
 
     mode = f"--disaggregation-mode {server_args.disaggregation_mode}"
     for bad, what, reason in (
-        (
-            server_args.disaggregation_mode == "decode" and server_args.enable_hierarchical_cache,
-            "--enable-hierarchical-cache",
-            "a decode server has no prefix cache that could be kept on the host; give it to the prefill server",
-        ),
         (server_args.dp_size > 1, f"--dp-size {server_args.dp_size}", "which rank has what was not tried"),
         (
             envs.SGLANG_DISAGG_STAGING_BUFFER.get(),
