@@ -28,6 +28,8 @@ settings.load_profile("suite")
 # Files that take a minute or more, the longest first.
 _LONG = (
     "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_prefill_decode.py",
+    "tests/serving/test_prefill_decode_ends.py",
     "tests/serving/test_segments.py",
     "tests/serving/test_input_logprobs.py",
     "tests/serving/test_conversations.py",

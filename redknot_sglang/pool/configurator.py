@@ -17,6 +17,7 @@ from redknot_sglang.pool.sizing import (
     segments_for,
     split_budget,
 )
+from redknot_sglang.pool.start_sizes import prefill_chunk
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.model_config import head_map_of
 from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator, get_parallel
@@ -47,8 +48,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._data_parallel = server_args.dp_size > 1
         self._context_length = config.context_length or model_config.context_len
         self._segments = segments_for(config)
-        chunk = server_args.chunked_prefill_size
-        self._chunk = chunk if chunk and chunk > 0 else self._context_length
+        self._chunk = prefill_chunk(server_args, self._context_length)
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
         """Slots of both pools for a number of bytes: those of --redknot-kv-budget, or all that SGLang found if it is

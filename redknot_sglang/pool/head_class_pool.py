@@ -10,6 +10,7 @@ or inside a window, a local slot: `local = full_to_swa_index_mapping[global]` (0
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,27 @@ class ClassBuffers:
         """Bytes of all K and of all V buffers."""
         return sum(k.nbytes for k in self.k), sum(v.nbytes for v in self.v)
 
+    def get_contiguous_buf_infos(self) -> tuple[list[int], list[int], list[int]]:
+        """What SGLang sends to decode servers: addresses, bytes, and bytes of a slot, of all K and then of all V buffers.
+
+        Layers without heads of this class have no bytes and are left out.
+        """
+        buffers = [buffer for buffer in (*self.k, *self.v) if buffer.shape[1]]
+        return (
+            [buffer.data_ptr() for buffer in buffers],
+            [buffer.nbytes for buffer in buffers],
+            [buffer[0].nbytes for buffer in buffers],
+        )
+
+    def to_host(self, slots: Tensor) -> list[Tensor]:
+        """KV of some slots, of each buffer `[n, width, head_dim]` on the host. slots: int64 [n]."""
+        return [buffer[slots].cpu() for buffer in (*self.k, *self.v)]
+
+    def from_host(self, slots: Tensor, rows: list[Tensor]) -> None:
+        """Write what `to_host` has given. slots: int64 [n], other ones than then."""
+        for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
+            buffer[slots] = kept.to(buffer.device)
+
     def copy_slots(self, target: Tensor, source: Tensor) -> None:
         """Copy KV between slots in every layer.
 
@@ -53,6 +75,19 @@ class ClassBuffers:
         """
         for buffer in (*self.k, *self.v):
             buffer[target] = buffer[source]
+
+
+@dataclass(frozen=True, eq=False)
+class RequestCopy:
+    """A request's KV on the host.
+
+    global_rows: of each global buffer `[n, width, head_dim]`, by position. local_rows: of each local one, of the positions in `kept`.
+    kept: bool [n], positions that had a local slot, on the pool's device.
+    """
+
+    global_rows: list[Tensor]
+    local_rows: list[Tensor]
+    kept: Tensor
 
 
 class HeadClassPool(SWAKVPool):
@@ -164,6 +199,31 @@ class HeadClassPool(SWAKVPool):
         self.swa_kv_pool.copy_slots(
             self.translate_loc_from_full_to_swa(tgt_loc), self.translate_loc_from_full_to_swa(src_loc)
         )
+
+    def get_cpu_copy(self, indices: Tensor, mamba_indices: Any = None) -> RequestCopy:
+        """KV of a request that a decode server retracts, for `load_cpu_copy`.
+
+        indices: int32 or int64 [n], its global slots by position. mamba_indices: None, always.
+        """
+        indices = indices.long()
+        local = self.translate_loc_from_full_to_swa(indices)
+        kept = local > 0
+        return RequestCopy(self.full_kv_pool.to_host(indices), self.swa_kv_pool.to_host(local[kept]), kept)
+
+    def load_cpu_copy(self, kv_cache_cpu: RequestCopy, indices: Tensor, mamba_indices: Any = None) -> None:
+        """Write it into new slots. Of what was kept in the local class only positions that have a local slot now come back.
+
+        kv_cache_cpu: what `get_cpu_copy` gave. indices: int32 or int64 [n], the request's new global slots.
+        Raises RuntimeError if a position has a local slot now and had none then.
+        """
+        indices = indices.long()
+        local = self.translate_loc_from_full_to_swa(indices)
+        wanted = local > 0
+        if bool((wanted & ~kv_cache_cpu.kept).any()):
+            raise RuntimeError("a retracted request comes back with local slots whose KV was not kept")
+        self.full_kv_pool.from_host(indices, kv_cache_cpu.global_rows)
+        rows = wanted[kv_cache_cpu.kept].cpu()
+        self.swa_kv_pool.from_host(local[wanted], [kept[rows] for kept in kv_cache_cpu.local_rows])
 
     def get_key_buffer(self, layer_id: int) -> Tensor:
         """Not used, raises TypeError: there is no buffer of all heads; callers need one class at a time."""

@@ -22,6 +22,17 @@ from redknot_sglang.pool.sizing import (
 from redknot_sglang.seams.model_config import head_map_of
 
 
+def prefill_chunk(server_args: Any, context_length: int) -> int:
+    """Tokens of a prefill chunk: none on a decode server, where no prompt is computed.
+
+    server_args: SGLang's. context_length: tokens of the expected request, which is computed at once where chunks are off.
+    """
+    if server_args.disaggregation_mode == "decode":
+        return 0
+    chunk = server_args.chunked_prefill_size
+    return chunk if chunk and chunk > 0 else context_length
+
+
 class StartSizes:
     """Sizes on the tensor-parallel rank whose slots take most bytes, which limits all ranks.
 
@@ -38,8 +49,7 @@ class StartSizes:
         itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
         self.cost: ClassBytes = Ranks(self.head_map, group, ranks).widest(model_config.head_dim, itemsize, width)
         context_length = config.context_length or model_config.context_len
-        chunk = server_args.chunked_prefill_size
-        self._lengths = context_length, chunk if chunk and chunk > 0 else context_length, segments_for(config)
+        self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config)
 
     def of_tokens(self, tokens: int) -> PoolSlots:
         """Slots under `--max-total-tokens`. Raises RedKnotError if they do not hold the segments beside one request."""

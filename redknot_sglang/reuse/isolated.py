@@ -132,6 +132,11 @@ class IsolatedPrefills:
         """Whether the scheduler has launched a batch whose results it has not looked at."""
         return bool(getattr(self.scheduler, "result_queue", None))
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether requests that have left the batch hold locks until their KV is on a decode server."""
+        return bool(getattr(self.scheduler, "disagg_prefill_inflight_queue", None))
+
     def wait_for_forwards(self) -> None:
         """Have the current stream wait for the forwards that are under way: they may still write what it reads next."""
         stream = getattr(self.scheduler, "forward_stream", None)
@@ -152,7 +157,7 @@ class IsolatedPrefills:
             yield
 
     def _make(self, req: Any, key: array[int]) -> Any:
-        from redknot_sglang.seams.sglang import Req, SamplingParams
+        from redknot_sglang.seams.sglang import FAKE_BOOTSTRAP_HOST, FakeKVSender, Req, SamplingParams
 
         scheduler = self.scheduler
         # No answer: under overlap scheduling SGLang would begin to decode one before it knows that the prefill has ended.
@@ -170,6 +175,11 @@ class IsolatedPrefills:
             priority=req.priority,
         )
         prefill.tokenizer = scheduler.tokenizer
+        bootstrap = scheduler.disagg_prefill_bootstrap_queue
+        if bootstrap is not None:
+            # On a prefill server every request sends its KV somewhere; that of warm-ups goes nowhere, and this one's as well.
+            prefill.bootstrap_host = FAKE_BOOTSTRAP_HOST
+            prefill.disagg_kv_sender = FakeKVSender(bootstrap.kv_manager, "", -1, [], 0)
         # None: SGLang's default of 0 has logits computed of all its rows where a batch mate asks for log-probabilities.
         prefill.logprob_start_len = -1
         scheduler.init_req_max_new_tokens(prefill)

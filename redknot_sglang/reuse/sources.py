@@ -117,7 +117,7 @@ class SegmentSources:
             return None
         has_room = reserve(self._tree, adder, req, plan, self._yet_to_begin(req, missing))
         self._wait(adder, req, sources)
-        if not has_room and not is_idle(adder):
+        if not has_room and (self.isolated.is_sending or not is_idle(adder)):
             return AddReqResult.NO_TOKEN
         state.awaited = [identity_of(req, path) for path in missing]
         state.fresh |= self.isolated.request(req, missing)

@@ -209,3 +209,24 @@ class StoreMetrics:
                 if more:
                     self._shown[name, label] = value
                     counter.labels(label).inc(more)
+
+
+class TransferMetrics:
+    """Counters of what a prefill server sends to decode servers, with the label `head_class`: `redknot:transfer_tokens_total` and
+    `redknot:transfer_bytes_total`.
+    """
+
+    def __init__(self) -> None:
+        # Imported here for the reason above.
+        from prometheus_client import Counter
+
+        def counter(name: str, text: str) -> Any:
+            return Counter(f"redknot:transfer_{name}", text, labelnames=["head_class"])
+
+        self._tokens = counter("tokens", "Tokens whose KV was sent to a decode server")
+        self._bytes = counter("bytes", "Bytes of KV sent to decode servers")
+
+    def count(self, head_class: str, tokens: int, size: int) -> None:
+        """Add what was sent of one class. size: bytes."""
+        self._tokens.labels(head_class).inc(tokens)
+        self._bytes.labels(head_class).inc(size)

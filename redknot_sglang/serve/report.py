@@ -26,6 +26,7 @@ class Reports:
     tree: a prefix cache over a HeadClassPool.
     arithmetic: counts the operations of prefill on all ranks; None if the server cannot serve segmented requests.
     classes, segments: the metrics to keep up to date; None on a server without metrics.
+    prefills: whether prompts are computed here. A decode server says nothing of what they took: their prefill server does.
     """
 
     def __init__(
@@ -34,15 +35,16 @@ class Reports:
         arithmetic: Arithmetic | None,
         classes: ClassMetrics | None = None,
         segments: SegmentMetrics | None = None,
+        prefills: bool = True,
     ) -> None:
-        self._tree, self._arithmetic = tree, arithmetic
+        self._tree, self._arithmetic, self._prefills = tree, arithmetic, prefills
         self._classes, self._segments = classes, segments
         self._cost: ClassBytes = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
 
     def request_ended(self, req: Any) -> None:
         """A request has ended: give it its report, and count it if it was segmented or computed a segment."""
         arithmetic, (window, sink) = self._arithmetic, self._tree.local_reach
-        report = report_request(req, window, sink, self._cost, arithmetic)
+        report = report_request(req, window, sink, self._cost, arithmetic, self._prefills)
         if self._segments is None or arithmetic is None:
             return
         if is_isolated(req):
@@ -69,7 +71,7 @@ def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int
 
 
 def report_request(
-    req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None
+    req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None, prefills: bool = True
 ) -> dict[str, Any] | None:
     """Attach the report to a finished request and return it. Returns None for one that was retracted, since it goes on
     later.
@@ -80,6 +82,7 @@ def report_request(
     cost: bytes of a slot of each class.
     arithmetic: counts the operations of prefill; None where the server cannot serve segmented requests, and then exact
         ones have no such counts.
+    prefills: as for `Reports`.
 
     SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the
     output. So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers
@@ -98,6 +101,11 @@ def report_request(
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
+    if not prefills:
+        # Of the prompt this server knows what it was told: how much of it was cached.
+        del report["computed_tokens"], report["computed_rows"]
+        if plan is not None:
+            report |= {"segments": len(plan.segments), "policy": plan.repair.name}
     if arithmetic is not None:
         prompt = len(req.origin_input_ids)
         report |= {

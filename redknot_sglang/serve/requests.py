@@ -18,6 +18,7 @@ from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.plan.identity import MARK
 from redknot_sglang.plan.options import CHARS, MODE, REPAIR, SEGMENTS, check_offsets, make_plan, resolve, split_at
+from redknot_sglang.plan.policies import WHY_NOT_APART, WITHOUT_PROBES, parse_repair
 
 
 def separator_id(tokenizer: Any, separator: str) -> int:
@@ -79,6 +80,7 @@ def resolve_request(manager: Any, config: RedKnotConfig, obj: Any, input_ids: li
     resolved = resolve(params, config, len(tokens), offsets)
     if resolved.get(MODE) == "segmented":
         _check_servable(manager, obj)
+        _check_apart(manager.server_args, resolved[REPAIR])
         _check_logprobs(obj, resolved, len(tokens))
         name = config.certified_name(resolved[REPAIR])
         if config.certification.enforced and not config.certification.covers(name):
@@ -164,12 +166,19 @@ def _by_characters(manager: Any, separator: str, text: Any, chars: Any, both: bo
 
 
 def _check_servable(manager: Any, obj: Any) -> None:
-    if manager.server_args.disable_radix_cache:
+    # A decode server has no prefix cache: segments are with the prefill server that the request also goes to.
+    if manager.server_args.disable_radix_cache and manager.server_args.disaggregation_mode != "decode":
         raise RedKnotError(
             f"segments live in the prefix cache: use {MODE} exact, or start without --disable-radix-cache"
         )
     if obj.session_params:
         raise RedKnotError(f"sessions cannot be segmented: send the whole prompt, or use {MODE} exact")
+
+
+def _check_apart(server_args: Any, repair: str) -> None:
+    """Raises RedKnotError for a policy that leaves documents out of the prompt, where only the prefill server would know which."""
+    if server_args.disaggregation_mode != "null" and parse_repair(repair).selects:
+        raise RedKnotError(f"{REPAIR} {repair} {WHY_NOT_APART}; use {REPAIR} {WITHOUT_PROBES}")
 
 
 def _check_logprobs(obj: Any, resolved: Mapping[str, Any], length: int) -> None:

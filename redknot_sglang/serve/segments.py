@@ -37,6 +37,8 @@ async def preload(manager: Any, config: RedKnotConfig, body: Any, client: Any) -
     Returns `tokens` and `new` of each segment, in order. Raises RedKnotError for a bad body, and whatever SGLang raises
     for a request that it cannot take.
     """
+    if manager.server_args.disaggregation_mode == "decode":
+        raise RedKnotError("a decode server computes no segments: send this call to the prefill server")
     fields = _checked(body, config)
     text = SegmentText(manager, config)
     lead = text.lead(fields["lead"]) if _is_after_lead(config, fields["repair"]) else []
@@ -140,11 +142,20 @@ def _servable(manager: Any, config: RedKnotConfig, repair: str | None) -> str:
     return str(trial.sampling_params["custom_params"][REPAIR])
 
 
-def _request(tokens: list[int], params: dict[str, Any] | None, extra_key: str | None, rank: int | None) -> Any:
-    from redknot_sglang.seams.sglang import GenerateReqInput
+def _request(
+    tokens: list[int], params: dict[str, Any] | None, extra_key: str | None, rank: int | None, apart: bool = False
+) -> Any:
+    """A request for one token. apart: whether it is for a prefill server, where its KV must not go to a decode server."""
+    from redknot_sglang.seams.sglang import FAKE_BOOTSTRAP_HOST, GenerateReqInput
 
     sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True, "custom_params": params}
-    return GenerateReqInput(input_ids=tokens, sampling_params=sampling, extra_key=extra_key, routed_dp_rank=rank)
+    return GenerateReqInput(
+        input_ids=tokens,
+        sampling_params=sampling,
+        extra_key=extra_key,
+        routed_dp_rank=rank,
+        **({"bootstrap_host": FAKE_BOOTSTRAP_HOST, "bootstrap_room": 0} if apart else {}),
+    )
 
 
 async def _compute(
@@ -159,7 +170,8 @@ async def _compute(
             stopped = stopped or await client.is_disconnected()
             if stopped:
                 return
-            request = _request(tokens, {PRELOAD_OPTION: True, WHOLE_OPTION: whole}, extra_key, rank)
+            options = {PRELOAD_OPTION: True, WHOLE_OPTION: whole}
+            request = _request(tokens, options, extra_key, rank, manager.server_args.disaggregation_mode == "prefill")
             setattr(request, RESOLVED, True)
             try:
                 async for answer in manager.generate_request(request, client):

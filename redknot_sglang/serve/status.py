@@ -15,7 +15,8 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[s
     """The server's state as JSON types.
 
     It has the versions, the head map in a few numbers, the certificate, slots and bytes of each head class, the tokens
-    in the prefix cache, how prefill ran, and what was copied between device and host (None if the prefix cache is off). All
+    in the prefix cache, how prefill ran, what was copied between device and host (None if the prefix cache is
+    off), and what was sent to decode servers (None unless this is a prefill server). All
     tensor-parallel ranks have the same number of slots; the bytes of a slot are those on all ranks together.
 
     config: the server's settings.
@@ -37,6 +38,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[s
         "tree": tree_sizes(tree),
         "prefill_forwards": forwards,
         "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
+        "transfer": None if tree.transfers is None else tree.transfers.status(),
     }
 
 

@@ -26,7 +26,7 @@ def hook(name: str) -> Any:
 
 def manager(preferred: dict[str, Any] | None = None) -> Any:
     made = SimpleNamespace(
-        server_args=SimpleNamespace(disable_radix_cache=False),
+        server_args=SimpleNamespace(disable_radix_cache=False, disaggregation_mode="null"),
         tokenizer=None,
         redknot_separator=SEPARATOR,
         redknot_special=frozenset(),

@@ -46,24 +46,41 @@ DERIVING = (
     "attention",
 )
 # Those that get objects of SGLang's, and the names under which they hold them, wherever they do.
-_HOLDING = ("hooks/", "radix/", "reuse/", "pool/", "serve/", "seams/", "attention.py", "batches.py", "start_memory.py")
+_HOLDING = (
+    "hooks/",
+    "placement/",
+    "radix/",
+    "reuse/",
+    "pool/",
+    "serve/",
+    "seams/",
+    "attention.py",
+    "batches.py",
+    "start_memory.py",
+)
 # What it calls its tree is a gauge.
 _NOT_HOLDING = "serve/metrics.py"
 _OBJECTS = {
     "adder": ("managers.schedule_policy:PrefillAdder",),
     "allocator": ("mem_cache.allocator.swa:SWATokenToKVPoolAllocator",),
     "backend": ("model_executor.runner_backend.breakable_cuda_graph_backend:BreakableCudaGraphBackend",),
+    "bootstrap": ("disaggregation.prefill:PrefillBootstrapQueue",),
     "batch": ("managers.schedule_batch:ScheduleBatch",),
     "checker": ("managers.scheduler_components.invariant_checker:SchedulerInvariantChecker",),
     "child": ("mem_cache.unified_cache.unified_tree_core:UnifiedTreeNode",),
     "configurator": ("mem_cache.kv_cache_configurator:KVCacheConfigurator",),
     "context": ("mem_cache.registry:TreeCacheBuildContext",),
+    "decode_req": ("disaggregation.decode:DecodeRequest",),
     "data": ("mem_cache.unified_cache.components.tree_component:ComponentData",),
     "forward_batch": ("model_executor.forward_batch_info:ForwardBatch",),
     "forward_mode": ("model_executor.forward_batch_info:ForwardMode",),
+    "info": ("disaggregation.mooncake.conn:TransferInfo", "disaggregation.common.conn:PrefillServerInfo"),
     "ipc_channels": ("managers.scheduler_components.ipc_channels:SchedulerIpcChannels",),
     "key": ("mem_cache.radix_cache:RadixKey",),
     "kv": ("managers.schedule_batch:ReqKvInfo",),
+    "kv_args": ("disaggregation.base.conn:KVArgs",),
+    "kv_manager": ("disaggregation.common.conn:CommonKVManager",),
+    "kv_mgr": ("disaggregation.common.conn:CommonKVManager",),
     "layer": ("layers.radix_attention:RadixAttention",),
     "lock": ("mem_cache.base_prefix_cache:IncLockRefResult",),
     "manager": ("managers.tokenizer_manager:TokenizerManager",),
@@ -79,8 +96,10 @@ _OBJECTS = {
         "mem_cache.base_prefix_cache:MatchPrefixParams",
         "sampling.sampling_params:SamplingParams",
     ),
+    "prealloc": ("disaggregation.decode:DecodePreallocQueue",),
     "prefill": ("managers.schedule_batch:Req",),
     "ps": ("distributed.parallel_state_wrapper:ParallelState",),
+    "receiver": ("disaggregation.common.conn:CommonKVReceiver",),
     "req": ("managers.schedule_batch:Req",),
     "req_to_token_pool": ("mem_cache.memory_pool:ReqToTokenPool",),
     "result": (
@@ -96,6 +115,7 @@ _OBJECTS = {
     "running_batch": ("managers.schedule_batch:ScheduleBatch",),
     "sampling_params": ("sampling.sampling_params:SamplingParams",),
     "scheduler": ("managers.scheduler:Scheduler",),
+    "sender": ("disaggregation.common.conn:CommonKVSender",),
     "server_args": ("server_args:ServerArgs",),
     "streamer": ("managers.scheduler_components.output_streamer:SchedulerOutputStreamer",),
     "time_stats": ("observability.req_time_stats:SchedulerReqTimeStats",),

@@ -62,7 +62,7 @@ def _manager(tokenizer: Any, separator: str) -> Any:
         redknot_separator=separator_id(tokenizer, separator),
         redknot_special=special_ids(tokenizer),
         model_config=SimpleNamespace(vocab_size=1500),
-        server_args=SimpleNamespace(disable_radix_cache=False),
+        server_args=SimpleNamespace(disable_radix_cache=False, disaggregation_mode="null"),
         preferred_sampling_params=None,
     )
 

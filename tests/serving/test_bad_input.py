@@ -86,6 +86,19 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--enable-hierarchical-cache", "--hicache-mem-layout=page_head"],
         "--hicache-mem-layout page_head",
     ),
+    "an untried transfer": (
+        ["--disaggregation-mode=decode", "--disaggregation-transfer-backend=nixl"],
+        "--disaggregation-transfer-backend nixl",
+    ),
+    "a tree on a decode server": (
+        ["--disaggregation-mode=decode", "--disaggregation-decode-enable-radix-cache"],
+        "prefixes are reused on the prefill server",
+    ),
+    "data-parallel prefill": (["--disaggregation-mode=prefill", "--dp-size=2"], "--dp-size 2 cannot be used"),
+    "documents that only the prefill server leaves out": (
+        ["--disaggregation-mode=prefill", "--redknot-mode=segmented", "--redknot-repair=question:2"],
+        "the decode server would not know which",
+    ),
     "fp8 KV": (["--kv-cache-dtype=fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
     "attention backend": (["--attention-backend=triton"], "--attention-backend triton"),
     "pipeline stages": (["--pp-size=2"], "--pp-size 2"),
@@ -159,6 +172,17 @@ def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.Cap
 def test_wrong_flags_are_refused(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     args, names = BAD_FLAGS[case]
     _assert_one_line(_start_up_error(["--redknot", MAP_ARGUMENT, *args], capsys), names)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SGLANG_DISAGG_STAGING_BUFFER", "1"), ("SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "NVLINK")]
+)
+def test_ways_of_transfer_that_know_whole_tokens_only_are_refused(
+    variable: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    flags = ["--redknot", MAP_ARGUMENT, "--disaggregation-mode=decode"]
+    _assert_one_line(_start_up_error(flags, capsys), f"{variable} cannot be used with --disaggregation-mode decode")
 
 
 def test_a_map_that_no_probe_can_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from redknot_sglang.hooks.v0_5_17 import (
     arguments,
+    disaggregation,
     http,
     kv_cache,
     model_config,
@@ -27,6 +28,7 @@ _AREAS = (
     segments,
     preload,
     updates,
+    disaggregation,
     tokenizer,
     http,
 )

@@ -20,7 +20,7 @@ from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, 
 from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.hooks.v0_5_17.refusals import ARGUMENTS, Arguments, refuse_unsupported
-from redknot_sglang.plan.policies import WITHOUT_PROBES, listed, parse_repair
+from redknot_sglang.plan.policies import WHY_NOT_APART, WITHOUT_PROBES, listed, parse_repair
 from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL, check_retrieval
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
 from redknot_sglang.pool.start_sizes import StartSizes
@@ -76,7 +76,9 @@ def _with_default_repair(server_args: Any, config: RedKnotConfig) -> RedKnotConf
     if config.repair is not None:
         return config
     heads = head_map_of(server_args.get_model_config())
-    return replace(config, repair=default_repair(heads, config.head_map, config.segment_lead == "lead"))
+    repair = default_repair(heads, config.head_map, config.segment_lead == "lead")
+    apart = server_args.disaggregation_mode != "null"
+    return replace(config, repair=None if repair and apart and parse_repair(repair).selects else repair)
 
 
 def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +134,8 @@ def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
     if config.mode != "segmented":
         return
     repair = parse_repair(config.repair)
+    if repair.selects and server_args.disaggregation_mode != "null":
+        raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NOT_APART}; use --redknot-repair {WITHOUT_PROBES}")
     if repair.selects and not heads.retrieval:
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"

@@ -74,6 +74,8 @@ def mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
     if options.get(PRELOAD_OPTION):
         state = state_of(req)
         state.preloads, state.whole = True, options[WHOLE_OPTION]
+        # On a prefill server it goes to no decode server, and SGLang takes it for a warm-up, whose KV it does not keep.
+        req.skip_radix_cache_insert = False
     take_options(req)
 
 

@@ -19,7 +19,13 @@ ARGUMENTS: Arguments = (
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
     ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
     ("enable_dp_attention", (False,), "data-parallel attention shards KV heads in another way"),
-    ("disaggregation_mode", ("null",), "prefill/decode transfer does not ship sinks yet"),
+    ("disaggregation_transfer_backend", ("mooncake", "fake"), "KV per head class was not tried over another one"),
+    (
+        "disaggregation_decode_enable_radix_cache",
+        (False,),
+        "a decode server has no tree of head classes; prefixes are reused on the prefill server",
+    ),
+    ("disaggregation_decode_enable_offload_kvcache", (False,), "it needs storage, which holds whole-token KV"),
     (
         "hicache_write_policy",
         ("write_through", "write_through_selective"),
@@ -77,6 +83,8 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
             "and that was not tried; leave one of them out"
         )
+    if server_args.disaggregation_mode != "null":
+        _refuse_apart(server_args)
     graphs = server_args.cuda_graph_config.prefill.backend
     if graphs not in ("breakable", "disabled"):
         # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.
@@ -95,6 +103,27 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
     for bad, reason in _model_reasons(model_config):
         if bad:
             raise RedKnotError(f"--redknot cannot serve {architecture}: {reason}")
+
+
+def _refuse_apart(server_args: Any) -> None:
+    from redknot_sglang.seams.sglang import envs
+
+    mode = f"--disaggregation-mode {server_args.disaggregation_mode}"
+    for bad, what, reason in (
+        (server_args.dp_size > 1, f"--dp-size {server_args.dp_size}", "which rank has what was not tried"),
+        (
+            envs.SGLANG_DISAGG_STAGING_BUFFER.get(),
+            "SGLANG_DISAGG_STAGING_BUFFER",
+            "staging gathers the heads of whole tokens, for servers of different --tp-size; use the same size on both",
+        ),
+        (
+            envs.SGLANG_MOONCAKE_CUSTOM_MEM_POOL.get() is not None,
+            "SGLANG_MOONCAKE_CUSTOM_MEM_POOL",
+            "the pools of head classes are ordinary memory",
+        ),
+    ):
+        if bad:
+            raise RedKnotError(f"{what} cannot be used with {mode} under --redknot yet: {reason}")
 
 
 def _model_reasons(model_config: Any) -> tuple[tuple[bool, str], ...]:

@@ -14,7 +14,8 @@ def build_tree(context: Any) -> Any:
     """The prefix cache for SGLang's `TreeCacheBuildContext`; a cache without reuse if the radix cache is disabled.
 
     Beside it, as its attributes for the hooks: `reuse`, the admission of segmented requests, and `tiers`, where its KV lies and goes,
-    unless the cache is without reuse; and `certification_metric`, None without metrics.
+    unless the cache is without reuse; `transfers`, what was sent to decode servers, None where nothing is sent; and
+    `certification_metric`, None without metrics.
     """
     from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
@@ -26,34 +27,40 @@ def build_tree(context: Any) -> Any:
         SegmentMetrics,
         StoreMetrics,
         TierMetrics,
+        TransferMetrics,
     )
     from redknot_sglang.serve.report import Reports
     from redknot_sglang.serve.tiers import TierFigures
+    from redknot_sglang.serve.transfers import TransferFigures
 
+    cost = context.params.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
     facts = context.tp_worker.model_runner.attn_backend.facts
     config = active.config_of(context.server_args)
     metered = bool(context.params.enable_metrics)
     if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
         envs.SGLANG_SWA_EVICTION_INTERVAL.set(DECODE_FREE_INTERVAL)
+    decodes = context.server_args.disaggregation_mode == "decode"
+    # Ranks compute and send shares of the same rows: one of them counts for all.
+    counts = metered and get_parallel().tp_rank == 0
     tree: Any
     if context.disable_radix_cache:
         tree = HeadClassChunkCache(context.params)
-        tree.listeners = (Reports(tree, facts.arithmetic),)
+        tree.listeners = (Reports(tree, None if decodes else facts.arithmetic, prefills=not decodes),)
     else:
         tree = HeadClassRadixCache(context.params, facts.arithmetic and facts.arithmetic.cost)
         if context.enable_hierarchical_cache:
             _add_host_tier(tree, context)
         tree.reuse = SegmentAdmission(tree, facts)
         classes = ClassMetrics(tree.token_to_kv_pool_allocator) if metered else None
-        # Ranks compute shares of the same rows: one of them counts for all.
-        counts = metered and get_parallel().tp_rank == 0
         segments = SegmentMetrics() if counts else None
-        cost = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
         stored = StoreMetrics() if counts and tree.store is not None else None
         tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None, stored)
         tree.tier_listeners = (tree.tiers,)
         tree.ages.told = tree.tiers.kv_left
         tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
+    tree.transfers = None
+    if context.server_args.disaggregation_mode == "prefill":
+        tree.transfers = TransferFigures(cost, TransferMetrics() if counts else None)
     tree.certification_metric = CertificationMetric(config) if config is not None and metered else None
     return tree
 

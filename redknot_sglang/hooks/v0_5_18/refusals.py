@@ -17,4 +17,5 @@ ARGUMENTS: refusals.Arguments = (
         (False,),
         "host memory is served with SGLang 0.5.17 only: this version asks host pools in another way",
     ),
+    ("disaggregation_mode", ("null",), "prefill and decode apart are served with SGLang 0.5.17 only"),
 )

@@ -45,6 +45,8 @@ _BY_KIND = {policy.kind: policy for policy in POLICIES}
 WITHOUT_PROBES = _either(policy for policy in POLICIES if not policy.probes and not policy.selects)
 WITH_WINDOWS = _either(policy for policy in POLICIES if not policy.keeps_whole and not policy.selects)
 KEEPING_WHOLE = _either(policy for policy in POLICIES if policy.keeps_whole)
+# Of a policy that selects, on servers where prefill and decode are apart.
+WHY_NOT_APART = "leaves documents out of the prompt on the prefill server, and the decode server would not know which"
 
 
 def largest(names: Sequence[str]) -> str:

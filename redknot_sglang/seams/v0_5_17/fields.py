@@ -13,6 +13,27 @@ FIELDS: Fields = {
             "num_hidden_layers sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
         ),
     },
+    "disaggregation.base.conn": {
+        "KVArgs": "kv_cache_dtype_str state_types",
+    },
+    "disaggregation.common.conn": {
+        "CommonKVManager": "attn_tp_rank attn_tp_size kv_args server_args transfer_infos",
+        "CommonKVReceiver": "conclude_state",
+        "CommonKVSender": "bootstrap_room kv_mgr num_kv_indices",
+        "PrefillServerInfo": "attn_tp_size",
+    },
+    "disaggregation.decode": {
+        "DecodePreallocQueue": (
+            "kv_manager req_to_token_pool retracted_queue scheduler token_to_kv_pool token_to_kv_pool_allocator transfer_queue"
+        ),
+        "DecodeRequest": "kv_receiver req",
+    },
+    "disaggregation.mooncake.conn": {
+        "TransferInfo": "dst_kv_indices dst_port dst_state_indices endpoint is_dummy",
+    },
+    "disaggregation.prefill": {
+        "PrefillBootstrapQueue": "kv_manager scheduler",
+    },
     "distributed.parallel_state_wrapper": {
         "ParallelState": "dp_rank",
     },
@@ -25,10 +46,10 @@ FIELDS: Fields = {
     },
     "managers.schedule_batch": {
         "Req": (
-            "best_match_node cache_protected_len cached_tokens customized_info extend_range extra_key finished_reason "
+            "best_match_node bootstrap_host bootstrap_room cache_protected_len cached_tokens customized_info disagg_kv_sender extend_range extra_key finished_reason "
             "full_untruncated_fill_ids host_hit_length kv last_node logprob_start_len lora_id origin_input_ids "
             "origin_input_ids_unpadded output_ids prefix_indices priority req_pool_idx retracted_stain sampling_params "
-            "storage_hit_length swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
+            "skip_radix_cache_insert storage_hit_length swa_evict_floor swa_host_hit_length time_stats to_finish tokenizer"
         ),
         "ReqKvInfo": "kv_allocated_len swa_evicted_seqlen",
         "ScheduleBatch": (
@@ -43,7 +64,8 @@ FIELDS: Fields = {
     },
     "managers.scheduler": {
         "Scheduler": (
-            "_engine_paused _pending_chunked_abort_req chunked_req ipc_channels last_batch max_req_input_len "
+            "_engine_paused _pending_chunked_abort_req chunked_req disagg_prefill_bootstrap_queue "
+            "enable_hierarchical_cache ipc_channels last_batch max_req_input_len "
             "model_config ps req_to_token_pool running_batch server_args token_to_kv_pool_allocator tokenizer tp_worker tree_cache "
             "waiting_queue"
         ),
@@ -153,10 +175,9 @@ FIELDS: Fields = {
     },
     "server_args": {
         "ServerArgs": (
-            "chunked_prefill_size cuda_graph_config device disable_radix_cache dp_size enable_hierarchical_cache "
-            "hicache_ratio hicache_size hicache_storage_backend hicache_storage_backend_extra_config "
-            "hicache_storage_prefetch_policy hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static "
-            "tp_size"
+            "chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
+            "enable_hierarchical_cache hicache_ratio hicache_size hicache_storage_backend hicache_storage_backend_extra_config "
+            "hicache_storage_prefetch_policy hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static tp_size"
         ),
     },
 }

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.disaggregation.base.conn import KVPoll, StateType
+    from sglang.srt.disaggregation.fake.conn import FakeKVSender
+    from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.environ import envs
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
         UpdateWeightsFromIPCReqInput,
         UpdateWeightsFromTensorReqInput,
     )
-    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
     from sglang.srt.mem_cache.base_prefix_cache import (
         EvictParams,

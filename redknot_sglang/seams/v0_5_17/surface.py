@@ -15,6 +15,54 @@ SURFACE: Surface = {
         "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
         "ModelConfig.get_total_num_kv_heads": "(self)",
     },
+    "disaggregation.base.conn": {
+        "KVPoll": None,
+        "KVPoll.Failed": None,
+        "StateType": None,
+        "StateType.SWA": None,
+    },
+    "disaggregation.common.conn": {
+        "CommonKVManager._resolve_rank_mapping": "(self, info)",
+        "CommonKVManager.record_failure": "(self, bootstrap_room, failure_reason)",
+        "CommonKVManager.try_ensure_parallel_info": "(self, bootstrap_addr)",
+        "CommonKVManager.update_status": "(self, bootstrap_room, status)",
+        "CommonKVReceiver.send_metadata": ("(self, kv_indices, aux_index=, state_indices=, decode_prefix_len=)"),
+        "CommonKVSender.send": "(self, kv_indices, state_indices=, num_kv_tokens=)",
+    },
+    "disaggregation.decode": {
+        "DecodePreallocQueue._allocatable_token_budgets": (
+            "(self, retractable_tokens=, count_retracted=, extra_reserved_reqs=, reserved_tokens=, hicache_reserved_tokens=)"
+        ),
+        "DecodePreallocQueue._create_receiver_and_enqueue": "(self, req, is_rebootstrap=)",
+        "DecodePreallocQueue._ensure_prefill_info": "(self, addr_to_reqs)",
+        "DecodePreallocQueue._prealloc_required_tokens": "(self, req)",
+        "DecodePreallocQueue._swa_aware_allocatable_token_budgets": (
+            "(self, retractable_tokens=, retractable_swa_tokens=, count_retracted=)"
+        ),
+        "DecodePreallocQueue._swa_tail_len": "(self, seq_len)",
+        "DecodePreallocQueue._uses_swa_tail_prealloc": "(self)",
+        "alloc_for_decode_prealloc": (
+            "(allocator, *, req, fill_len, delta_len, prefix_len, total_prefix_len, prefix_indices, uses_swa_tail, "
+            "swa_tail_len, req_to_token_pool=)"
+        ),
+    },
+    "disaggregation.fake.conn": {
+        "FakeKVSender": (
+            "(mgr, bootstrap_addr, bootstrap_room, dest_tp_ranks, pp_rank, req_has_disagg_prefill_dp_rank=)"
+        ),
+    },
+    "disaggregation.prefill": {
+        "PrefillBootstrapQueue.create_sender": "(self, req, num_kv_heads)",
+        "SchedulerDisaggregationPrefillMixin.maybe_send_cached_prefix_chunk": "(self, req)",
+        "SchedulerDisaggregationPrefillMixin.resolve_waiting_queue_bootstrap": "(self)",
+        "SchedulerDisaggregationPrefillMixin.send_kv_chunk": "(self, req, last_chunk=, end_idx=)",
+    },
+    "disaggregation.utils": {
+        "FAKE_BOOTSTRAP_HOST": None,
+        "setup_state_kv_args": (
+            "(kv_args, token_to_kv_pool, draft_token_to_kv_pool=, total_kv_layers=, req_to_token_pool=)"
+        ),
+    },
     "entrypoints.engine": {
         "_wait_for_scheduler_ready": "(scheduler_pipe_readers, scheduler_procs)",
     },
@@ -28,6 +76,8 @@ SURFACE: Surface = {
     },
     "environ": {
         "envs": None,
+        "envs.SGLANG_DISAGG_STAGING_BUFFER": None,
+        "envs.SGLANG_MOONCAKE_CUSTOM_MEM_POOL": None,
         "envs.SGLANG_SWA_EVICTION_INTERVAL": None,
     },
     "layers.attention.attention_registry": {
@@ -71,6 +121,7 @@ SURFACE: Surface = {
         "Req.needs_host_load_back": "(self)",
         "Req.set_extend_range": "(self, start, end)",
         "Req.set_finish_with_abort": "(self, error_msg)",
+        "ReqKvInfo": "(*, kv_allocated_len, swa_evicted_seqlen)",
         "ScheduleBatch._evict_swa": "(self, req, pre_len)",
         "ScheduleBatch.check_decode_mem": "(self, selected_indices=)",
         "ScheduleBatch.is_empty": "(self)",
@@ -251,8 +302,10 @@ SURFACE: Surface = {
             "(self, size, size_swa, page_size, dtype, head_num, head_dim, swa_attention_layer_ids, "
             "full_attention_layer_ids, device, token_to_kv_pool_class=, **kwargs)"
         ),
+        "SWAKVPool.get_cpu_copy": "(self, indices, mamba_indices=)",
         "SWAKVPool.get_key_buffer": "(self, layer_id)",
         "SWAKVPool.get_kv_size_bytes": "(self)",
+        "SWAKVPool.load_cpu_copy": "(self, kv_cache_cpu, indices, mamba_indices=)",
         "SWAKVPool.move_kv_cache": "(self, tgt_loc, src_loc)",
         "SWAKVPool.post_capture_active": None,
         "SWAKVPool.register_layer_transfer_counter": "(self, layer_transfer_counter)",
@@ -434,7 +487,9 @@ SURFACE: Surface = {
             "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
             "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
             "hicache_storage_backend=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
-            "dllm_algorithm=, disaggregation_mode=, enable_pdmux=, enable_deterministic_inference=, "
+            "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
+            "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, "
+            "enable_deterministic_inference=, "
             "enable_memory_saver=, ...)"
         ),
         "ServerArgs.add_cli_args": "(parser)",
