@@ -128,6 +128,21 @@ def metric(server: Server, pattern: str) -> float:
     return sum(float(value) for value in re.findall(f"^{pattern} (.*)$", text, re.MULTILINE))
 
 
+def test_documents_that_are_wanted_ahead_of_time_come_from_the_store(restarted: Restarted) -> None:
+    server, question = restarted.server, restarted.questions["boundary:16"][0]
+    assert question.segmented is not None
+    start, end = question.segmented.offsets[:2]
+    server.flush()
+    before = store(server)
+    body = {"segments": [question.prompt[start:end]], "repair": "boundary:16", "extra_key": TENANT}
+    answer = server.post("/redknot/segments", body)
+    assert answer.status_code == 200, answer.text
+    assert store(server)["tokens"] - before["tokens"] == end - start
+    (listed,) = server.get("/redknot/segments")
+    assert listed["resident_tokens"] == end - start
+    http.delete(server.url + "/redknot/segments", timeout=60).raise_for_status()
+
+
 def test_no_tenant_finds_what_another_stored(restarted: Restarted) -> None:
     server = restarted.server
     server.flush()
