@@ -50,9 +50,10 @@ measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure
 report: __init__ errors heads certificate
+route: errors config plan
 plugin: cpu seams hooks
 start_memory: errors active seams pool plugin
-cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report plugin start_memory
+cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report route plugin start_memory
 """
 
 
