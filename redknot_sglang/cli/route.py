@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,18 +59,13 @@ def run(args: argparse.Namespace) -> int:
     for name in ("check_every", "check_timeout", "max_body"):
         if getattr(args, name) <= 0:
             raise CliError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(args, name)}")
-    from aiohttp import web
-
-    from redknot_sglang.route.app import Options, application
+    from redknot_sglang.route.app import Options, serve
     from redknot_sglang.route.fleet import Checks
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s")
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     checks = Checks(args.check_every, args.check_timeout, api_key=args.api_key)
-    app, _ = application(Options(urls, args.policy, checks, args.max_body << 20))
-    print(f"router of {len(urls)} servers at http://{args.host}:{args.port}", flush=True)
     try:
-        web.run_app(app, host=args.host, port=args.port, handler_cancellation=True, print=None)
+        asyncio.run(serve(Options(urls, args.policy, checks, args.max_body << 20), args.host, args.port))
     except OSError as error:
         raise CliError(f"cannot listen at {args.host}:{args.port}: {error.strerror}; give another --port") from error
     return 0

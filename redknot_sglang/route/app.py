@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from redknot_sglang.route.requests import read_request
 
 # SGLang itself has no limit; a router that reads bodies before it chooses needs one. It is that of SGLang's router.
 MOST_BODY = 512 << 20
+# Bytes of a header, and of an address.
+LONGEST_HEADER = 64 << 10
 # Calls that concern every server, and those of them after which nothing is cached any more.
 EMPTYING = ("/flush_cache", "/update_weights_from_disk", "/release_memory_occupation")
 EVERYWHERE = (
@@ -162,10 +165,11 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
         return error_answer(f"{error.text}; --max-body of this router sets the limit", 413)
 
 
-def application(options: Options) -> tuple[web.Application, Router]:
-    """The router as an application of aiohttp, and its handlers.
+def runner_of(options: Options) -> tuple[web.AppRunner, Router]:
+    """The router, to be set up and given an address, and its handlers.
 
-    It is to be run with `handler_cancellation`, so that a client that hangs up ends what was begun for it.
+    A client that hangs up cancels its handler, and so ends what was begun for it. Bodies stay packed if they come packed, and
+    headers may be as long as with SGLang.
     """
     router = Router(options)
     app = web.Application(client_max_size=options.most_body, middlewares=[_errors])
@@ -176,4 +180,23 @@ def application(options: Options) -> tuple[web.Application, Router]:
     for method in ("GET", "POST", "DELETE"):
         app.router.add_route(method, "/redknot/segments", router.segments)
     app.router.add_route("*", "/{path:.*}", router.handle)
-    return app, router
+    lengths = {"max_line_size": LONGEST_HEADER, "max_field_size": LONGEST_HEADER}
+    packed = {"auto_decompress": False}
+    return web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=5, **lengths, **packed
+    ), router
+
+
+async def serve(options: Options, host: str, port: int) -> None:
+    """Run the router until SIGINT or SIGTERM. Raises OSError if it cannot listen there."""
+    runner, _ = runner_of(options)
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        print(f"router of {len(options.servers)} servers at http://{host}:{port}", flush=True)
+        await ended.wait()
+    finally:
+        await runner.cleanup()

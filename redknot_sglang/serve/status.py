@@ -12,9 +12,9 @@ from redknot_sglang.versions import sglang_version
 
 
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any]:
-    """The state as JSON types: versions, head map in a few numbers, certificate, slots and bytes of each head class, tokens in the prefix
-    cache, and what went between device and host (None with the prefix cache off). Tensor-parallel ranks have as many slots each; bytes
-    of a slot are those on all of them together.
+    """The state as JSON types: versions, head map in a few numbers, certificate, how requests with segments are read, slots and bytes of
+    each head class, tokens in the prefix cache, and what went between device and host (None with the prefix cache off).
+    Tensor-parallel ranks have as many slots each; bytes of a slot are those on all of them together.
 
     config: the server's settings.
     tree: the prefix cache.
@@ -25,6 +25,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
         "versions": {"redknot": __version__, "sglang": sglang_version()},
         "head_map": head_map_summary(pool.whole_map),
         "certificate": config.certification.status(config.policy),
+        "segments": segment_settings(config),
         "classes": {
             "global": _class_state(
                 allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot
@@ -33,6 +34,16 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any) -> dict[str, Any
         },
         "tree": tree_sizes(tree),
         "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
+    }
+
+
+def segment_settings(config: RedKnotConfig) -> dict[str, str | None]:
+    """What a request's segments are and who shares them, where the request does not say so: a router reads it here."""
+    return {
+        "mode": config.mode,
+        "repair": config.repair,
+        "lead": config.segment_lead,
+        "separator": config.separator,
     }
 
 

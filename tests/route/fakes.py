@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import web
 
 from redknot_sglang.measure.launch import reserved_port
-from redknot_sglang.route.app import Options, Router, application
+from redknot_sglang.route.app import Options, Router, runner_of
 from redknot_sglang.route.fleet import Checks
 
 QUICK = Checks(every=0.05, timeout=0.3)
@@ -59,7 +59,8 @@ class Fake:
         """Listen."""
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        plain: dict[str, Any] = {"auto_decompress": False, "max_field_size": 1 << 20}
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01, **plain)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, reuse_port=True).start()
 
@@ -129,8 +130,7 @@ async def setting(count: int = 3, checks: Checks = QUICK, **options: Any) -> Asy
         for fake in fakes:
             await fake.start()
             stack.push_async_callback(fake.stop)
-        app, router = application(Options(tuple(fake.url for fake in fakes), checks=checks, **options))
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        runner, router = runner_of(Options(tuple(fake.url for fake in fakes), checks=checks, **options))
         port = stack.enter_context(reserved_port())
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

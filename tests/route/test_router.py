@@ -55,6 +55,19 @@ def test_requests_and_answers_pass_unchanged() -> None:
     asyncio.run(run())
 
 
+def test_a_packed_body_stays_packed_and_headers_may_be_long() -> None:
+    async def run() -> None:
+        packed = gzip.compress(b'{"text": "packed"}')
+        async with setting(1) as here:
+            headers = {"Content-Encoding": "gzip", "Authorization": "Bearer " + "k" * 20_000}
+            async with here.client.post(here.url + "/generate", data=packed, headers=headers) as answer:
+                assert answer.status == 200
+            (seen,) = here.fakes[0].seen
+            assert seen.body == packed and {name: seen.headers[name] for name in headers} == headers
+
+    asyncio.run(run())
+
+
 def test_an_answer_comes_as_it_is_made_and_ends_the_work_when_it_does() -> None:
     async def run() -> None:
         go = asyncio.Event()
