@@ -53,9 +53,10 @@ hooks: __init__ errors versions refuse cpu config active heads kernels certifica
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure
+route: errors config plan
 plugin: cpu seams hooks
 start_memory: errors active seams pool plugin
-cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report plugin start_memory
+cli: __init__ errors versions cpu config heads kernels certificate seams measure profile certify report route plugin start_memory
 """
 
 

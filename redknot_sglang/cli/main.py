@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from redknot_sglang import __version__
-from redknot_sglang.cli import certify, demo, doctor, eval, heads, inspect, preload, profile, report
+from redknot_sglang.cli import certify, demo, doctor, eval, heads, inspect, preload, profile, report, route
 from redknot_sglang.errors import RedKnotError
 
 
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="redknot", description="Head-aware KV cache for stock SGLang.")
     parser.add_argument("--version", action="version", version=f"redknot-sglang {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (doctor, heads, profile, certify, report, preload, inspect, eval, demo):
+    for module in (doctor, heads, profile, certify, report, preload, inspect, route, eval, demo):
         module.add_parser(subparsers)
     return parser
 

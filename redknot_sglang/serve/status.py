@@ -14,8 +14,8 @@ from redknot_sglang.versions import sglang_version
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[str, Any]) -> dict[str, Any]:
     """The server's state as JSON types.
 
-    It has the versions, the head map in a few numbers, the certificate, slots and bytes of each head class, the tokens
-    in the prefix cache, how prefill ran, what was copied between device and host (None if the prefix cache is
+    It has the versions, the head map in a few numbers, the certificate, how requests with segments are read, slots and bytes of each head class,
+    the tokens in the prefix cache, how prefill ran, what was copied between device and host (None if the prefix cache is
     off), and what was sent to decode servers (None unless this is a prefill server). All
     tensor-parallel ranks have the same number of slots; the bytes of a slot are those on all ranks together.
 
@@ -29,6 +29,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[s
         "versions": {"redknot": __version__, "sglang": sglang_version()},
         "head_map": head_map_summary(pool.whole_map),
         "certificate": config.certification.status(config.policy),
+        "segments": segment_settings(config),
         "classes": {
             "global": _class_state(
                 allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot
@@ -39,6 +40,16 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[s
         "prefill_forwards": forwards,
         "tiers": None if tree.is_chunk_cache() else tree.tiers.status(),
         "transfer": None if tree.transfers is None else tree.transfers.status(),
+    }
+
+
+def segment_settings(config: RedKnotConfig) -> dict[str, str | None]:
+    """What a request's segments are and who shares them, where the request does not say so: a router reads it here."""
+    return {
+        "mode": config.mode,
+        "repair": config.repair,
+        "lead": config.segment_lead,
+        "separator": config.separator,
     }
 
 

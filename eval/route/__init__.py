@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routers of many servers on made-up traffic, without servers."""

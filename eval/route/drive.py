@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same traffic through routers in front of real servers, which count themselves what they compute.
+
+python -m eval.route.drive --servers URL,URL,... --router NAME=URL [--router NAME=URL ...] --tokenizer M [--rate R] [--json F]
+
+All routers are in front of the same servers, which were started with --enable-metrics and which nobody else asks. They are taken
+one after the other; before each, the servers' caches are emptied. A request has 16 documents of a corpus of 256 as text, under the policy `none`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+
+from eval.provenance import origin
+from eval.route.traffic import Arrival, Traffic, arrivals
+from redknot_sglang.config import DEFAULT_SEPARATOR
+from redknot_sglang.errors import CliError
+
+POLICY = "none"
+ROWS = re.compile(r'^redknot:segment_rows_total\{[^}]*kind="(\w+)"[^}]*\} ([0-9.e+]+)', re.MULTILINE)
+# Rows that a server computed, documents alone or in their context.
+COMPUTED = ("computed", "isolated")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents, and a question for each request, as text.
+
+    documents: all of the corpus. words: what questions are made of.
+    """
+
+    documents: Sequence[str]
+    words: Sequence[str]
+
+    def prompt(self, traffic: Traffic, arrival: Arrival, number: int) -> str:
+        """A prompt with separators. number: of the request, which makes its question its own."""
+        rng = random.Random(f"question {number}")
+        question = " ".join(rng.choice(self.words) for _ in range(traffic.text_tokens))
+        return DEFAULT_SEPARATOR.join(["", *(self.documents[one] for one in arrival.documents), question])
+
+
+def make_texts(tokenizer: Any, traffic: Traffic) -> Texts:
+    """Documents of random tokens, whose text has about as many."""
+    rng = random.Random("corpus")
+    ids = sorted(token for token in tokenizer.get_vocab().values() if token not in tokenizer.all_special_ids)
+    documents = [tokenizer.decode(rng.choices(ids, k=traffic.document_tokens)) for _ in range(traffic.corpus)]
+    words = [word for word in (tokenizer.decode([token]).strip() for token in ids) if word.isalpha()]
+    return Texts(documents, words)
+
+
+async def drive(
+    router: str, servers: Sequence[str], traffic: Traffic, texts: Texts, requests: Sequence[Arrival], warm: int
+) -> dict[str, Any]:
+    """Empty the servers, send the requests at their times, and read what the servers computed for them, as JSON.
+
+    router: address of a router. servers: addresses of the servers behind it, which nobody else may ask.
+    warm: requests at the beginning that are not counted; the others begin when these are answered.
+    Raises CliError if a server does not count what it computes.
+    """
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
+        for server in servers:
+            async with session.post(server + "/flush_cache", params={"timeout": 30}) as answer:
+                answer.raise_for_status()
+        waits: list[float] = []
+        failed = 0
+
+        async def one(arrival: Arrival, number: int, begin: float) -> None:
+            nonlocal failed
+            await asyncio.sleep(max(0.0, begin + arrival.at - time.monotonic()))
+            params = {"redknot_mode": "segmented", "redknot_repair": POLICY}
+            sampling = {
+                "temperature": 0,
+                "max_new_tokens": traffic.answer_tokens,
+                "ignore_eos": True,
+                "custom_params": params,
+            }
+            sent = time.monotonic()
+            body = {"text": texts.prompt(traffic, arrival, number), "sampling_params": sampling}
+            async with session.post(router + "/generate", json=body) as answer:
+                await answer.read()
+                failed += answer.status != 200
+            waits.append(time.monotonic() - sent)
+
+        async def part(first: int, last: int) -> None:
+            begin = time.monotonic() - requests[first].at
+            await asyncio.gather(*(one(requests[n], n, begin) for n in range(first, last)))
+
+        await part(0, warm)
+        before = [await _rows(session, server) for server in servers]
+        waits.clear()
+        await part(warm, len(requests))
+        after = [await _rows(session, server) for server in servers]
+    gained = [{kind: b.get(kind, 0) - a.get(kind, 0) for kind in b} for a, b in zip(before, after, strict=True)]
+    work = [sum(rows.get(kind, 0) for kind in COMPUTED) for rows in gained]
+    documents = sum(rows.get("relocated", 0) for rows in gained)
+    if not documents:
+        raise CliError("the servers counted no documents: start them with --enable-metrics")
+    return {
+        "requests": len(requests) - warm,
+        "failed": failed,
+        "share_anew": round(sum(rows.get("isolated", 0) for rows in gained) / documents, 4),
+        "max_over_mean": round(max(work) * len(work) / sum(work), 3),
+        "work": work,
+        "seconds_median": round(median(waits), 3),
+        "seconds_p99": round(sorted(waits)[int(0.99 * len(waits))], 3),
+    }
+
+
+async def _rows(session: aiohttp.ClientSession, server: str) -> dict[str, float]:
+    """Rows of segmented requests so far, by kind. Finished requests are counted a moment later, so this waits for a standstill."""
+    last: dict[str, float] | None = None
+    while True:
+        async with session.get(server + "/metrics") as answer:
+            found: dict[str, float] = {}
+            for kind, value in ROWS.findall(await answer.text()):
+                found[kind] = found.get(kind, 0) + float(value)
+        if found == last:
+            return found
+        last = found
+        await asyncio.sleep(1)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servers", required=True, help="addresses of the servers, with commas between")
+    parser.add_argument("--router", action="append", required=True, metavar="NAME=URL", help="a router; once for each")
+    parser.add_argument("--tokenizer", required=True, help="folder of the model")
+    parser.add_argument("--topics", default="1,8", help="numbers of topics; 1: documents are independent (%(default)s)")
+    parser.add_argument("--document-tokens", type=int, default=64, help="length of a document (%(default)s)")
+    parser.add_argument("--rate", type=float, default=2.0, help="requests a second (%(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=400, help="the first quarter of them is not counted (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the result")
+    args = parser.parse_args()
+    from transformers import AutoTokenizer
+
+    tokenizer, servers, found = AutoTokenizer.from_pretrained(args.tokenizer), args.servers.split(","), []
+    for topics in map(int, args.topics.split(",")):
+        traffic = Traffic(document_tokens=args.document_tokens, text_tokens=12, answer_tokens=4, topics=topics)
+        requests, texts = list(arrivals(traffic, args.rate, args.requests, 0)), make_texts(tokenizer, traffic)
+        for name, url in (router.split("=", 1) for router in args.router):
+            outcome = asyncio.run(drive(url, servers, traffic, texts, requests, args.requests // 4))
+            found.append({"router": name, "traffic": asdict(traffic), **outcome})
+            print(json.dumps(found[-1]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"origin": origin(args), "runs": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
