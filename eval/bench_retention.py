@@ -3,6 +3,7 @@
 
 python -m eval.bench_retention [TRACE.jsonl ...] [--kinds K,...] [--shares S,...] [--policies P,...] [--seed N] [--requests N] [--json F]
 python -m eval.bench_retention --leaves 10000        # how long one eviction takes
+python -m eval.bench_retention --lifetimes [...]     # what lifetimes do, in a server's tree with a host tier
 
 Traces are files in the form of Mooncake's (eval/retention/traces.py says what a line is), or made up here where no file is given;
 `--write FOLDER` keeps those. A cache holds a share of a trace's distinct tokens and is empty at first. `redknot` is what a
@@ -21,6 +22,7 @@ from statistics import median
 from eval.provenance import origin
 from eval.retention.block_tree import POLICIES, token_hits
 from eval.retention.eviction import eviction_times
+from eval.retention.lifetime import with_and_without
 from eval.retention.traces import MADE, Request, make, read, write
 from redknot_sglang.measure.table import format_table
 from redknot_sglang.plan.arithmetic import Arithmetic
@@ -45,6 +47,16 @@ def _run(name: str, requests: list[Request], shares: list[float], policies: list
     return found
 
 
+def _lifetimes(traces: dict[str, list[Request]], shares: list[float]) -> list[dict[str, object]]:
+    found = []
+    for name, requests in traces.items():
+        for share in shares:
+            row = with_and_without(requests, share)
+            found.append({"trace": name, "requests": len(requests), "share": share, **row})
+            print(f"{name} {share}: {row}", flush=True)
+    return found
+
+
 def _table(rows: list[dict[str, object]], policies: list[str]) -> str:
     lines = []
     for row in rows:
@@ -66,6 +78,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of made-up traces (%(default)s)")
     parser.add_argument("--requests", type=int, default=8000, help="of each made-up trace (%(default)s)")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="keep the made-up traces there")
+    parser.add_argument(
+        "--lifetimes", action="store_true", help="measure lifetimes instead, see eval/retention/lifetime.py"
+    )
     parser.add_argument("--leaves", type=int, help="time single evictions from a tree with so many leaves instead")
     parser.add_argument("--json", type=Path, help="write the result there")
     args = parser.parse_args()
@@ -85,9 +100,13 @@ def main() -> None:
             if args.write is not None:
                 args.write.mkdir(parents=True, exist_ok=True)
                 write(args.write / f"{name}.jsonl", requests)
-            found += _run(name, requests, shares, policies)
+            if not args.lifetimes:
+                found += _run(name, requests, shares, policies)
+        if args.lifetimes:
+            found = _lifetimes(traces, shares)
+        else:
+            print(_table(found, policies))
         result = {"seconds": round(time.monotonic() - begin), "rows": found}
-        print(_table(found, policies))
     if args.json is not None:
         args.json.write_text(json.dumps({**origin(args), **result}, indent=1, default=str) + "\n")
 

@@ -63,7 +63,9 @@ class RankedGlobalHeads(GlobalHeads):
 
     def _evict_device_start(self, request_cnt: int) -> None:
         sizes = self.tree_core.component_evictable_size_, self.tree_core.component_protected_size_
-        self.cache.keeper.retention.resize(sum(size[ComponentType.FULL] for size in sizes))
+        # Slots that lifetimes have freed are there for the tree as well.
+        free = self.cache.token_to_kv_pool_allocator.full_available_size()
+        self.cache.keeper.retention.resize(free + sum(size[ComponentType.FULL] for size in sizes))
         self._wanted = request_cnt
 
     def _evict_device_next_node(self, tracker: dict[Any, int], device_frees: Frees, host_frees: Frees) -> Any:

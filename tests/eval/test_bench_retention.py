@@ -68,3 +68,29 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     bench_retention.main()
     (again,) = json.loads(result.read_text())["rows"]
     assert again["hit_rate"] == row["hit_rate"]
+
+
+@pytest.mark.pinned
+def test_lifetimes_lose_nothing_that_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "r.json"
+    argv = [
+        "bench",
+        "--lifetimes",
+        "--kinds",
+        "conversations",
+        "--requests",
+        "250",
+        "--shares",
+        "0.1",
+        "--json",
+        str(result),
+    ]
+    monkeypatch.setattr(sys, "argv", argv)
+    bench_retention.main()
+    (row,) = json.loads(result.read_text())["rows"]
+    without, with_them = row["without"], row["with"]
+    assert without["cooled"] == 0 < with_them["cooled"] and with_them["demoted"] < without["demoted"]
+    assert with_them["found"] >= without["found"] - 0.5, row
+    assert "conversations 0.1" in capsys.readouterr().out
