@@ -157,7 +157,12 @@ def test_a_retracted_request_comes_back_with_what_its_window_needs() -> None:
     head_map = one_of_two(window=8, sink=2)
     side = Side(head_map)
     req = side.take(40)
-    for buffer in (*side.pool.full_kv_pool.k, *side.pool.full_kv_pool.v, *side.pool.swa_kv_pool.k, *side.pool.swa_kv_pool.v):
+    for buffer in (
+        *side.pool.full_kv_pool.k,
+        *side.pool.full_kv_pool.v,
+        *side.pool.swa_kv_pool.k,
+        *side.pool.swa_kv_pool.v,
+    ):
         buffer.normal_()
     before = side.rows.req_to_token[1, :40].clone()
     local = torch.tensor(side.local_of(40))

@@ -62,7 +62,7 @@ class Sender(FakeKVSender):
     """SGLang's `fake` one, with what others have, and a list of what it was given."""
 
     def __init__(self, manager: Manager) -> None:
-        super().__init__(manager, "", ROOM, [], 0)  # type: ignore[arg-type]
+        super().__init__(manager, "", ROOM, [], 0)
         self.bootstrap_room, self.num_kv_indices = ROOM, PROMPT
         self.given: list[tuple[Any, Any]] = []
 
@@ -142,7 +142,7 @@ def test_a_receiver_says_where_sinks_and_window_go() -> None:
             super().send_metadata(kv_indices, aux_index, state_indices, **rest)
             given.append((len(kv_indices), aux_index, state_indices, rest))
 
-    receiver = Receiver(Manager(), "", ROOM)  # type: ignore[arg-type]
+    receiver = Receiver(Manager(), "", ROOM)
     prealloc = SimpleNamespace(
         token_to_kv_pool_allocator=side.allocator, req_to_token_pool=side.rows, kv_manager=Manager()
     )
@@ -244,7 +244,9 @@ def test_servers_whose_kv_is_not_the_same_call_it_by_other_names() -> None:
 def test_other_ranks_are_refused() -> None:
     manager: Any = Manager()
     check_ranks(manager, SimpleNamespace(attn_tp_size=1))
-    with pytest.raises(RuntimeError, match="--tp-size 2 and the decode server 1: .* start them with the same --tp-size"):
+    with pytest.raises(
+        RuntimeError, match="--tp-size 2 and the decode server 1: .* start them with the same --tp-size"
+    ):
         check_ranks(manager, SimpleNamespace(attn_tp_size=2))
 
 
@@ -252,9 +254,7 @@ def test_requests_for_a_server_that_was_refused_end_with_the_reason_and_others_w
     manager = Manager()
     waiting = {
         address: [
-            SimpleNamespace(
-                kv_receiver=SimpleNamespace(conclude_state=None), req=SimpleNamespace(bootstrap_room=room)
-            )
+            SimpleNamespace(kv_receiver=SimpleNamespace(conclude_state=None), req=SimpleNamespace(bootstrap_room=room))
         ]
         for address, room in (("a:1", 3), ("b:1", 4))
     }
@@ -262,5 +262,8 @@ def test_requests_for_a_server_that_was_refused_end_with_the_reason_and_others_w
     left = end_refused(manager, waiting, [waiting["a:1"][0], waiting["b:1"][0]])
     assert left == waiting["b:1"]
     assert waiting["a:1"][0].kv_receiver.conclude_state == KVPoll.Failed
-    assert "start both with the same model, --dtype and --redknot-head-map" in manager.failed[3] and 4 not in manager.failed
+    assert (
+        "start both with the same model, --dtype and --redknot-head-map" in manager.failed[3]
+        and 4 not in manager.failed
+    )
     assert end_refused(manager, waiting, left) == left, "a reason is used once"

@@ -47,7 +47,10 @@ needs_host_memory = pytest.mark.skipif(
 def require_mooncake() -> None:
     """Fail, with the sentence that says what to install, where Mooncake cannot be loaded."""
     tried = subprocess.run(
-        [sys.executable, "-c", "import mooncake.engine"], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+        [sys.executable, "-c", "import mooncake.engine"],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
     )
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or ["no message"])[-1]
@@ -64,7 +67,9 @@ def role(mode: str, port: int) -> list[str]:
     return [*apart, f"--disaggregation-bootstrap-port={port}"] if mode == "prefill" else apart
 
 
-def both(prefill: Server, decode: Server, port: int, body: dict[str, Any]) -> tuple[requests.Response, requests.Response]:
+def both(
+    prefill: Server, decode: Server, port: int, body: dict[str, Any]
+) -> tuple[requests.Response, requests.Response]:
     """Responses of both servers to one request, as a router sends it."""
     meeting = {"bootstrap_host": HOST, "bootstrap_port": port, "bootstrap_room": next(_ROOMS)}
     with ThreadPoolExecutor(1) as pool:

@@ -26,9 +26,7 @@ SURFACE: Surface = {
         "CommonKVManager.record_failure": "(self, bootstrap_room, failure_reason)",
         "CommonKVManager.try_ensure_parallel_info": "(self, bootstrap_addr)",
         "CommonKVManager.update_status": "(self, bootstrap_room, status)",
-        "CommonKVReceiver.send_metadata": (
-            "(self, kv_indices, aux_index=, state_indices=, decode_prefix_len=)"
-        ),
+        "CommonKVReceiver.send_metadata": ("(self, kv_indices, aux_index=, state_indices=, decode_prefix_len=)"),
         "CommonKVSender.send": "(self, kv_indices, state_indices=, num_kv_tokens=)",
     },
     "disaggregation.decode": {
