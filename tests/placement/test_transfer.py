@@ -62,7 +62,7 @@ class Sender(FakeKVSender):
     """SGLang's `fake` one, with what others have, and a list of what it was given."""
 
     def __init__(self, manager: Manager) -> None:
-        super().__init__(manager, "", ROOM, [], 0)  # type: ignore[arg-type]
+        super().__init__(manager, "", ROOM, [], 0)
         self.bootstrap_room, self.num_kv_indices = ROOM, PROMPT
         self.given: list[tuple[Any, Any]] = []
 
@@ -142,7 +142,7 @@ def test_a_receiver_says_where_sinks_and_window_go() -> None:
             super().send_metadata(kv_indices, aux_index, state_indices, **rest)
             given.append((len(kv_indices), aux_index, state_indices, rest))
 
-    receiver = Receiver(Manager(), "", ROOM)  # type: ignore[arg-type]
+    receiver = Receiver(Manager(), "", ROOM)
     prealloc = SimpleNamespace(
         token_to_kv_pool_allocator=side.allocator, req_to_token_pool=side.rows, kv_manager=Manager()
     )

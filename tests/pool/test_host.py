@@ -180,7 +180,7 @@ def test_loads_of_a_tree_that_was_emptied_are_forgotten() -> None:
 def sizes_of(monkeypatch: pytest.MonkeyPatch, heads: HeadMap) -> StartSizes:
     """Sizes of a server without further flags, at 1,000 tokens of context."""
     monkeypatch.setattr(start_sizes, "head_map_of", lambda model_config: heads)
-    server_args = SimpleNamespace(tp_size=1, kv_cache_dtype="auto", chunked_prefill_size=64)
+    server_args = SimpleNamespace(tp_size=1, kv_cache_dtype="auto", chunked_prefill_size=64, disaggregation_mode="null")
     model_config = SimpleNamespace(num_attention_heads=3, head_dim=DIM, dtype=torch.float32, context_len=1000)
     return StartSizes(server_args, model_config, RedKnotConfig(head_map=Path("map.json"), context_length=1000))
 

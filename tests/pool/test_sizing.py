@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from redknot_sglang.pool.sizing import (
     local_slots_per_sequence,
     split_budget,
 )
+from redknot_sglang.pool.start_sizes import prefill_chunk
 
 
 def make_map(num_global: int, window: int = 256, sink: int = 4) -> HeadMap:
@@ -148,3 +150,9 @@ def test_slots_that_hold_no_request_are_refused() -> None:
     for slots in (PoolSlots(least - 1, least), PoolSlots(least, least - 1), PoolSlots(0, 0)):
         with pytest.raises(RedKnotError, match=f"one request needs {least}; raise --redknot-kv-budget"):
             holding_a_request(head_map, slots)
+
+
+def test_a_decode_server_has_no_chunks_in_flight() -> None:
+    for mode, chunked, expected in (("null", 64, 64), ("null", -1, 500), ("prefill", 64, 64), ("decode", 64, 0)):
+        args = SimpleNamespace(disaggregation_mode=mode, chunked_prefill_size=chunked)
+        assert prefill_chunk(args, 500) == expected

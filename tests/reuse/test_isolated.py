@@ -92,14 +92,15 @@ def test_adapters_in_use(prefills: Prefills) -> None:
     assert prefills.uses_adapter("mine") and not prefills.uses_adapter("another")
 
 
-def made_by_sglang() -> Any:
-    """An isolated prefill that is a request of SGLang's."""
+def made_by_a_scheduler(bootstrap: Any) -> Any:
+    """An isolated prefill that is a request of SGLang's. bootstrap: the scheduler's queue for prefill servers, or None."""
     made = IsolatedPrefills()
     made.scheduler = SimpleNamespace(
         waiting_queue=[],
         model_config=SimpleNamespace(hf_eos_token_id={0}, vocab_size=100),
         tokenizer=None,
         init_req_max_new_tokens=lambda req: None,
+        disagg_prefill_bootstrap_queue=bootstrap,
     )
     req = client(PATHS[:1])
     req.priority = None
@@ -107,11 +108,23 @@ def made_by_sglang() -> Any:
     return prefill
 
 
+def test_on_a_prefill_server_it_has_a_sender_that_is_ready_and_no_buffer_and_its_kv_stays() -> None:
+    """A request that waits for its segments holds one of SGLang's buffers. Were one needed for each segment too, all could wait for ever."""
+    from sglang.srt.disaggregation.base.conn import KVPoll
+
+    prefill = made_by_a_scheduler(SimpleNamespace(kv_manager=object()))
+    assert prefill.disagg_kv_sender.poll() == KVPoll.WaitingForInput and not prefill.pending_bootstrap
+    assert prefill.metadata_buffer_index == -1 and not prefill.skip_radix_cache_insert
+    prefill.disagg_kv_sender.send([])
+    assert prefill.disagg_kv_sender.poll() == KVPoll.Success
+    assert made_by_a_scheduler(None).disagg_kv_sender is None
+
+
 def test_no_row_has_its_logits_computed_for_a_batch_mate_s_log_probabilities() -> None:
     """SGLang leaves out the rows before `compute_extend_logprob_start_len`, in batches where somebody asks for any."""
     from sglang.srt.managers.schedule_batch import compute_extend_logprob_start_len
 
-    prefill = made_by_sglang()
+    prefill = made_by_a_scheduler(bootstrap=None)
     first = compute_extend_logprob_start_len(
         logprob_start_len=prefill.logprob_start_len, prefix_len=0, extend_len=10, full_untruncated_fill_len=10
     )
@@ -122,8 +135,17 @@ def test_no_answer_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang neither samples a token of it nor decodes it while it waits for the result."""
     nothing = SimpleNamespace(speculative_algorithm=None)
     monkeypatch.setattr("sglang.srt.managers.schedule_batch.get_spec", lambda: nothing)
-    prefill = made_by_sglang()
+    prefill = made_by_a_scheduler(bootstrap=None)
     assert prefill.is_prefill_only
     prefill.output_ids.append(0)
     prefill.update_finish_state()
     assert prefill.finished()
+
+
+def test_requests_whose_kv_is_on_its_way_hold_locks(prefills: Prefills) -> None:
+    """On a prefill server they are in no batch any more, and what they hold comes free all the same: nobody is alone."""
+    assert not prefills.is_sending
+    prefills.scheduler.disagg_prefill_inflight_queue = None
+    assert not prefills.is_sending
+    prefills.scheduler.disagg_prefill_inflight_queue = ["req"]
+    assert prefills.is_sending

@@ -33,9 +33,7 @@ ENVIRONMENT = {
     "LD_LIBRARY_PATH": ":".join(
         [*map(str, sorted(Path(sys.prefix, "native").glob("**/*-linux-gnu"))), os.environ.get("LD_LIBRARY_PATH", "")]
     ).strip(":"),
-    # Seconds for which a prefill server waits for a decode server, and either for a peer that has become silent.
-    "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": "20",
-    "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "20",
+    # Seconds after which a decode server looks whether a prefill server is still there.
     "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": "2",
 }
 _ROOMS = itertools.count(1)
@@ -122,10 +120,14 @@ def alone(server: Server, request: Request, length: int) -> Answer:
 
 
 @contextmanager
-def launch_all(*args: Sequence[str]) -> Iterator[list[Server]]:
-    """Servers with these flags, started at the same time."""
+def launch_all(*args: Sequence[str], patience: int = 20) -> Iterator[list[Server]]:
+    """Servers with these flags, started at the same time.
+
+    patience: seconds for which they wait for a peer that has not answered, or has no room yet.
+    """
+    waits = {f"SGLANG_DISAGGREGATION_{what}_TIMEOUT": str(patience) for what in ("BOOTSTRAP", "WAITING")}
     with ExitStack() as stack, ThreadPoolExecutor(len(args)) as pool:
-        contexts = [harness.launch(flags, ENVIRONMENT) for flags in args]
+        contexts = [harness.launch(flags, {**ENVIRONMENT, **waits}) for flags in args]
         for context in contexts:
             stack.push(context)
         started = [pool.submit(context.__enter__) for context in contexts]
@@ -133,9 +135,13 @@ def launch_all(*args: Sequence[str]) -> Iterator[list[Server]]:
 
 
 @contextmanager
-def launch_pair(*flags: str) -> Iterator[Pair]:
-    """A prefill server and a decode server with these flags. Fails where Mooncake is missing."""
+def launch_pair(*flags: str, decode: Sequence[str] = (), patience: int = 120) -> Iterator[Pair]:
+    """A prefill server and a decode server with these flags. Fails where Mooncake is missing.
+
+    decode: further flags of the decode server. patience: as for `launch_all`.
+    """
     require_mooncake()
     with reserved_port() as port:
-        with launch_all([*flags, *role("prefill", port)], [*flags, *role("decode", port)]) as (prefill, decode):
-            yield Pair(prefill, decode, port)
+        args = [*flags, *role("prefill", port)], [*flags, *decode, *role("decode", port)]
+        with launch_all(*args, patience=patience) as (prefill, decode_server):
+            yield Pair(prefill, decode_server, port)
