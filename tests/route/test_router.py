@@ -13,6 +13,7 @@ from aiohttp import web
 from yarl import URL
 
 from redknot_sglang.config import DEFAULT_SEPARATOR as SEP
+from redknot_sglang.route import forward
 from redknot_sglang.route.facts import Facts
 from tests.route.fakes import Fake, Setting, setting, until
 
@@ -229,6 +230,29 @@ def test_a_server_that_is_killed_leaves_and_comes_back_with_nothing() -> None:
     asyncio.run(run())
 
 
+def test_half_an_answer_of_a_machine_that_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "GRACE", 0.2)
+
+    async def run() -> None:
+        async def half(request: web.Request, body: bytes) -> web.StreamResponse:
+            reply = web.StreamResponse()
+            await reply.prepare(request)
+            await reply.write(b"half")
+            fake.hangs = True
+            await asyncio.sleep(3600)
+            return reply
+
+        async with setting(1) as here:
+            fake = here.fakes[0]
+            fake.answers["/generate"] = half
+            with pytest.raises(aiohttp.ClientError):
+                async with here.client.post(here.url + "/generate", json={"text": A}) as answer:
+                    await asyncio.wait_for(answer.read(), 20)
+            assert here.router.fleet.servers[0].member.open == 0
+
+    asyncio.run(run())
+
+
 def test_under_load_only_begun_answers_of_a_killed_server_break() -> None:
     async def run() -> None:
         begun: dict[str, int] = {}
@@ -257,7 +281,9 @@ def test_under_load_only_begun_answers_of_a_killed_server_break() -> None:
 
             async def one(number: int) -> None:
                 nonlocal broken, whole
-                documents = [f"document {rng.randrange(40)} " * 50 for _ in range(4)]
+                # Later ones have documents that nobody holds, so that the server which came back is asked for some.
+                first = 0 if number < 300 else number
+                documents = [f"document {first} {rng.randrange(40)} " * 50 for _ in range(4)]
                 body = {"text": SEP.join(["", *documents, f"question {number}"])}
                 try:
                     async with here.client.post(here.url + "/generate", json=body) as answer:
