@@ -52,11 +52,11 @@ class Texts:
 
 
 def make_texts(tokenizer: Any, traffic: Traffic) -> Texts:
-    """Documents of random tokens, whose text has about as many."""
+    """Documents of random words, each of which is one token of the tokenizer behind a space."""
     rng = random.Random("corpus")
-    ids = sorted(token for token in tokenizer.get_vocab().values() if token not in tokenizer.all_special_ids)
-    documents = [tokenizer.decode(rng.choices(ids, k=traffic.document_tokens)) for _ in range(traffic.corpus)]
-    words = [word for word in (tokenizer.decode([token]).strip() for token in ids) if word.isalpha()]
+    decoded = (tokenizer.decode([token]) for token in sorted(tokenizer.get_vocab().values()))
+    words = [text.strip() for text in decoded if re.fullmatch(" [a-z]+", text)]
+    documents = [" ".join(rng.choices(words, k=traffic.document_tokens)) for _ in range(traffic.corpus)]
     return Texts(documents, words)
 
 

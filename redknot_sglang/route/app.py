@@ -180,11 +180,12 @@ def runner_of(options: Options) -> tuple[web.AppRunner, Router]:
     for method in ("GET", "POST", "DELETE"):
         app.router.add_route(method, "/redknot/segments", router.segments)
     app.router.add_route("*", "/{path:.*}", router.handle)
-    lengths = {"max_line_size": LONGEST_HEADER, "max_field_size": LONGEST_HEADER}
-    packed = {"auto_decompress": False}
-    return web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=5, **lengths, **packed
-    ), router
+    settings: dict[str, Any] = {
+        "auto_decompress": False,
+        "max_line_size": LONGEST_HEADER,
+        "max_field_size": LONGEST_HEADER,
+    }
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5, **settings), router
 
 
 async def serve(options: Options, host: str, port: int) -> None:

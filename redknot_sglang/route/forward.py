@@ -27,6 +27,8 @@ OF_CONNECTION = (
 AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 # A server that has not begun to answer when it goes is replaced by another one, once.
 ATTEMPTS = 2
+# Seconds that an answer which has begun may go on although its server is down, which may only be busy.
+GRACE = 30.0
 
 
 class NoAnswer(Exception):
@@ -124,6 +126,7 @@ async def _pass(
 ) -> web.StreamResponse:
     asking = asyncio.ensure_future(_begin(request, body, server, session))
     gone = asyncio.ensure_future(server.down.wait())
+    answer: aiohttp.ClientResponse | None = None
     try:
         await asyncio.wait((asking, gone), return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -131,13 +134,26 @@ async def _pass(
         answer = asking.result()
     finally:
         gone.cancel()
-        # If the client has hung up, so does this: the server then aborts what it does.
-        await _end(asking)
+        if answer is None:
+            # If the client has hung up, so does this: the server then aborts what it does.
+            await _give_up(asking)
+    closing = asyncio.ensure_future(_close_if_gone(server, answer))
     try:
         return await _stream(request, answer, ticket, server)
     finally:
+        closing.cancel()
         # Before its end this aborts what the server does.
         answer.close()
+
+
+async def _close_if_gone(server: Server, answer: aiohttp.ClientResponse) -> None:
+    """Close an answer that has begun if its server stays down: a machine that is gone does not say so."""
+    while True:
+        await server.down.wait()
+        await asyncio.sleep(GRACE)
+        if server.down.is_set():
+            answer.close()
+            return
 
 
 async def _begin(
@@ -153,12 +169,13 @@ def _no_answer(error: Exception) -> NoAnswer:
     return NoAnswer(str(error) or type(error).__name__, isinstance(error, aiohttp.ClientConnectorError))
 
 
-async def _end(asking: asyncio.Future[aiohttp.ClientResponse]) -> None:
+async def _give_up(asking: asyncio.Future[aiohttp.ClientResponse]) -> None:
+    """Make sure that nothing is left of a request whose answer nobody will read."""
     if not asking.done():
         asking.cancel()
         await asyncio.wait((asking,))
-        if not asking.cancelled() and asking.exception() is None:
-            asking.result().close()
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().close()
 
 
 async def _stream(
@@ -169,16 +186,19 @@ async def _stream(
         headers["Content-Length"] = str(answer.content_length)
     reply = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
     await reply.prepare(request)
-    try:
-        async for piece in answer.content.iter_any():
-            ticket.begun()
-            await reply.write(piece)
-    except aiohttp.ClientError as error:
-        # Part of the answer is with the client, so nobody else can give it. It must not look like its end.
-        log.warning("%s went in the middle of an answer: %s", server.url, error)
-        if request.transport is not None:
-            request.transport.abort()
-        return reply
+    while True:
+        try:
+            piece = await answer.content.readany()
+        except aiohttp.ClientError as error:
+            # Part of the answer is with the client, so nobody else can give it. It must not look like its end.
+            log.warning("%s went in the middle of an answer: %s", server.url, error)
+            if request.transport is not None:
+                request.transport.abort()
+            return reply
+        if not piece:
+            break
+        ticket.begun()
+        await reply.write(piece)
     await reply.write_eof()
     return reply
 

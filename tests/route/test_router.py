@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 from typing import Any
 
 import aiohttp
@@ -12,6 +13,7 @@ from aiohttp import web
 from yarl import URL
 
 from redknot_sglang.config import DEFAULT_SEPARATOR as SEP
+from redknot_sglang.route import forward
 from redknot_sglang.route.facts import Facts
 from tests.route.fakes import Fake, Setting, setting, until
 
@@ -224,6 +226,88 @@ def test_a_server_that_is_killed_leaves_and_comes_back_with_nothing() -> None:
             others = [other.member.recent for other in here.router.fleet.servers if other is not server]
             assert server.member.recent == pytest.approx(sum(others) / 2)
             assert await here.generate(A) != home, "another one has it now"
+
+    asyncio.run(run())
+
+
+def test_half_an_answer_of_a_machine_that_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "GRACE", 0.2)
+
+    async def run() -> None:
+        async def half(request: web.Request, body: bytes) -> web.StreamResponse:
+            reply = web.StreamResponse()
+            await reply.prepare(request)
+            await reply.write(b"half")
+            fake.hangs = True
+            await asyncio.sleep(3600)
+            return reply
+
+        async with setting(1) as here:
+            fake = here.fakes[0]
+            fake.answers["/generate"] = half
+            with pytest.raises(aiohttp.ClientError):
+                async with here.client.post(here.url + "/generate", json={"text": A}) as answer:
+                    await asyncio.wait_for(answer.read(), 20)
+            assert here.router.fleet.servers[0].member.open == 0
+
+    asyncio.run(run())
+
+
+def test_under_load_only_begun_answers_of_a_killed_server_break() -> None:
+    async def run() -> None:
+        begun: dict[str, int] = {}
+
+        def streaming(fake: Fake) -> Any:
+            begun[fake.name] = 0
+
+            async def answer(request: web.Request, body: bytes) -> web.StreamResponse:
+                # Time to compute the prompt, then a piece of the answer at a time.
+                await asyncio.sleep(0.03)
+                reply = web.StreamResponse()
+                await reply.prepare(request)
+                begun[fake.name] += 1
+                for _ in range(5):
+                    await reply.write(b"piece ")
+                    await asyncio.sleep(0.01)
+                begun[fake.name] -= 1
+                return reply
+
+            return answer
+
+        async with setting(4) as here:
+            for fake in here.fakes:
+                fake.answers["/generate"] = streaming(fake)
+            rng, broken, whole = random.Random(5), 0, 0
+
+            async def one(number: int) -> None:
+                nonlocal broken, whole
+                # Later ones have documents that nobody holds, so that the server which came back is asked for some.
+                first = 0 if number < 300 else number
+                documents = [f"document {first} {rng.randrange(40)} " * 50 for _ in range(4)]
+                body = {"text": SEP.join(["", *documents, f"question {number}"])}
+                try:
+                    async with here.client.post(here.url + "/generate", json=body) as answer:
+                        assert answer.status == 200
+                        assert await answer.read() == b"piece " * 5
+                    whole += 1
+                except aiohttp.ClientError:
+                    broken += 1
+
+            asked = []
+            for number in range(300):
+                asked.append(asyncio.ensure_future(one(number)))
+                await asyncio.sleep(rng.expovariate(100))
+                if number == 100:
+                    in_flight = begun["s1"]
+                    await here.fakes[1].kill()
+                if number == 180:
+                    await here.fakes[1].start()
+            await asyncio.gather(*asked)
+            assert broken <= in_flight and whole + broken == 300
+            await until(lambda: len(here.router.fleet.up) == 4)
+            late = len(here.fakes[1].seen)
+            await asyncio.gather(*(one(number) for number in range(300, 340)))
+            assert len(here.fakes[1].seen) > late and broken <= in_flight
 
     asyncio.run(run())
 
