@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from redknot_sglang.radix import cooling, trials
@@ -91,9 +93,14 @@ def test_a_step_does_little_and_an_idle_one_nothing(monkeypatch: pytest.MonkeyPa
     assert 0 < at_once <= 2 * cooling._NODES, "each class does little"
     steps(simulation)
     assert used(simulation) <= SIZE // 10 + 65
-    looks = []
+    looks: list[int] = []
     victims = tree.components[ComponentType.FULL].on_device.victims
-    monkeypatch.setattr(victims, "take", lambda original=victims.take: looks.append(1) or original())
+
+    def take(original: Any = victims.take) -> Any:
+        looks.append(1)
+        return original()
+
+    monkeypatch.setattr(victims, "take", take)
     tree.cooling.watermark = 0, 10
     steps(simulation, 60)
     assert used(simulation) < 130, "the last prompt's lifetime is not over"
