@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from aiohttp import web
 from redknot_sglang.route import segments
 from redknot_sglang.route.choice import POLICIES, Board
 from redknot_sglang.route.fleet import STATUS, Checks, Fleet, Server
-from redknot_sglang.route.forward import NoAnswer, ask, error_answer, forward, load_json
+from redknot_sglang.route.forward import NoAnswer, ask, error_answer, error_body, forward, load_json
 from redknot_sglang.route.requests import read_request
 
 # SGLang itself has no limit; a router that reads bodies before it chooses needs one. It is that of SGLang's router.
@@ -127,12 +127,14 @@ class Router:
         """Send a call about something that one server has to all. The answer is the first that is no error, else the first."""
         return await self._first(request, body, lambda status: status < 400)
 
-    async def _first(self, request: web.Request, body: bytes, better: Any) -> web.StreamResponse:
+    async def _first(self, request: web.Request, body: bytes, better: Callable[[int], bool]) -> web.StreamResponse:
+        """Send a call to all servers. The answer is the first with a status that is better, else the first."""
+
         async def one(server: Server) -> tuple[int, bytes, str]:
             try:
                 return await ask(request, body, server, self._session)
             except NoAnswer as error:
-                return 502, error_answer(f"{server.url} went: {error}", 502).body, "application/json"  # type: ignore[return-value]
+                return 502, error_body(f"{server.url} went: {error}"), "application/json"
 
         answers = await asyncio.gather(*map(one, self.fleet.up))
         if not answers:

@@ -69,7 +69,12 @@ async def forward(
 
 def error_answer(message: str, status: int) -> web.Response:
     """An error of the router's own, in SGLang's form."""
-    return web.json_response({"error": {"message": message}}, status=status)
+    return web.Response(body=error_body(message), status=status, content_type="application/json")
+
+
+def error_body(message: str) -> bytes:
+    """The body of `error_answer`."""
+    return json.dumps({"error": {"message": message}}).encode()
 
 
 async def ask(

@@ -39,8 +39,6 @@ FLAGS = (
     "--enable-metrics",
     "--enable-hierarchical-cache",
     "--hicache-ratio=8",
-    # By last use, so that whatever comes pushes out what was there.
-    "--radix-eviction-policy=lru",
 )
 
 

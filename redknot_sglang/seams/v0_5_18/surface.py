@@ -28,6 +28,12 @@ SURFACE: Surface = changed(
                 "is_chunk_cache=, retain_floor=)"
             ),
         },
+        # Host memory is refused with this version (`hooks/v0_5_18/refusals.py`): the table only says what is there.
+        "mem_cache.pool_host.base": {
+            "HostKVCache.load_to_device_per_layer": (
+                "(self, device_pool, host_indices, device_indices, layer_id, io_backend, *, is_draft=)"
+            ),
+        },
         "mem_cache.radix_cache": {
             "RadixKey": "(token_ids, extra_key=, is_bigram=, limit=, cache_salt=)",
         },
