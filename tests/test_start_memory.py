@@ -46,6 +46,8 @@ def test_what_a_start_would_take_is_what_it_takes() -> None:
     assert f"KV {total:.1f} MiB (--max-total-tokens)" in said
 
 
+# Host memory is refused with the others.
+@pytest.mark.pinned
 def test_it_says_what_the_host_tier_takes() -> None:
     tier = ["--enable-hierarchical-cache", "--hicache-ratio=3"]
     said = _estimate("--max-total-tokens=4096", "--redknot-context-length=1024", *tier)
