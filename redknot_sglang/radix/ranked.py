@@ -208,8 +208,9 @@ class RankedLocalHeads(LocalHeads):
 
     def take_away(self, node: Any, layer: Any, tracker: dict[Any, int], device_frees: Frees, host_frees: Frees) -> None:
         """Take a node's local KV away at one end."""
-        core = self.tree_core
-        core._evict_component_and_detach_lru(
+        self.tree_core._evict_component_and_detach_lru(
             node, self, target=layer, tracker=tracker, device_frees=device_frees, host_frees=host_frees
         )
-        core._cascade_evict(node, self, tracker, device_frees=device_frees, host_frees=host_frees, target=layer)
+        self.tree_core._cascade_evict(
+            node, self, tracker, device_frees=device_frees, host_frees=host_frees, target=layer
+        )

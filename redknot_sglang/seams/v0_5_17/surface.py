@@ -486,7 +486,7 @@ SURFACE: Surface = {
             "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
             "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
             "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
-            "hicache_storage_backend=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
+            "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
             "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
             "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, "
             "enable_deterministic_inference=, "
