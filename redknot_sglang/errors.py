@@ -55,3 +55,11 @@ class SeamError(RedKnotError, RuntimeError):
 
     The message names the seam or the version.
     """
+
+
+class StoreError(RedKnotError):
+    """A store behind the host tier did not do what it was asked; the message says what it answered."""
+
+
+class WithdrawnError(RedKnotError):
+    """The scheduler has taken back the host slots of a job of the storage tier; nothing of it may be read or written any more."""

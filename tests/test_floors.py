@@ -40,7 +40,7 @@ plan: errors config heads
 flags: errors config plan
 seams: sglang errors versions heads
 pool: errors refuse config heads kernels plan seams
-store: plan
+store: errors plan
 radix: plan seams pool store
 placement: heads plan seams pool radix
 reuse: errors heads kernels plan seams pool radix

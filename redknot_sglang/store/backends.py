@@ -14,12 +14,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from redknot_sglang.errors import StoreError
+
 # Names with what is to be written, or with where it goes: uint8, contiguous, within memory that `use` was told of.
 Items = Sequence[tuple[str, Tensor]]
-
-
-class StoreError(Exception):
-    """The store could not be asked, or refused to write. The message says what it said."""
 
 
 class Found(Enum):

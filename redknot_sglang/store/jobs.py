@@ -13,11 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from redknot_sglang.errors import WithdrawnError
 from redknot_sglang.store.objects import Piece, Tokens
-
-
-class WithdrawnError(Exception):
-    """The scheduler has taken back the host slots of a job; nothing of it may be read or written any more."""
 
 
 @dataclass(eq=False)

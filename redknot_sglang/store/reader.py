@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import logging
 
+from redknot_sglang.errors import WithdrawnError
 from redknot_sglang.store import envelope, objects
 from redknot_sglang.store.backends import Found, Objects
 from redknot_sglang.store.envelope import Envelope, Refusal
 from redknot_sglang.store.figures import Figures
-from redknot_sglang.store.jobs import Fetching, Guard, WithdrawnError
+from redknot_sglang.store.jobs import Fetching, Guard
 from redknot_sglang.store.objects import BLOCK, Piece, Reach
 from redknot_sglang.store.rows import HostRows, Staging
 

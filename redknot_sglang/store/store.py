@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from redknot_sglang.store.backends import Objects, StoreError
+from redknot_sglang.errors import StoreError, WithdrawnError
+from redknot_sglang.store.backends import Objects
 from redknot_sglang.store.envelope import Envelope
 from redknot_sglang.store.figures import Figures
-from redknot_sglang.store.jobs import Fetching, Guard, Job, Saving, Stage, WithdrawnError
+from redknot_sglang.store.jobs import Fetching, Guard, Job, Saving, Stage
 from redknot_sglang.store.objects import Reach, Tokens
 from redknot_sglang.store.reader import Reader
 from redknot_sglang.store.rest import Rest

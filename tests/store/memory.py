@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from redknot_sglang.store.backends import Found, Items, StoreError
+from redknot_sglang.errors import StoreError
+from redknot_sglang.store.backends import Found, Items
 
 
 class MemoryStore:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from redknot_sglang.errors import StoreError
 from redknot_sglang.seams.sglang import HiCacheStorageConfig, StorageBackendFactory
-from redknot_sglang.store.backends import KINDS, Files, Found, Mooncake, StoreError
+from redknot_sglang.store.backends import KINDS, Files, Found, Mooncake
 
 pytestmark = pytest.mark.pinned
 

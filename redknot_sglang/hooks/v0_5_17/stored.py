@@ -10,7 +10,7 @@ from typing import Any
 
 from redknot_sglang.certificate.fingerprint import DUMMY, canonical, fingerprint_served, model_folder
 from redknot_sglang.certificate.weights import sampled_digest
-from redknot_sglang.errors import CertificateError, RedKnotError
+from redknot_sglang.errors import CertificateError, RedKnotError, StoreError
 from redknot_sglang.plan.identity import MARK
 
 
@@ -22,7 +22,7 @@ def open_store(context: Any, tree: Any) -> Any:
     Raises RedKnotError if the store cannot be used.
     """
     from redknot_sglang.seams.sglang import HiCacheStorageConfig, HybridCacheController, StorageBackendFactory
-    from redknot_sglang.store.backends import KINDS, StoreError
+    from redknot_sglang.store.backends import KINDS
     from redknot_sglang.store.objects import Reach
     from redknot_sglang.store.rows import HostRows
     from redknot_sglang.store.store import Patience, Store
