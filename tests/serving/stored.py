@@ -31,7 +31,7 @@ FLAGS = (
     "--hicache-ratio=8",
 )
 # What is worth fetching, and how long a request waits for the store, in seconds.
-THRESHOLD, PATIENCE = 32, 4
+THRESHOLD, PATIENCE = 32, 8
 TENANT = "kept"
 
 

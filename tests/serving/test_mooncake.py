@@ -20,9 +20,12 @@ from tests.serving.harness import Server
 from tests.serving.maps import save_retrieval_map
 from tests.serving.mooncake import Master
 from tests.serving.prompts import noise
-from tests.serving.stored import PATIENCE, TENANT, THRESHOLD, Question, is_healthy, same, store, wait_for_store
+from tests.serving.stored import TENANT, THRESHOLD, Question, is_healthy, same, store, wait_for_store
 
 pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+
+# Seconds for which a request waits for the store: what comes too late on a busy machine is computed, and then nothing was found.
+WAIT = 20
 
 POLICIES = ("none", "boundary:16", "question:2")
 
@@ -45,7 +48,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     master = Master(folder)
     extra = {
         "prefetch_threshold": THRESHOLD,
-        "prefetch_timeout_base": PATIENCE,
+        "prefetch_timeout_base": WAIT,
         "master_server_address": f"127.0.0.1:{master.port}",
         "metadata_server": "P2PHANDSHAKE",
         "protocol": "tcp",
@@ -113,7 +116,7 @@ def test_both_servers_outlive_the_master(pair: Pair) -> None:
         server.flush()
         begin = time.monotonic()
         same(prompt.ask(server, TENANT)[0], pair.cold["prompt"])
-        assert time.monotonic() - begin < PATIENCE + 30
+        assert time.monotonic() - begin < WAIT + 30
         # It rests: nobody waits.
         same(pair.questions["exact"][2].ask(server, TENANT)[0], pair.cold["branch"])
         assert is_healthy(server)
