@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-sglang lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-sglang sglang-newest lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,13 @@ test-sglang: $(OTHER)/.redknot-installed ## the tests that touch SGLang with ano
 $(OTHER)/.redknot-installed: requirements-$(VERSION).txt pyproject.toml
 	PYTHON=$(PYTHON) bash .ci/venv $(OTHER) $(VERSION)
 	@touch $@
+
+# For a nightly job: it fails as soon as SGLang's newest release lacks something.
+NEWEST := out/sglang-newest
+sglang-newest: $(STAMP) ## what SGLang's newest release lacks of what is used here, by name; it is unpacked, not installed
+	rm -rf $(NEWEST)
+	$(PYTHON) -m pip install --quiet --no-deps --only-binary :all: --target $(NEWEST) sglang
+	$(PY) -m redknot_sglang.cli.main doctor --sglang $(NEWEST)
 
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)

@@ -9,10 +9,14 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 
 from redknot_sglang import __version__, cpu, plugin, seams
 from redknot_sglang.errors import CliError, SeamError
-from redknot_sglang.versions import check_version
+from redknot_sglang.seams.newer import losses
+from redknot_sglang.seams.source import Source
+from redknot_sglang.seams.surface import fields, surface
+from redknot_sglang.versions import SUPPORTED_SGLANG, check_version, folder_of
 
 _PACKAGES = ("sglang", "torch", "triton", "flashinfer-python", "sglang-kernel", "transformers", "numpy")
 _EXAMPLE_HEAD_DIM = 128
@@ -27,13 +31,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=None,
         help="also say how much memory a server of this model would take; flags of that server may follow behind --",
     )
+    parser.add_argument(
+        "--sglang",
+        metavar="PATH",
+        type=Path,
+        default=None,
+        help="only say what another SGLang lacks of what RedKnot uses: PATH is a virtual environment, a folder that its wheel was "
+        "unpacked to, or a checkout; nothing of it is imported",
+    )
     parser.set_defaults(func=run, takes_server_flags=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report. Returns 0 if a server would start with --redknot, else 1. Raises CliError for flags without a
-    model.
+    """Print the report. Returns 0 if a server would start with --redknot, else 1; with `--sglang` 0 if that SGLang has all that we
+    use. Raises CliError for flags without a model, and for a model beside `--sglang`; SeamError where `--sglang` finds none.
     """
+    if args.sglang is not None:
+        if args.model is not None or args.server_flags:
+            raise CliError("--sglang starts no server, and --model and flags behind -- are about one: leave either out")
+        return _report_other(args.sglang)
     if args.server_flags and args.model is None:
         raise CliError("flags behind -- are those of a server: name its model with --model DIR")
     problems = [*_report_versions(), *_report_plugin()]
@@ -46,6 +62,22 @@ def run(args: argparse.Namespace) -> int:
         print(f"missing: {problem}")
     print("ready: a server starts with --redknot" if not problems else f"{len(problems)} problem(s) to solve first")
     return 1 if problems else 0
+
+
+def _report_other(path: Path) -> int:
+    """Hold another SGLang against the tables of its own version, or of the newest one that we know."""
+    source = Source(path)
+    known = source.version if source.version in SUPPORTED_SGLANG else SUPPORTED_SGLANG[-1]
+    assert known is not None
+    print(
+        f"SGLang {source.version or 'of a checkout'} in {source.root.parent}, and what RedKnot uses of SGLang {known}:"
+    )
+    found = list(losses(source, surface(folder_of(known)), fields(folder_of(known))))
+    for loss in found:
+        print(f"  {loss}")
+    count = {kind: sum(loss.kind == kind for loss in found) for kind in ("gone", "changed", "unread")}
+    print(", ".join(f"{number} {kind}" for kind, number in count.items()))
+    return 1 if count["gone"] or count["changed"] else 0
 
 
 def _report_versions() -> list[str]:

@@ -47,15 +47,15 @@ def changed(
     return {module: names for module, names in table.items() if names}
 
 
-def surface() -> Surface:
-    """The table for the installed SGLang."""
-    table: Surface = import_module(f"redknot_sglang.seams.{version_folder()}.surface").SURFACE
+def surface(folder: str | None = None) -> Surface:
+    """The table for the installed SGLang. folder: that of another version, as `versions.folder_of` names it."""
+    table: Surface = import_module(f"redknot_sglang.seams.{folder or version_folder()}.surface").SURFACE
     return table
 
 
-def fields() -> Fields:
-    """The other table for the installed SGLang."""
-    table: Fields = import_module(f"redknot_sglang.seams.{version_folder()}.fields").FIELDS
+def fields(folder: str | None = None) -> Fields:
+    """The other table, of the same."""
+    table: Fields = import_module(f"redknot_sglang.seams.{folder or version_folder()}.fields").FIELDS
     return table
 
 
