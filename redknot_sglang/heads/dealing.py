@@ -32,24 +32,30 @@ def most_global(heads: HeadMap, ranks: int) -> int:
     return max(sum(map(sum, heads.shard(rank, ranks).is_global)) for rank in range(ranks))
 
 
+def fewest_global(heads: HeadMap, ranks: int) -> int:
+    """The same under the best order there is. Parameters as of `most_global`."""
+    return -(-sum(map(sum, heads.is_global)) // min(ranks, heads.num_kv_heads))
+
+
 def deal(heads: HeadMap, ranks: int, group: int) -> Order:
     """An order in which no rank has more than one global head more than another, over all layers.
 
     heads: the whole model's map, in the checkpoint's order.
-    ranks: tensor-parallel ranks, which divide the number of KV heads.
+    ranks: tensor-parallel ranks. Where they are more than the KV heads, several ranks have the same head of each layer.
     group: query heads for each KV head.
     The order depends on nothing but these, so it is the same on all ranks. Where the checkpoint's order is as good, it is that one.
     Of the global heads, those with retrieval heads are spread first, since the queries of these are kept, too.
+    Raises HeadMapError if the heads cannot be spread over the ranks.
     """
-    if ranks == 1 or most_global(heads, ranks) == _fewest_possible(heads, ranks):
+    if most_global(heads, ranks) == fewest_global(heads, ranks):
         return checkpoint_order(heads)
+    ranks = min(ranks, heads.num_kv_heads)
     wanted = Counter((layer, head // group) for layer, head in heads.retrieval)
     globals_of, retrieval_of = [0] * ranks, [0] * ranks
-    order = []
+    width, order = heads.num_kv_heads // ranks, []
     for layer in range(heads.num_layers):
         quota = _quota(heads.num_global(layer), globals_of)
         chosen: list[list[int]] = [[] for _ in range(ranks)]
-        width = heads.num_kv_heads // ranks
         for head in sorted(heads.global_heads(layer), key=lambda head: (-wanted[layer, head], head)):
             home = head // width
             free = [rank for rank in range(ranks) if len(chosen[rank]) < quota[rank]]
@@ -80,10 +86,6 @@ def reordered(heads: HeadMap, order: Order, group: int) -> HeadMap:
             (layer, places[layer][head // group] * group + head % group) for layer, head in heads.retrieval
         ),
     )
-
-
-def _fewest_possible(heads: HeadMap, ranks: int) -> int:
-    return -(-sum(map(sum, heads.is_global)) // ranks)
 
 
 def _quota(count: int, globals_of: list[int]) -> list[int]:

@@ -12,13 +12,13 @@ _OF_PEER = "redknot_refused"
 
 
 def name_layout(kv_args: Any, pool: Any) -> None:
-    """Write how this server keeps its KV, each head on its rank, into what servers tell each other, where SGLang has the KV's dtype.
+    """Write how this server keeps its KV, and which head on which rank, into what servers tell each other, where SGLang has the KV's dtype.
 
     kv_args: SGLang's KVArgs. pool: the KV pool; no-op unless it is ours.
     """
     if isinstance(pool, HeadClassPool):
         kind = f"{pool.dtype}".removeprefix("torch.")
-        kv_args.kv_cache_dtype_str = f"{kind} per head class, head map {pool.dealing.dealt.fingerprint[:16]}"
+        kv_args.kv_cache_dtype_str = f"{kind} per head class, heads {pool.dealing.digest}"
 
 
 def check_ranks(kv_manager: Any, info: Any) -> None:

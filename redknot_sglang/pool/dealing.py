@@ -7,12 +7,14 @@ stay in the checkpoint's order: the answers are the same, but the rank with most
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.heads.dealing import Order, checkpoint_order, deal, most_global, reordered
+from redknot_sglang.heads.dealing import Order, checkpoint_order, deal, fewest_global, most_global, reordered
 
 # Model classes whose attention weights were looked at: rows of q, k and v and columns of o stand head by head, and norms of
 # queries and keys, if there are any, are the same for all heads.
@@ -54,11 +56,10 @@ class Dealing:
     def of(cls, heads: HeadMap, group: int, ranks: int, why_not: str | None = None) -> Dealing:
         """The best order for a number of ranks, or the checkpoint's if there is a reason against any other.
 
-        Raises HeadMapError if the heads cannot be spread over the ranks.
+        Where heads cannot be spread over the ranks it is the checkpoint's, too: sizes and pools refuse these ranks.
         """
-        if ranks > heads.num_kv_heads:
-            heads.shard(0, ranks)
-            why_not = "each rank has one KV head of a layer, and several ranks have the same one"
+        if heads.num_kv_heads % ranks and ranks % heads.num_kv_heads:
+            return cls(heads, group, ranks, checkpoint_order(heads))
         order = checkpoint_order(heads) if why_not else deal(heads, ranks, group)
         found = cls(heads, group, ranks, order, why_not)
         # Nobody has to know why a better order is not taken where there is none.
@@ -75,6 +76,11 @@ class Dealing:
         return reordered(self.heads, self.order, self.group)
 
     @property
+    def digest(self) -> str:
+        """16 hex digits that tell where the heads of this map lie on the ranks from where they lie on another server's."""
+        return hashlib.sha256(json.dumps([self.heads.fingerprint, self.ranks, self.order]).encode()).hexdigest()[:16]
+
+    @property
     def most(self) -> int:
         """Global heads, over all layers, of the rank that has most."""
         return most_global(self.dealt, self.ranks)
@@ -82,8 +88,7 @@ class Dealing:
     @property
     def fewest(self) -> int:
         """The same under the best order there is."""
-        copies = max(1, self.ranks // self.heads.num_kv_heads)
-        return -(-sum(map(sum, self.heads.is_global)) * copies // self.ranks)
+        return fewest_global(self.heads, self.ranks)
 
     def kv_heads(self, rank: int) -> list[list[int]]:
         """Of each layer, the KV heads of a rank by the numbers that they have in the checkpoint."""
@@ -126,7 +131,6 @@ def dealing_for(server_args: Any, model_config: Any, heads: HeadMap) -> Dealing:
 
     server_args, model_config: SGLang's.
     heads: the whole model's map, checked against the model.
-    Raises HeadMapError if the heads cannot be spread over the ranks.
     """
     group = model_config.num_attention_heads // heads.num_kv_heads
     return Dealing.of(heads, group, server_args.tp_size, _why_not(server_args, model_config))

@@ -130,7 +130,7 @@ class HeadClassPool(SWAKVPool):
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
-        self.rank, self.probe_width = rank, probe_width
+        self.probe_width = probe_width
         KVCache.__init__(
             self,
             size=size_global,
