@@ -151,8 +151,8 @@ def test_updates_that_would_not_deal_heads_out_are_refused() -> None:
 
     for load_format in STREAMING:
         assert disk(original, dealt, "folder", load_format) == (True, load_format)
-    for load_format in (None, "flattened_bucket"):
-        assert tensor(original, dealt, [], load_format) == (True, str(load_format))
+    for whole in (None, "flattened_bucket"):
+        assert tensor(original, dealt, [], whole) == (True, str(whole))
     assert disk(original, plain, "folder", "sharded_state")[0] and tensor(original, plain, [], "direct")[0]
 
     def refused(*args: Any) -> Any:

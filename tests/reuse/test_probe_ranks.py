@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
@@ -49,12 +51,11 @@ class Shared:
         return found
 
 
+@dataclass(frozen=True, eq=False)
 class ThreadRanks(ProbeRanks):
     """One of some ranks in threads."""
 
-    def __init__(self, rank: int, count: int, shared: Shared) -> None:
-        super().__init__(rank, count)
-        object.__setattr__(self, "shared", shared)
+    shared: Shared = field(kw_only=True)
 
     def sum(self, part: Tensor) -> Tensor:
         return torch.stack(self.shared.gathered(self.rank, part.clone())).sum(0)
@@ -67,7 +68,7 @@ def on_ranks(count: int, work: Callable[[ProbeRanks], Any]) -> list[Any]:
     """What `work` returns on each rank."""
     shared = Shared(count)
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda rank: work(ThreadRanks(rank, count, shared)), range(count)))
+        return list(pool.map(lambda rank: work(ThreadRanks(rank, count, shared=shared)), range(count)))
 
 
 class Projection:
@@ -142,7 +143,7 @@ def test_ranks_choose_the_rows_that_one_rank_chooses(count: int, heads: HeadMap)
     for share in (0.1, 0.34, 1.0):
         expected = rows(ONE_RANK, share)
         assert sum(map(len, expected.values())) > 4
-        assert on_ranks(count, lambda ranks, share=share: rows(ranks, share)) == [expected] * count
+        assert on_ranks(count, partial(rows, share=share)) == [expected] * count
 
 
 @pytest.mark.parametrize("heads", MAPS)
