@@ -39,7 +39,7 @@ def note_refusal(kv_manager: Any, address: str, error: Exception) -> None:
     if "kv_cache_dtype" in reason:
         reason = (
             f"the prefill server at {address} keeps its KV in another way than this decode server: start both with the same model, --dtype "
-            f"and --redknot-head-map ({reason})"
+            f"and --redknot-head-map, and, of several ranks, with weights that both can deal out ({reason})"
         )
     kv_manager.__dict__.setdefault(_OF_PEER, {})[address] = reason
 
