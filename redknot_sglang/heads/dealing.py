@@ -43,9 +43,9 @@ def deal(heads: HeadMap, ranks: int, group: int) -> Order:
     heads: the whole model's map, in the checkpoint's order.
     ranks: tensor-parallel ranks. Where they are more than the KV heads, several ranks have the same head of each layer.
     group: query heads for each KV head.
-    The order depends on nothing but these, so it is the same on all ranks. Where the checkpoint's order is as good, it is that one.
-    Of the global heads, those with retrieval heads are spread first, since the queries of these are kept, too.
-    Raises HeadMapError if the heads cannot be spread over the ranks.
+    The order depends on nothing but these, so it is the same on all ranks. Where the checkpoint's order is as good,
+    it is that one. Of the global heads, those with retrieval heads are spread first, since the queries of these are
+    kept, too. Raises HeadMapError if the heads cannot be spread over the ranks.
     """
     if most_global(heads, ranks) == fewest_global(heads, ranks):
         return checkpoint_order(heads)
@@ -89,8 +89,8 @@ def reordered(heads: HeadMap, order: Order, group: int) -> HeadMap:
 
 
 def _quota(count: int, globals_of: list[int]) -> list[int]:
-    """How many of a layer's `count` global heads each rank takes, given how many it has of the layers before: all as many, and those
-    that have fewest one more. That is never more than a rank's share of the layer's heads.
+    """How many of a layer's `count` global heads each rank takes, given how many it has of the layers before: all as
+    many, and those that have fewest one more. That is never more than a rank's share of the layer's heads.
     """
     each, more = divmod(count, len(globals_of))
     fewest = sorted(range(len(globals_of)), key=lambda rank: (globals_of[rank], rank))[:more]
@@ -98,7 +98,9 @@ def _quota(count: int, globals_of: list[int]) -> list[int]:
 
 
 def _fill(chosen: list[list[int]], local: tuple[int, ...], width: int) -> None:
-    """Add a layer's local heads to what ranks have of it, until each has `width`; a head stays on its rank if there is room."""
+    """Add a layer's local heads to what ranks have of it, until each has `width`; a head stays on its rank if there
+    is room.
+    """
     left = []
     for head in local:
         home = chosen[head // width]

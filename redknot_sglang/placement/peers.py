@@ -12,7 +12,8 @@ _OF_PEER = "redknot_refused"
 
 
 def name_layout(kv_args: Any, pool: Any) -> None:
-    """Write how this server keeps its KV, and which head on which rank, into what servers tell each other, where SGLang has the KV's dtype.
+    """Write how this server keeps its KV, and which head on which rank, into what servers tell each other, where
+    SGLang has the KV's dtype.
 
     kv_args: SGLang's KVArgs. pool: the KV pool; no-op unless it is ours.
     """

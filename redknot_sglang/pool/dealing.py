@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a server deals its KV heads out over its tensor-parallel ranks (`heads/dealing.py`), and if not, why.
 
-Dealing moves heads while the model's weights are loaded (`dealt_weights.py`). Where the weights do not come that way, heads
-stay in the checkpoint's order: the answers are the same, but the rank with most global heads limits all.
+Dealing moves heads while the model's weights are loaded (`dealt_weights.py`). Where the weights do not come that way,
+heads stay in the checkpoint's order: the answers are the same, but the rank with most global heads limits all.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.heads.dealing import Order, checkpoint_order, deal, fewest_global, most_global, reordered
 
-# Model classes whose attention weights were looked at: rows of q, k and v and columns of o stand head by head, and norms of
-# queries and keys, if there are any, are the same for all heads.
+# Model classes whose attention weights were looked at: rows of q, k and v and columns of o stand head by head, and
+# norms of queries and keys, if there are any, are the same for all heads.
 ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -27,7 +27,8 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 )
-# Values of --load-format under which each whole weight goes through the model's `load_weights`, and the one that loads none.
+# Values of --load-format under which each whole weight goes through the model's `load_weights`, and the one that
+# loads none.
 STREAMING = ("auto", "pt", "safetensors", "npcache", "fastsafetensors", "runai_streamer")
 DUMMY = "dummy"
 _ATTRIBUTE = "redknot_dealing"
@@ -38,8 +39,8 @@ _QUANTISING = ("torchao_config", "modelopt_quant", "rl_quant_profile")
 class Dealing:
     """How the KV heads of a model lie on tensor-parallel ranks.
 
-    heads: the whole model's map, in the checkpoint's order. It stands for the map everywhere but on the ranks: in status,
-        certificates and reports.
+    heads: the whole model's map, in the checkpoint's order. It stands for the map everywhere but on the ranks: in
+        status, certificates and reports.
     group: query heads for each KV head.
     ranks: tensor-parallel ranks.
     order: of each layer, its KV heads in the order in which the ranks take them.
@@ -77,7 +78,9 @@ class Dealing:
 
     @property
     def digest(self) -> str:
-        """16 hex digits that tell where the heads of this map lie on the ranks from where they lie on another server's."""
+        """16 hex digits that tell where the heads of this map lie on the ranks from where they lie on another
+        server's.
+        """
         return hashlib.sha256(json.dumps([self.heads.fingerprint, self.ranks, self.order]).encode()).hexdigest()[:16]
 
     @property
@@ -101,8 +104,8 @@ class Dealing:
         return sum(map(sum, self.dealt.shard(rank, self.ranks).is_global))
 
     def status(self) -> dict[str, Any]:
-        """The same as JSON types: `count` of ranks, whether heads were `dealt` out and `why_not`, and by rank its `global_heads` over all
-        layers and the `kv_heads` of each layer, by the checkpoint's numbers.
+        """The same as JSON types: `count` of ranks, whether heads were `dealt` out and `why_not`, and by rank its
+        `global_heads` over all layers and the `kv_heads` of each layer, by the checkpoint's numbers.
         """
         return {
             "count": self.ranks,
@@ -113,7 +116,9 @@ class Dealing:
         }
 
     def sentence(self) -> str:
-        """What to log about it when a server of several ranks starts: what the ranks hold, and what it costs if no head was moved."""
+        """What to log about it when a server of several ranks starts: what the ranks hold, and what it costs if no
+        head was moved.
+        """
         counts = ", ".join(str(self.globals_of(rank)) for rank in range(self.ranks))
         held = f"{self.ranks} ranks hold {counts} global heads"
         if self.moves:
@@ -121,7 +126,8 @@ class Dealing:
         if self.why_not is None:
             return held
         return (
-            f"{held}, heads stay in the checkpoint's order: {self.why_not}. Dealt out, no rank would hold more than {self.fewest}, and the "
+            f"{held}, heads stay in the checkpoint's order: {self.why_not}. Dealt out, no rank would hold more "
+            f"than {self.fewest}, and the "
             f"pools up to {self.most / self.fewest:.2f} times as many tokens"
         )
 

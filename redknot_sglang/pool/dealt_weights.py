@@ -2,7 +2,8 @@
 """Moves the weights of attention heads to the places where the ranks serve them (`dealing.py`), while they are loaded.
 
 A KV head goes with its query heads: rows of the projections to queries, keys and values, and columns of the output
-projection. SGLang then cuts the weights for its ranks as ever. Whatever is loaded later, at an update, goes the same way.
+projection. SGLang then cuts the weights for its ranks as ever. Whatever is loaded later, at an update, goes the same
+way.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class DealtWeights:
             lacking = sorted(part for part in _ALL if (layer, part) not in seen)
             if moved and lacking:
                 raise RedKnotError(
-                    f"weights {', '.join(f'{part}_proj' for part in lacking)} of layer {layer} were not found by their names while the model was "
+                    f"weights {', '.join(f'{part}_proj' for part in lacking)} of layer {layer} were not found "
+                    "by their names while the model was "
                     f"loaded, so heads cannot be dealt out over ranks: {_REMEDY}"
                 )
 
@@ -79,7 +81,8 @@ class DealtWeights:
         elif self._is_of_all_heads(part, tensor):
             return tensor
         raise RedKnotError(
-            f"heads cannot be dealt out over ranks: {name}, of shape {list(tensor.shape)}, is no weight of attention as it is known: {_REMEDY}"
+            f"heads cannot be dealt out over ranks: {name}, of shape {list(tensor.shape)}, is no weight of "
+            f"attention as it is known: {_REMEDY}"
         )
 
     def _is_of_all_heads(self, part: str, tensor: Tensor) -> bool:
@@ -103,7 +106,8 @@ def follow_dealing(model: Any, dealing: Dealing, head_dim: int, complete: bool) 
     """
     if type(model).__name__ not in ARCHITECTURES:
         raise RedKnotError(
-            f"heads cannot be dealt out over ranks in {type(model).__name__}, a model class that is not SGLang's own: serve it with --tp-size 1"
+            f"heads cannot be dealt out over ranks in {type(model).__name__}, a model class that is not "
+            "SGLang's own: serve it with --tp-size 1"
         )
     load, dealt, first = model.load_weights, DealtWeights(dealing, head_dim), [complete]
 

@@ -101,13 +101,14 @@ class HeadClassPool(SWAKVPool):
     head_dim: elements of one head's K or V.
     dtype: of K and V.
     device: where the buffers are.
-    probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`) on all ranks together, 0 for none.
+    probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`) on all ranks together, 0
+        for none.
     group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
     rank, ranks: number of this tensor-parallel rank, and how many there are.
     dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
 
-    `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`, which is the
-    model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
+    `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
+    which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
 
     `full_kv_pool` holds the global class and `swa_kv_pool` the local class: SGLang's two-pool allocator knows them by
     these names.

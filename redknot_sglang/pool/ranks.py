@@ -56,7 +56,8 @@ class Ranks:
         return replace(share, retrieval=own)
 
     def own_probe_width(self, rank: int, probe_width: int) -> int:
-        """Query heads whose rows one rank keeps for probes: those of its own global heads in the probe layer, perhaps none.
+        """Query heads whose rows one rank keeps for probes: those of its own global heads in the probe layer, perhaps
+        none.
 
         probe_width: on all ranks together, 0 if there are no probes.
         Raises as `share`.
@@ -69,8 +70,8 @@ class Ranks:
         """Bytes of a slot on the rank whose global slots take most, with what the busiest rank keeps for probes.
 
         All ranks have as many slots, since they decide alike, so this rank's memory limits them.
-        probe_width: query heads whose rows are kept for probes, on all ranks together. The other parameters are those of
-            `class_bytes`.
+        probe_width: query heads whose rows are kept for probes, on all ranks together. The other parameters are those
+            of `class_bytes`.
         Raises as `share`.
         """
         costs = self._costs(head_dim, itemsize, probe_width)

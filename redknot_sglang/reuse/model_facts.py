@@ -32,8 +32,8 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int, ranks: ProbeRanks = ON
     heads: the whole model's head map, in the order in which the ranks take its heads.
     head_dim: D.
     ranks: the tensor-parallel ranks. All of them have to call this.
-    Returns float32 [n_q * D, n_v * D], n_q those query heads of the first layer's global KV heads that are on this rank, and n_v
-    all of the second layer's global KV heads.
+    Returns float32 [n_q * D, n_v * D], n_q those query heads of the first layer's global KV heads that are on this
+    rank, and n_v all of the second layer's global KV heads.
     """
     probe, following = heads.global_layers[:2]
     first, second = model.model.layers[probe], model.model.layers[following]
@@ -58,7 +58,9 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int, ranks: ProbeRanks = ON
 
 
 def _projected(projection: Any, x: Tensor, ranks: ProbeRanks) -> Tensor:
-    """Output of an output projection, of which each rank has some columns. Models differ in when they sum it up over the ranks."""
+    """Output of an output projection, of which each rank has some columns. Models differ in when they sum it up over
+    the ranks.
+    """
     if ranks.count == 1:
         output: Tensor = projection(x)[0]
         return output

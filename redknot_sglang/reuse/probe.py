@@ -15,8 +15,8 @@ The difference is weighed by how much of it shows in the values of the next laye
 through the output projection, the norm's weight and the value projection. All this costs the attention of a few heads
 of one layer.
 
-The probe layer's heads may lie on several tensor-parallel ranks. What shows of a change in the next layer's values is a sum
-over heads, so each rank computes its own part, and the parts are summed before they are squared.
+The probe layer's heads may lie on several tensor-parallel ranks. What shows of a change in the next layer's values is
+a sum over heads, so each rank computes its own part, and the parts are summed before they are squared.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Choice:
     ranks: ProbeRanks = ONE_RANK
 
     def rows(self) -> dict[Span, Positions]:
-        """Of each segment, the positions to repair, ascending: int64. Waits for the device if it has to, and for the first rank.
+        """Of each segment, the positions to repair, ascending: int64. Waits for the device if it has to, and for the
+        first rank.
 
         So every rank has to call this, once, and for requests in the same order.
         """

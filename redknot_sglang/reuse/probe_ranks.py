@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tensor-parallel ranks tell each other for a probe: each has some of the probe layer's heads, and all must choose the same rows."""
+"""What tensor-parallel ranks tell each other for a probe: each has some of the probe layer's heads, and all must
+choose the same rows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-# Elements that each rank sends at once: all ranks' parts take 4 MiB a rank beside the sum, however long the documents are.
+# Elements that each rank sends at once: all ranks' parts take 4 MiB a rank beside the sum, however long the documents
+# are.
 _AT_ONCE = 1 << 20
 
 
@@ -29,8 +32,8 @@ class ProbeRanks:
     host: ProcessGroup | None = None
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum of what all ranks give, in the order of the ranks: so it is the same to the last bit on all of them, and whatever
-        stands beside it in the tensor.
+        """The sum of what all ranks give, in the order of the ranks: so it is the same to the last bit on all of
+        them, and whatever stands beside it in the tensor.
 
         part: of the same shape and dtype on all ranks, on the device; it is overwritten if it is contiguous.
         """
@@ -46,7 +49,9 @@ class ProbeRanks:
         return total
 
     def agreed(self, found: Tensor) -> Tensor:
-        """What the first rank has found. found: on the host, of the same shape and dtype on all ranks; it may be overwritten."""
+        """What the first rank has found. found: on the host, of the same shape and dtype on all ranks; it may be
+        overwritten.
+        """
         if self.count > 1:
             assert self.host is not None, "several ranks need a process group for the host"
             torch.distributed.broadcast(found, torch.distributed.get_global_rank(self.host, 0), group=self.host)

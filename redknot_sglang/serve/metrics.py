@@ -42,7 +42,8 @@ class ClassMetrics:
     """Gauges of the two pools and of the prefix cache, by head class.
 
     `redknot:slots` and `redknot:slots_used` have the label `head_class`, `redknot:tree_tokens` also `state`:
-    `evictable` or `protected`. `redknot:rank_global_heads` has the label `rank`: global heads of a tensor-parallel rank, over all layers.
+    `evictable` or `protected`. `redknot:rank_global_heads` has the label `rank`: global heads of a tensor-parallel
+    rank, over all layers.
 
     allocator: SGLang's allocator of both pools.
     """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dealing KV heads out over tensor-parallel ranks: every head once, as many global heads on each rank, and the same model."""
+"""Dealing KV heads out over tensor-parallel ranks: every head once, as many global heads on each rank, and the same
+model.
+"""
 
 from __future__ import annotations
 

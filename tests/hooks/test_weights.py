@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where weights come in, heads are dealt out or the server says why not; weights that were dealt out do not leave it."""
+"""Where weights come in, heads are dealt out or the server says why not; weights that were dealt out do not leave
+it.
+"""
 
 from __future__ import annotations
 

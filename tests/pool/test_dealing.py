@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server does with the dealing: how many tokens it brings, when heads stay, what it says; 2, 4 and 8 ranks by their shards."""
+"""What a server does with the dealing: how many tokens it brings, when heads stay, what it says; 2, 4 and 8 ranks by
+their shards.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose heads were dealt out computes what it computed before; ranks are simulated by their shards of the weights."""
+"""A model whose heads were dealt out computes what it computed before; ranks are simulated by their shards of the
+weights.
+"""
 
 from __future__ import annotations
 

@@ -159,7 +159,9 @@ def test_readouts_of_the_ranks_are_rows_of_the_whole_one(count: int, heads: Head
 
 
 def test_the_first_rank_decides() -> None:
-    """Parts that were summed in another order may differ in the last bit, and ranks that chose other rows would stop each other."""
+    """Parts that were summed in another order may differ in the last bit, and ranks that chose other rows would stop
+    each other.
+    """
     from redknot_sglang.reuse.probe import Choice
 
     def rows(ranks: ProbeRanks) -> list[int]:

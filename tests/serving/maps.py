@@ -31,7 +31,8 @@ def save_retrieval_map(folder: Path, retrieval: tuple[tuple[int, int], ...] = RE
     return path
 
 
-# Global heads which in the checkpoint's order are all on the first of two ranks, two of them in the layer that is probed.
+# Global heads which in the checkpoint's order are all on the first of two ranks, two of them in the layer that is
+# probed.
 LOPSIDED = ((1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0))
 # Query heads of theirs, which come to lie on both ranks, and one alone, so that a rank has none.
 RETRIEVAL_OF_LOPSIDED, ALONE = ((1, 1), (2, 0), (3, 3), (4, 1)), ((2, 1),)

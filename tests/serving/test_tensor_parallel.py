@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two tensor-parallel ranks answer as one does, choose the same rows and documents, hold twice as much, and report the sums of both.
+"""Two tensor-parallel ranks answer as one does, choose the same rows and documents, hold twice as much, and report
+the sums of both.
 
 The map's global heads would all be on the first rank, so they are dealt out.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +14,19 @@ from typing import Any
 
 import pytest
 import requests
-import torch
 
 from redknot_sglang.heads import HeadMap
 from tests.serving import harness
-from tests.serving.answers import Answer, agree, ask
-from tests.serving.conversations import check_no_leak
+from tests.serving.answers import Answer, agree, ask, ask_all
+from tests.serving.conversations import check_no_leak, make_conversations, play_all
 from tests.serving.definition import Definition
 from tests.serving.harness import Server
 from tests.serving.maps import ALONE, RETRIEVAL_OF_LOPSIDED, lopsided_map
 from tests.serving.prompts import noise
+from tests.serving.ranks import TWO_RANKS, needs_two
 from tests.serving.segmented import SegmentedRequest, ask_all_segmented, ask_segmented, kept, make_choosing_requests
 
-pytestmark = [
-    pytest.mark.serving,
-    pytest.mark.skipif(
-        not harness.ON_CPU and torch.cuda.device_count() < 2, reason="two ranks need two GPUs, or a machine without any"
-    ),
-]
+pytestmark = [pytest.mark.serving, needs_two]
 
 ANSWER = 6
 TOLERANCE = 1e-4
@@ -46,14 +41,6 @@ FLAGS = (
     "--radix-eviction-policy=redknot",
     "--enable-metrics",
 )
-CORES = sorted(os.sched_getaffinity(0))
-# On a CPU SGLang finds no NCCL to talk over, only where the library is missing, and wants a part of the cores for each rank.
-TWO_RANKS = {
-    "SGLANG_NCCL_SO_PATH": "/nonexistent",
-    "SGLANG_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[-1]}",
-    # It would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
-    "TORCHDYNAMO_DISABLE": "1",
-}
 
 
 def make_requests() -> list[SegmentedRequest | list[int]]:
@@ -143,8 +130,19 @@ def test_ranks_decide_alike_in_batches(one: Server, two: Server) -> None:
     check_no_leak(two)
 
 
+def test_conversations_under_eviction_with_clients_that_leave(one: Server, two: Server, full: bool) -> None:
+    """From caches that hold what each conversation left there, which is not the same on both servers."""
+    answers = play_all(two, make_conversations(seed=23, count=60 if full else 12), at_once=6)
+    check_no_leak(two)
+    expected = ask_all(one, [answer.prompt for answer in answers], max(len(answer.tokens) for answer in answers), 6)
+    for answer, reference in zip(answers, expected, strict=True):
+        agree(answer, reference, TOLERANCE)
+    assert sum(answer.cached for answer in answers) > 0
+
+
 def test_a_rank_without_retrieval_heads_takes_part(one: Server, maps: tuple[Path, Path]) -> None:
-    """The choice is the definition's, and the answer that of one rank to what is left, for which retrieval heads do not matter.
+    """The choice is the definition's, and the answer that of one rank to what is left, for which retrieval heads do
+    not matter.
 
     One retrieval head is on one of the ranks.
     """
@@ -161,6 +159,23 @@ def test_a_rank_without_retrieval_heads_takes_part(one: Server, maps: tuple[Path
             assert answer.logprobs == pytest.approx(rest.logprobs, abs=TOLERANCE)
         check_no_leak(server)
     assert decided > len(sent) // 2
+
+
+def test_weights_that_are_loaded_again_are_dealt_out_again(one: Server, two: Server) -> None:
+    """Last of those that share these servers: after an update nothing is certified."""
+    sent = [request for request in make_requests() if isinstance(request, list) or request.policy.startswith("blend")]
+    expected = [answered(one, request) for request in sent]
+    for load_format, status in (("sharded_state", 400), ("safetensors", 200)):
+        response = two.post("/update_weights_from_disk", {"model_path": str(harness.MODEL), "load_format": load_format})
+        assert response.status_code == status, response.text
+    # The prefix cache went with the old weights.
+    for request, (reference, report) in zip(sent, expected, strict=True):
+        answer, found = answered(two, request)
+        agree(answer, reference, TOLERANCE)
+        assert found.get("repaired_tokens") == report.get("repaired_tokens")
+    shown = two.post("/get_weights_by_name", {"name": "model.layers.1.self_attn.q_proj.weight"})
+    assert shown.status_code == 400 and "cannot be shown" in two.log_text()
+    check_no_leak(two)
 
 
 def test_two_ranks_hold_twice_the_tokens_in_the_same_memory_each(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ ARGUMENTS: Arguments = (
     (
         "enable_dp_attention",
         (False,),
-        "each of its ranks has requests of its own, and heads are dealt out for ranks that serve the same ones; use --dp-size without it",
+        "each of its ranks has requests of its own, and heads are dealt out for ranks that serve the same ones; "
+        "use --dp-size without it",
     ),
     ("disaggregation_transfer_backend", ("mooncake", "fake"), "KV per head class was not tried over another one"),
     (

@@ -18,7 +18,9 @@ _WHY = "heads are dealt out over the ranks of this server, so that its weights a
 
 
 def _deal_heads(model: Any, model_config: Any, load_config: Any, *args: Any, **kwargs: Any) -> None:
-    """Have the weights of a new model go through the dealing, if there is one. Weights that cannot are refused in one line."""
+    """Have the weights of a new model go through the dealing, if there is one. Weights that cannot are refused in one
+    line.
+    """
     from redknot_sglang.pool.dealing import DUMMY, dealing_of, is_attached
     from redknot_sglang.pool.dealt_weights import follow_dealing
     from redknot_sglang.seams.sglang import get_parallel, get_server_args
