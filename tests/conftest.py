@@ -36,6 +36,7 @@ _LONG = (
     "tests/serving/test_input_logprobs.py",
     "tests/serving/test_question.py",
     "tests/serving/test_tensor_parallel.py",
+    "tests/serving/test_prefill_decode_ranks.py",
     "tests/serving/test_segments.py",
     "tests/serving/test_host_tier.py",
     "tests/serving/test_mooncake.py",

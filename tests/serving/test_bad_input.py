@@ -95,6 +95,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         "prefixes are reused on the prefill server",
     ),
     "data-parallel prefill": (["--disaggregation-mode=prefill", "--dp-size=2"], "--dp-size 2 cannot be used"),
+    "data-parallel attention": (
+        ["--enable-dp-attention", "--dp-size=2", "--tp-size=2"],
+        "--enable-dp-attention True cannot be used",
+    ),
     "documents that only the prefill server leaves out": (
         ["--disaggregation-mode=prefill", "--redknot-mode=segmented", "--redknot-repair=question:2"],
         "the decode server would not know which",

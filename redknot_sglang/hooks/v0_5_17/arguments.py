@@ -140,7 +140,7 @@ def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
         )
-    can_probe = probe_width(config, heads, 1, server_args.tp_size) > 0
+    can_probe = probe_width(config, heads, 1) > 0
     if repair.probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 

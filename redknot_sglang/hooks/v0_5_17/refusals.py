@@ -18,7 +18,12 @@ ARGUMENTS: Arguments = (
     ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
     ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
-    ("enable_dp_attention", (False,), "data-parallel attention shards KV heads in another way"),
+    (
+        "enable_dp_attention",
+        (False,),
+        "each of its ranks has requests of its own, and heads are dealt out for ranks that serve the same ones; "
+        "use --dp-size without it",
+    ),
     ("disaggregation_transfer_backend", ("mooncake", "fake"), "KV per head class was not tried over another one"),
     (
         "disaggregation_decode_enable_radix_cache",

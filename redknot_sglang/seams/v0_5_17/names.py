@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.runtime_context import get_parallel, get_server_args
     from sglang.srt.sampling.sampling_params import SamplingParams
     from sglang.srt.server_args import (
         RADIX_EVICTION_POLICY_CHOICES,

@@ -437,6 +437,21 @@ SURFACE: Surface = {
         "ForwardMode.is_extend": "(self, include_draft_extend_v2=)",
         "ForwardMode.is_idle": "(self)",
     },
+    "model_executor.model_runner_components.weight_exporter": {
+        "WeightExporter.get_weights_by_name": "(self, name, truncate_size=)",
+        "WeightExporter.init_weights_send_group_for_remote_instance": (
+            "(self, master_address, ports, group_rank, world_size, group_name, backend=)"
+        ),
+        "WeightExporter.save_remote_model": "(self, url)",
+        "WeightExporter.save_sharded_model": "(self, path, pattern=, max_size=)",
+        "WeightExporter.send_weights_to_remote_instance": "(self, master_address, ports, group_name)",
+    },
+    "model_executor.model_runner_components.weight_updater": {
+        "WeightUpdater.update_weights_from_disk": (
+            "(self, model_path, load_format, weight_name_filter=, recapture_cuda_graph=)"
+        ),
+        "WeightUpdater.update_weights_from_tensor": "(self, named_tensors, load_format=)",
+    },
     "model_executor.pool_configurator": {
         "MemoryPoolConfig": "(max_total_num_tokens, full_max_total_num_tokens=, swa_max_total_num_tokens=, ...)",
         "MemoryPoolConfigurator": None,
@@ -461,6 +476,9 @@ SURFACE: Surface = {
         "BreakableCudaGraphBackend": None,
         "BreakableCudaGraphBackend.capture_one": "(self, shape_key, forward_fn, capture_inputs=, post_warmup_hook=)",
     },
+    "model_loader.loader": {
+        "_initialize_model": "(model_config, load_config, quant_config=)",
+    },
     "observability.req_time_stats": {
         "SchedulerReqTimeStats.set_wait_queue_entry_time": "(self, ts=)",
     },
@@ -473,6 +491,7 @@ SURFACE: Surface = {
     },
     "runtime_context": {
         "get_parallel": "()",
+        "get_server_args": "()",
     },
     "sampling.sampling_params": {
         "SamplingParams": "(max_new_tokens=, temperature=, ignore_eos=, custom_params=, ...)",
