@@ -85,7 +85,8 @@ def router_command(name: str, python: str, servers: Sequence[str], port: int) ->
     """The command of a router. name: a policy of `redknot route`, or `cache_aware`. python: has that router's package."""
     if name == "cache_aware":
         command = [python, "-m", "sglang_router.launch_router", "--policy=cache_aware", "--worker-urls", *servers]
-        return [*command, "--host=127.0.0.1", f"--port={port}", "--prometheus-port=0"]
+        with reserved_port() as free:
+            return [*command, "--host=127.0.0.1", f"--port={port}", f"--prometheus-port={free}"]
     named = [f"--server={server}" for server in servers]
     return [python, "-m", "redknot_sglang.cli.main", "route", *named, f"--policy={name}", f"--port={port}"]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.disaggregation.base.conn import KVPoll, StateType
     from sglang.srt.disaggregation.fake.conn import FakeKVSender
+    from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.environ import envs
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
         next_component_uuid,
     )
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-    from sglang.srt.mem_cache.utils import _EVICTION_POLICY_FACTORIES
+    from sglang.srt.mem_cache.utils import _EVICTION_POLICY_FACTORIES, get_hash_str, hash_str_to_int64
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
