@@ -79,7 +79,12 @@ class Sent:
 
 
 async def send(
-    session: aiohttp.ClientSession, router: str, traffic: Traffic, texts: Texts, requests: Sequence[Arrival], first: int = 0
+    session: aiohttp.ClientSession,
+    router: str,
+    traffic: Traffic,
+    texts: Texts,
+    requests: Sequence[Arrival],
+    first: int = 0,
 ) -> list[Sent]:
     """Send requests at their times, the first one now, and wait for all answers; what became of each, in their order.
 

@@ -177,7 +177,9 @@ class Events:
             self._queue.append(
                 BlockStored(
                     block_hashes=_blocks(node),
-                    parent_block_hash=None if above is self._core.root_node else hash_str_to_int64(above.hash_value[-1]),
+                    parent_block_hash=None
+                    if above is self._core.root_node
+                    else hash_str_to_int64(above.hash_value[-1]),
                     token_ids=list(node.key.token_ids[: len(node.key)]),
                     block_size=1,
                     lora_id=None,

@@ -65,7 +65,9 @@ def here(path: Path) -> tuple[dict[str, Service], dict[tuple[str, int], int]]:
             text = re.sub(rf"\b{re.escape(other)}:{port}\b", f"{HOST}:{free}", text)
             if other == name:
                 # Its own, as `--port=80`, `127.0.0.1:80` or `('127.0.0.1', 80)`.
-                text = re.sub(rf"(?<=port=){port}$|(?<=127\.0\.0\.1:){port}\b|(?<=127\.0\.0\.1', ){port}\b", str(free), text)
+                text = re.sub(
+                    rf"(?<=port=){port}$|(?<=127\.0\.0\.1:){port}\b|(?<=127\.0\.0\.1', ){port}\b", str(free), text
+                )
         return text.replace("0.0.0.0", HOST)
 
     found = {}

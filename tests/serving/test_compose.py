@@ -35,7 +35,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Iterator[A
 def chat(url: str, document: str, question: str) -> dict[str, Any]:
     """The answer of an OpenAI chat about a document, and the server's report."""
     content = DEFAULT_SEPARATOR.join(["", document, question])
-    body = {
+    body: dict[str, Any] = {
         "model": "default",
         "messages": [{"role": "user", "content": content}],
         "max_tokens": 4,

@@ -29,7 +29,7 @@ class Subscriber:
     """Hears a server's events. blocks: hashes of the blocks that it has. flushes: how often all were gone."""
 
     def __init__(self, url: str) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket: Any = zmq.Context.instance().socket(zmq.SUB)
         self._socket.connect(url)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"kv")
         self._decoder = msgspec.msgpack.Decoder(type=KVEventBatch)
