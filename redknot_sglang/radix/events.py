@@ -14,6 +14,8 @@ SGLang's own hashes.
 from __future__ import annotations
 
 import heapq
+from array import array
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -24,8 +26,6 @@ from redknot_sglang.seams.sglang import (
     BlockRemoved,
     BlockStored,
     StorageMedium,
-    get_hash_str,
-    hash_str_to_int64,
 )
 
 _SALT = b"redknot namespace\0"
@@ -39,6 +39,26 @@ def first_hash(namespace: str | None) -> str | None:
     if not namespace:
         return None
     return sha256(_SALT + namespace.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def block_hashes(tokens: Iterable[int], before: str | None) -> list[str]:
+    """SGLang's hashes of blocks of one token: SHA-256 of the hash before and the token, 4 bytes, the lowest first.
+
+    SGLang compiles a function for them when it needs the first one, and a scheduler would wait for that.
+
+    tokens: of a path, in order. before: hash of the block before the first one, or None.
+    Returns one for each token, in hex digits.
+    """
+    data, digest, found = array("I", tokens).tobytes(), bytes.fromhex(before or ""), list[str]()
+    for at in range(0, len(data), 4):
+        digest = sha256(digest + data[at : at + 4]).digest()
+        found.append(digest.hex())
+    return found
+
+
+def number_of(block_hash: str) -> int:
+    """A hash as events have it: its first 64 bits as a signed number."""
+    return int.from_bytes(bytes.fromhex(block_hash[:16]), "big", signed=True)
 
 
 class Events:
@@ -177,9 +197,7 @@ class Events:
             self._queue.append(
                 BlockStored(
                     block_hashes=_blocks(node),
-                    parent_block_hash=None
-                    if above is self._core.root_node
-                    else hash_str_to_int64(above.hash_value[-1]),
+                    parent_block_hash=None if above is self._core.root_node else number_of(above.hash_value[-1]),
                     token_ids=list(node.key.token_ids[: len(node.key)]),
                     block_size=1,
                     lora_id=None,
@@ -198,11 +216,11 @@ class Events:
         for below in reversed(path):
             at_root = below.parent is self._core.root_node
             prior = first_hash(below.key.extra_key) if at_root else below.parent.hash_value[-1]
-            below.hash_value = get_hash_str(below.key, prior, page_size=1)
+            below.hash_value = block_hashes(below.key.token_ids[: len(below.key)], prior)
 
 
 def _blocks(node: Any) -> list[int]:
-    return [hash_str_to_int64(value) for value in node.hash_value]
+    return [number_of(value) for value in node.hash_value]
 
 
 def _depth(node: Any) -> int:

@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.utils import get_hash_str, hash_str_to_int64
 
 from redknot_sglang.plan.identity import WHOLE
-from redknot_sglang.radix.events import Events, first_hash
+from redknot_sglang.radix.events import Events, block_hashes, first_hash, number_of
 from redknot_sglang.radix.paths import reusable_tokens
 from tests.radix import test_host_property, test_tree_property
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import Simulation
 
 GPU, CPU = StorageMedium.GPU, StorageMedium.CPU
+# Hashes of the tokens 1, 2 and 70,000, and their numbers.
+EXPECTED = [
+    "67abdd721024f0ff4e0b3f4c2fc13bc5bad42d0b7851d456d88d203d15aaa450",
+    "e95092c4b38d42d1363b9e9b06bc5d6377af1cd06651a9fedac8b36dc9e56114",
+    "21daed38278e3896421520f3546ff323507c867271407f20541b45a1857b26d0",
+]
+NUMBERS = [7470307888890966271, -1634645291211865391, 2439522973612128406]
 
 
 class Subscriber:
@@ -63,8 +69,7 @@ class Subscriber:
 
 
 def hashes(tokens: Sequence[int], namespace: str | None) -> list[int]:
-    values = get_hash_str(RadixKey(array("q", tokens)), first_hash(namespace), page_size=1)
-    return [hash_str_to_int64(value) for value in values]
+    return [number_of(value) for value in block_hashes(tokens, first_hash(namespace))]
 
 
 def paths(tree: Any) -> Iterator[tuple[Any, list[int]]]:
@@ -169,6 +174,14 @@ def test_a_prompt_that_lost_its_tail_is_not_promised() -> None:
     compute(simulation, prompt)
     subscriber.hear()
     assert subscriber.matched(prompt) == 100
+
+
+def test_hashes_are_sglangs() -> None:
+    """What `get_hash_str` of SGLang 0.5.17 gives, which needs a compiler."""
+    found = block_hashes([1, 2, 70000], None)
+    assert found == EXPECTED
+    assert block_hashes([2, 70000], found[0]) == found[1:]
+    assert [number_of(value) for value in found] == NUMBERS
 
 
 def test_blocks_of_tenants_are_not_alike() -> None:

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
         next_component_uuid,
     )
     from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-    from sglang.srt.mem_cache.utils import _EVICTION_POLICY_FACTORIES, get_hash_str, hash_str_to_int64
+    from sglang.srt.mem_cache.utils import _EVICTION_POLICY_FACTORIES
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend

@@ -442,8 +442,6 @@ SURFACE: Surface = {
     },
     "mem_cache.utils": {
         "_EVICTION_POLICY_FACTORIES": None,
-        "get_hash_str": "(token_ids, prior_hash=, page_size=)",
-        "hash_str_to_int64": "(hash_str)",
     },
     "model_executor.forward_batch_info": {
         "ForwardBatch.init_new": "(batch, model_runner, *, capture_hidden_mode=, return_hidden_states_before_norm)",
