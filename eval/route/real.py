@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -39,6 +39,18 @@ MODEL = ROOT / "eval" / "model"
 START_SECONDS = 300.0
 # Seconds between the kill of a server and its new start.
 AWAY = 10.0
+
+
+class Killable(Protocol):
+    """A server that can be killed and started again. url: its address."""
+
+    url: str
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def start(self) -> None:
+        """Start it, without waiting until it answers."""
 
 
 class Restartable:
@@ -104,11 +116,11 @@ def wait_for(url: str, seconds: float = START_SECONDS) -> None:
 
 
 async def survive(
-    router: str, server: Restartable, traffic: Traffic, texts: Texts, requests: Sequence[Arrival], checks: float
+    router: str, server: Killable, traffic: Traffic, texts: Texts, requests: Sequence[Arrival], away: float = AWAY
 ) -> dict[str, Any]:
-    """Kill a server after a third of the requests, start it `AWAY` seconds later, and count what failed, as JSON.
+    """Kill a server after a third of the requests, start it `away` seconds later, and count what failed, as JSON.
 
-    checks: seconds between two looks of the router at its servers.
+    router: address of a `redknot route`. server: one of those behind it.
     """
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
         before = (await _state(session, router, server))["requests"]
@@ -119,10 +131,10 @@ async def survive(
             await asyncio.sleep(0.02)
         server.kill()
         killed, had = time.monotonic(), (await _state(session, router, server))["requests"]
-        await asyncio.sleep(AWAY)
+        await asyncio.sleep(away)
         server.start()
         while not (state := await _state(session, router, server))["up"]:
-            await asyncio.sleep(checks / 4)
+            await asyncio.sleep(0.05)
         back, at_return = time.monotonic(), state["requests"]
         sent = await sending
         after = (await _state(session, router, server))["requests"]
@@ -139,7 +151,7 @@ async def survive(
     }
 
 
-async def _state(session: aiohttp.ClientSession, router: str, server: Restartable) -> dict[str, Any]:
+async def _state(session: aiohttp.ClientSession, router: str, server: Killable) -> dict[str, Any]:
     async with session.get(router + "/redknot/status") as answer:
         return dict((await answer.json())["router"]["servers"][server.url])
 
@@ -147,7 +159,7 @@ async def _state(session: aiohttp.ClientSession, router: str, server: Restartabl
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sglang-router", metavar="PYTHON", help="interpreter that has sglang-router")
+    parser.add_argument("--sglang-router", type=Path, metavar="PYTHON", help="interpreter that has sglang-router")
     parser.add_argument("--servers", type=int, default=4, help="how many (%(default)s)")
     parser.add_argument("--slots", type=int, default=32768, help="tokens that a server caches (%(default)s)")
     parser.add_argument("--topics", default="8,1", help="numbers of topics; 1: documents are independent (%(default)s)")
@@ -160,7 +172,7 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     tokenizer, runs = AutoTokenizer.from_pretrained(MODEL), []
-    pythons = {"documents": sys.executable, **({"cache_aware": args.sglang_router} if args.sglang_router else {})}
+    pythons = {"documents": sys.executable, **({"cache_aware": str(args.sglang_router)} if args.sglang_router else {})}
     with ExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in range(args.servers)]
         servers = []
@@ -181,7 +193,7 @@ def main() -> None:
                 print(json.dumps(runs[-1]), flush=True)
         with ExitStack() as routing:
             router = _start_router(routing, "documents", sys.executable, urls, args.logs, "--check-every=1")
-            killed = asyncio.run(survive(router, servers[1], traffic, texts, requests, 1.0))
+            killed = asyncio.run(survive(router, servers[1], traffic, texts, requests))
             print(json.dumps(killed), flush=True)
     if args.json:
         found = {"origin": origin(args), "runs": runs, "killed": killed}
