@@ -7,9 +7,9 @@ COPY redknot_sglang redknot_sglang
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.11-slim
-# Mooncake links to the first four; PyTorch compiles a few small functions with a C++ compiler.
+# Mooncake links to these. Nothing is compiled where there is no GPU, so there is no compiler.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200 g++ \
+    && apt-get install -y --no-install-recommends libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200 \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements.txt requirements-dev.txt /tmp/
 # The files name everything, so nothing is resolved. Of the second one only the store is needed.
