@@ -45,6 +45,7 @@ _LONG = (
     "tests/kernels/test_extend_torch.py",
     "tests/serving/test_calibrate.py",
     "tests/serving/test_capacity.py",
+    "tests/serving/test_compose.py",
     "tests/serving/test_updates.py",
     "tests/serving/test_bad_input.py",
     "tests/kernels/test_triton_interpreted.py",

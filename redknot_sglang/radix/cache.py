@@ -21,6 +21,7 @@ from redknot_sglang.plan.request import is_own_work, state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.ages import Ages, nodes_used
 from redknot_sglang.radix.cooling import Cooling
+from redknot_sglang.radix.events import Events
 from redknot_sglang.radix.global_heads import GlobalHeads
 from redknot_sglang.radix.inventory import mark_document
 from redknot_sglang.radix.keeper import POLICY, Keeper
@@ -55,6 +56,7 @@ class HeadClassRadixCache(StoredCache):
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
     cooling: turns nodes cold whose lifetime is over, under that policy.
     ages: knows how long ago what was used.
+    events: what routers are told, with --kv-events-config; else None.
     """
 
     def __init__(self, params: Any, cost: Callable[[int], int] | None = None) -> None:
@@ -68,6 +70,8 @@ class HeadClassRadixCache(StoredCache):
         self.keeper: Keeper | None = None
         self.cooling: Cooling | None = None
         self.ages = Ages()
+        # SGLang's own events would name what no router may rely on.
+        tells, params.enable_kv_cache_events = params.enable_kv_cache_events, False
         super().__init__(params)
         if ranked:
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
@@ -75,6 +79,7 @@ class HeadClassRadixCache(StoredCache):
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = _windows(self)
         self.listeners: Sequence[Listener] = ()
+        self.events = Events(self) if tells else None
         self._scope = self.local_heads.scope
         self._next_check = 0.0
 
@@ -107,6 +112,12 @@ class HeadClassRadixCache(StoredCache):
                 component.begin()
         if self.keeper is not None:
             self.keeper.reset()
+        if self.events is not None:
+            self.events.clear()
+
+    def take_events(self) -> list[Any]:
+        """What routers are to be told since the last call (see `Events.take`); nothing without --kv-events-config."""
+        return [] if self.events is None else self.events.take()
 
     def sanity_check(self) -> None:
         """Check the whole tree, but not each time that SGLang asks, which is whenever it is idle.

@@ -190,7 +190,8 @@ class StoredCache(SavedCache):
         edges = [*spans, (heads.sink, len(key) - heads.window)]
         for node, matched in nodes_along(self, key):
             stop = start + matched
-            node.hash_value = None
+            # SGLang gives what it inserts an empty list of them.
+            node.hash_value = node.hash_value or None
             if node.backuped and node.component_data[ComponentType.SWA].host_value is None and clip(spans, start, stop):
                 actions: list[Any] = []
                 for piece, (a, b) in heads.cut(node, start, stop, heads.within(edges, start, stop), actions):
@@ -198,4 +199,6 @@ class StoredCache(SavedCache):
                         heads.give_host_rows(piece, b, local[a:b])
                         local[a:b] = -1
                 self._apply_cache_actions(actions)
+            if self.events is not None:
+                self.events.touch(node)
             start = stop

@@ -60,11 +60,6 @@ ARGUMENTS: Arguments = (
     ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
     ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
-    (
-        "kv_events_config",
-        (None,),
-        "its events name tokens, and paths of segmented requests are not made of tokens alone",
-    ),
     ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
 

@@ -100,8 +100,8 @@ FIELDS: Fields = {
     },
     "mem_cache.cache_init_params": {
         "CacheInitParams": (
-            "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_metrics eviction_policy page_size "
-            "pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
+            "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_kv_cache_events enable_metrics eviction_policy "
+            "page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
         ),
     },
     "mem_cache.chunk_cache": {

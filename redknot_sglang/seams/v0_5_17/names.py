@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.disaggregation.base.conn import KVPoll, StateType
     from sglang.srt.disaggregation.fake.conn import FakeKVSender
+    from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.environ import envs
