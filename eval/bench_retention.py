@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from eval.provenance import origin
-from eval.retention.block_tree import POLICIES, token_hits
+from eval.retention.block_tree import POLICIES, distinct_tokens, request_hits
 from eval.retention.eviction import eviction_times
 from eval.retention.lifetime import with_and_without
 from eval.retention.traces import MADE, Request, make, read, write
@@ -33,16 +33,17 @@ _COST = Arithmetic(row=13_890_000_000, pair=512, wide=144, near=1008, probe=4, w
 
 
 def _run(name: str, requests: list[Request], shares: list[float], policies: list[str]) -> list[dict[str, object]]:
-    paths = [request.blocks() for request in requests]
-    distinct = sum({block: tokens for path in paths for block, tokens in path}.values())
+    distinct = distinct_tokens(requests)
     found: list[dict[str, object]] = []
     for share in shares:
         capacity = max(1, int(distinct * share))
         rates: dict[str, float] = {}
         for policy in policies:
-            hits, total = token_hits(paths, capacity, POLICIES[policy](capacity, _COST))
+            hits, total = request_hits(requests, capacity, POLICIES[policy](capacity, _COST))
             rates[policy] = round(100 * hits / total, 2)
-        found.append({"trace": name, "requests": len(paths), "share": share, "capacity": capacity, "hit_rate": rates})
+        found.append(
+            {"trace": name, "requests": len(requests), "share": share, "capacity": capacity, "hit_rate": rates}
+        )
         print(f"{name} {share}: {rates}", flush=True)
     return found
 

@@ -195,7 +195,8 @@ def main() -> None:
     args.token_bytes = served.token_bytes
     result: dict[str, Any] = {**origin(args), "lengths": {}}
     for length in map(int, args.lengths.split(",")):
-        sides = result["lengths"][length] = {}
+        sides: dict[str, dict[str, Any]] = {}
+        result["lengths"][length] = sides
         for side, command in commands(served, length, args).items():
             log = args.json.parent / f"tiers-{length}-{side}.log"
             found = sides[side] = {}
