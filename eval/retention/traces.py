@@ -47,9 +47,9 @@ def read(path: Path) -> list[Request]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            known = (row[name] for name in ("timestamp", "input_length", "output_length", "hash_ids"))
+            known = [row[name] for name in ("timestamp", "input_length", "output_length", "hash_ids")]
             documents = [(first, names) for first, names in row.get("documents", [])]
-            request = Request(*known, documents=documents)
+            request = Request(known[0], known[1], known[2], known[3], documents)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path.name}, line {number} is no request of a Mooncake trace: {error!r}") from error
         if any(first + len(names) > len(request.hash_ids) for first, names in request.documents):
