@@ -291,20 +291,30 @@ class HeadClassRadixCache(StoredCache):
         # It went on from the first of these, and leaves a tail at the other for those that come after it.
         boundaries = (state.start, state.branch) if first else ()
         used = nodes_used(self, self.tree_core.node_by_id(req.last_node), boundaries, state.whole, state.counted)
-        self._use(key if first and state.identity is None else None, *used)
+        if first:
+            state.worth = None if state.plan is None else state.start
+        state.worth = self._use(key if first and state.identity is None else None, *used, found=state.worth)
         state.counted = len(key)
 
-    def _use(self, key: RadixKey | None, passed: Sequence[Any], ended: Sequence[Any]) -> None:
-        """Count a use of nodes. key: of the path that comes, as the logical clock sees it; None for no time that passes."""
+    def _use(
+        self, key: RadixKey | None, passed: Sequence[Any], ended: Sequence[Any], found: int | None = None
+    ) -> int | None:
+        """Note a use of nodes.
+
+        key: of the path that comes, as the logical clock sees it; None for no time that passes.
+        found: of a segmented request's own path, the position up to which it counts if such paths do not; None for any other path.
+        Returns the position up to which the use counts, None for all.
+        """
         if key is not None:
             self.ages.admit(len(key))
         self.ages.use(passed, ended)
         if self.keeper is not None:
             if key is not None:
-                self.keeper.admit(key.token_ids[: len(key)], key.extra_key)
-            self.keeper.use(passed, ended)
+                found = self.keeper.admit(key.token_ids[: len(key)], key.extra_key, found)
+            self.keeper.use(passed, ended, found)
             for component in self.components.values():
                 component.offer_noted()
+        return found
 
     def _save(self, req: Any) -> None:
         """Give the host tier what it should have of a request's path.

@@ -7,6 +7,7 @@ import heapq
 from typing import Any
 
 from redknot_sglang.radix.ages import split_ages
+from redknot_sglang.radix.stored_marks import split_marks
 from redknot_sglang.seams.sglang import EvictLayer, FullComponent
 
 
@@ -26,6 +27,7 @@ class GlobalHeads(FullComponent):
         """Called when a node is split, before the local class is asked."""
         super().redistribute_on_node_split(new_parent, child)
         split_ages(new_parent, child)
+        split_marks(new_parent, child)
         if self.cache.events is not None:
             self.cache.events.split(new_parent, child)
 

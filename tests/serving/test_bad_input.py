@@ -68,6 +68,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--enable-hierarchical-cache", "--tp-size=2"],
         "a rank may have no heads of a class",
     ),
+    "a store of several ranks": (
+        ["--enable-hierarchical-cache", "--hicache-storage-backend=file", "--tp-size=2"],
+        "all ranks to agree on what is there",
+    ),
     "another store": (
         ["--enable-hierarchical-cache", "--hicache-storage-backend=nixl"],
         "in the stores file and mooncake only",

@@ -78,6 +78,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         raise RedKnotError(
             "--hicache-storage-backend needs --enable-hierarchical-cache with --redknot: the store is behind the host tier; add it"
         )
+    if server_args.hicache_storage_backend is not None and server_args.tp_size > 1:
+        raise RedKnotError(
+            "--hicache-storage-backend cannot be used with --tp-size over 1 under --redknot yet: each rank has heads of its own, so objects "
+            "would have to say whose they are, and all ranks to agree on what is there; leave one of them out"
+        )
     if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
         raise RedKnotError(
             "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
