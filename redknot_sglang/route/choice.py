@@ -31,7 +31,7 @@ class Member:
     name: its address, by which the order of servers for a document is made.
     memory: what it holds.
     outstanding: tokens that it has yet to compute.
-    recent: tokens that it was given, past ones counting less and less.
+    recent: tokens of requests that it was given, past ones counting less and less.
     requests: how many it has been given.
     open: how many of them are not finished.
     """
@@ -158,15 +158,23 @@ class Board:
         members: all that are up.
         among: those of them that may get it, or None for all.
         """
-        return self.give(wanted, members, self.policy.choose(wanted, among or members))
-
-    def give(self, wanted: Wanted, members: Sequence[Member], member: Member) -> Ticket:
-        """Write down that a member has a request. Arguments as in `send`; member: who got it."""
-        held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
-        ticket = Ticket(member, sum(prompt.tokens for prompt in wanted.prompts) - held, wanted.answer_tokens)
+        ticket = self.give(wanted, self.policy.choose(wanted, among or members))
         for one in members:
             one.recent *= 1 - 1 / PAST
-        member.recent += ticket.prompt + ticket.answer
+        ticket.member.recent += ticket.prompt + ticket.answer
+        return ticket
+
+    def give(self, wanted: Wanted, member: Member) -> Ticket:
+        """Write down what a member has to do, and what it holds then.
+
+        It does not count as given of late: documents that were put onto a member ahead of requests are there to draw requests, and
+        must not turn them away.
+
+        wanted: as in `send`.
+        member: who got it.
+        """
+        held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
+        ticket = Ticket(member, sum(prompt.tokens for prompt in wanted.prompts) - held, wanted.answer_tokens)
         member.outstanding += ticket.prompt + ticket.answer
         member.requests += 1
         member.open += 1
