@@ -17,9 +17,9 @@ MOST_LOAD = 1.25
 WAITING = 0.25
 # What a token that nobody holds counts less on the server that comes first in its order.
 OWNED = 0.5
-# What a server got of late may be more than the mean by this times the request, before every token of it counts like one to compute.
-# With more than that all requests of a client that is alone would soon move on; a document's second request would not find it.
-AHEAD = 0.25
+# What a server got of late may be more than the mean by this times the request, before every token of it counts like one to compute,
+# and it counts for at most this share of the request: who has most of a request's documents gets it, however much it got before.
+AHEAD, MOST_AHEAD = 0.25, 0.5
 # Requests after which work of the past counts about a third.
 PAST = 64
 
@@ -104,7 +104,7 @@ class Documents:
 
         def cost(member: Member) -> tuple[float, float]:
             held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
-            ahead = max(0.0, member.recent - usual)
+            ahead = min(max(0.0, member.recent - usual), MOST_AHEAD * whole)
             cost = whole - held - OWNED * owners.get(member.name, 0) + WAITING * member.outstanding + ahead
             return cost, member.recent
 
