@@ -29,10 +29,10 @@ settings.load_profile("suite")
 # Files that take a minute or more, the longest first.
 _LONG = (
     "tests/serving/test_sglang_kits.py",
-    "tests/serving/test_prefill_decode.py",
     "tests/serving/test_conversations.py",
     "tests/serving/test_stress.py",
     "tests/serving/test_prefill_decode_ends.py",
+    "tests/serving/test_prefill_decode.py",
     "tests/serving/test_storage.py",
     "tests/serving/test_input_logprobs.py",
     "tests/serving/test_question.py",

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,26 +159,6 @@ def test_a_policy_that_shortens_the_prompt_is_refused_by_both(pair: Pair) -> Non
     request = SegmentedRequest(noise(rng, 60), [5, 20, 20, 40], "question:1")
     for response in pair.post(request, 4):
         assert response.status_code == 400 and "the decode server would not know which" in response.text
-
-
-@pytest.mark.parametrize("side", ["prefill", "decode"])
-def test_requests_are_aborted_on_either_side(pair: Pair, side: str) -> None:
-    """In every state: while they wait, in the middle of a chunked prompt, while KV travels, while they decode."""
-    rng = random.Random(f"aborts {side}")
-    sent: list[Request] = [mixed(rng, 1500) for _ in range(4)]
-    sent += make_requests(rng, 8, most=5, longest=300, limit=900)
-    server = pair.prefill if side == "prefill" else pair.decode
-    with ThreadPoolExecutor(len(sent)) as pool:
-        asked = [pool.submit(pair.post, request, LONG_ANSWER) for request in sent]
-        while not all(future.done() for future in asked):
-            server.post("/abort_request", {"rid": "", "abort_all": True})
-            # Without a pause the servers do little else than take aborts.
-            time.sleep(0.1)
-    ended = [response.status_code for future in asked for response in future.result()]
-    assert any(status != 200 for status in ended)
-    check_both(pair)
-    answer, *_ = pair.ask(sent[-1], ANSWER)
-    assert len(answer.tokens) == ANSWER
 
 
 def test_prompts_that_differ_are_an_error_on_both_sides(pair: Pair) -> None:

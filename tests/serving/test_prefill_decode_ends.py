@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer that dies in the middle of requests: the other server frees everything, answers errors and goes on with the next peer.
+"""Requests that end early between two servers: clients abort them, or a peer dies in their middle. The other server frees
+everything, answers errors and goes on, with the next peer too.
 
 And a decode server alone, with SGLang's `fake` transfer, which brings no KV: slots and their accounts are all that counts here.
 """
@@ -10,6 +11,8 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 import requests
@@ -25,6 +28,7 @@ from tests.serving.segmented import make_requests
 
 pytestmark = pytest.mark.serving
 
+SIDES = ("prefill", "decode")
 ANSWER, LONG_ANSWER = 12, 200
 TOLERANCE = 1e-4
 # For requests of warm-ups, whose KV comes from nowhere and is what the slots held before.
@@ -43,11 +47,52 @@ FEW_SLOTS = ("--max-total-tokens=1300", "--redknot-context-length=520", "--num-r
 LENGTHS = (1, 5, 130, 131, 200, 300, 400, 420)
 
 
+# Seconds for which one waits for a peer that says nothing, as one does whose client aborted the request there only.
+PATIENCE = 8
+
+
+@dataclass
+class Living:
+    """A prefill and a decode server, either of which can be started anew after its end."""
+
+    port: int
+    running: dict[str, tuple[ExitStack, Server]]
+
+    def start(self, *sides: str) -> None:
+        """Start these, at the same time. They end with `stop`."""
+        stack = ExitStack()
+        flags = [[*FLAGS, *apart.role(side, self.port)] for side in sides]
+        servers = stack.enter_context(apart.launch_all(*flags, patience=PATIENCE))
+        self.running |= {side: (stack, server) for side, server in zip(sides, servers, strict=True)}
+
+    def stop(self) -> None:
+        """End both; a stack that holds both is closed once, and again without effect."""
+        for stack, _ in self.running.values():
+            stack.close()
+
+    @property
+    def pair(self) -> Pair:
+        """Those that run now."""
+        return Pair(self.running["prefill"][1], self.running["decode"][1], self.port)
+
+    def check(self) -> None:
+        """Both go on: they answer together, and hold nothing of earlier requests."""
+        for answer in self.pair.ask_all(make_sent(random.Random("after"))[-3:], ANSWER, at_once=3):
+            assert len(answer.tokens) == ANSWER
+        check_no_leak(self.pair.prefill)
+        check_no_leak(self.pair.decode)
+
+
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+def living() -> Iterator[Living]:
     apart.require_mooncake()
-    with reserved_port() as found:
-        yield found
+    with reserved_port() as port:
+        servers = Living(port, {})
+        try:
+            servers.start(*SIDES)
+            yield servers
+        finally:
+            servers.stop()
 
 
 def make_sent(rng: random.Random) -> list[Request]:
@@ -83,34 +128,36 @@ def ask_until_dead(pair: Pair, dies: Server, lives: Server, seed: str) -> list[i
 
 
 @apart.needs_host_memory
-def test_a_decode_server_dies(port: int) -> None:
-    with apart.launch_all([*FLAGS, *apart.role("prefill", port)]) as (prefill,):
-        with apart.launch_all([*FLAGS, *apart.role("decode", port)]) as (decode,):
-            statuses = ask_until_dead(Pair(prefill, decode, port), decode, prefill, "decode dies")
-        assert 200 in statuses and set(statuses) <= {200, 500} and 500 in statuses, statuses
-        check_no_leak(prefill)
-        with apart.launch_all([*FLAGS, *apart.role("decode", port)]) as (decode,):
-            pair = Pair(prefill, decode, port)
-            for answer in pair.ask_all(make_sent(random.Random("after"))[-3:], ANSWER, at_once=3):
-                assert len(answer.tokens) == ANSWER
-            check_no_leak(prefill)
-            check_no_leak(decode)
+@pytest.mark.parametrize("side", SIDES)
+def test_requests_are_aborted_on_either_side(living: Living, side: str) -> None:
+    """In every state: while they wait, in the middle of a chunked prompt, while KV travels, while they decode."""
+    rng = random.Random(f"aborts {side}")
+    sent: list[Request] = [mixed(rng, 1500) for _ in range(4)]
+    sent += make_requests(rng, 8, most=5, longest=300, limit=900)
+    server = living.running[side][1]
+    with ThreadPoolExecutor(len(sent)) as pool:
+        asked = [pool.submit(living.pair.post, request, LONG_ANSWER) for request in sent]
+        while not all(future.done() for future in asked):
+            server.post("/abort_request", {"rid": "", "abort_all": True})
+            # Without a pause the servers do little else than take aborts.
+            time.sleep(0.1)
+    ended = [response.status_code for future in asked for response in future.result()]
+    assert any(status != 200 for status in ended)
+    living.check()
 
 
 @apart.needs_host_memory
-def test_a_prefill_server_dies(port: int) -> None:
-    with apart.launch_all([*FLAGS, *apart.role("decode", port)]) as (decode,):
-        with apart.launch_all([*FLAGS, *apart.role("prefill", port)]) as (prefill,):
-            statuses = ask_until_dead(Pair(prefill, decode, port), prefill, decode, "prefill dies")
-        # What had arrived is answered.
-        assert set(statuses) <= {200, 500} and 500 in statuses, statuses
-        check_no_leak(decode)
-        with apart.launch_all([*FLAGS, *apart.role("prefill", port)]) as (prefill,):
-            pair = Pair(prefill, decode, port)
-            for answer in pair.ask_all(make_sent(random.Random("after"))[-3:], ANSWER, at_once=3):
-                assert len(answer.tokens) == ANSWER
-            check_no_leak(prefill)
-            check_no_leak(decode)
+@pytest.mark.parametrize("side", SIDES)
+def test_a_server_dies_and_another_takes_its_place(living: Living, side: str) -> None:
+    (other,) = {*SIDES} - {side}
+    dies, lives = living.running[side][1], living.running[other][1]
+    statuses = ask_until_dead(living.pair, dies, lives, f"{side} dies")
+    assert set(statuses) <= {200, 500} and 500 in statuses, statuses
+    # A prefill server has done its part when KV has arrived; a decode server may have answered none in full yet.
+    assert 200 in statuses or side == "prefill", statuses
+    check_no_leak(lives)
+    living.start(side)
+    living.check()
 
 
 @apart.needs_host_memory
