@@ -19,7 +19,8 @@ from pathlib import Path
 from redknot_sglang.errors import ServerError
 
 START_TIMEOUT = 300.0
-STOP_TIMEOUT = 10.0
+# A server ends in a fraction of a second, but where threads of a transfer library go on it never does.
+STOP_TIMEOUT = 3.0
 
 LAUNCH_SERVER = ("-m", "sglang.launch_server")
 # What SGLang needs to serve on a CPU without AMX, with or without --redknot.

@@ -83,10 +83,15 @@ def here(path: Path) -> tuple[dict[str, Service], dict[tuple[str, int], int]]:
     return found, ports
 
 
-def program(command: Sequence[str], forked: bool) -> list[str]:
-    """A command of the image with the programs of this checkout. forked: whether servers start as in `harness.launch`."""
-    if command[:3] == ("python", "-m", "sglang.launch_server") and forked:
-        return [sys.executable, str(harness.FORKING), *command[3:]]
+def is_server(command: Sequence[str]) -> bool:
+    """Whether a command of the image starts SGLang."""
+    return tuple(command[:3]) == ("python", "-m", "sglang.launch_server")
+
+
+def program(command: Sequence[str], forked: Sequence[str] = ()) -> list[str]:
+    """A command of the image with the programs of this checkout. forked: what Python runs for a server, if it is forked."""
+    if is_server(command) and forked:
+        return [sys.executable, *forked, *command[3:]]
     programs: dict[str, list[str]] = {
         "python": [sys.executable],
         "redknot": [sys.executable, "-m", "redknot_sglang.cli.main"],
@@ -100,7 +105,7 @@ def program(command: Sequence[str], forked: bool) -> list[str]:
 def up(path: Path, logs: Path, forked: bool, timeout: float = 300) -> Iterator[dict[tuple[str, int], str]]:
     """All services, started in the file's order and healthy, until the context ends.
 
-    logs: folder for what they print. forked: as of `program`. timeout: seconds that all of them together may take.
+    logs: folder for what they print. forked: whether servers are forked, as in `harness.launch`. timeout: seconds that all of them together may take.
     Yields the address here of each service and port. Raises AssertionError if one ends or is not healthy in time.
     """
     services, ports = here(path)
@@ -111,7 +116,10 @@ def up(path: Path, logs: Path, forked: bool, timeout: float = 300) -> Iterator[d
         while healthy != services.keys():
             for name, service in services.items():
                 if name not in running and healthy.issuperset(service.after):
-                    running[name] = _start(service, logs / f"{name}.log", forked)
+                    own: Sequence[str] = ()
+                    if forked and is_server(service.command):
+                        own = stack.enter_context(harness.forked_from(_variables(service)))
+                    running[name] = _start(service, logs / f"{name}.log", own)
                     stack.callback(_end, running[name])
             for name in running.keys() - healthy:
                 said = (logs / f"{name}.log").read_text(errors="replace")[-3000:]
@@ -123,12 +131,16 @@ def up(path: Path, logs: Path, forked: bool, timeout: float = 300) -> Iterator[d
         yield {key: f"http://{HOST}:{port}" for key, port in ports.items()}
 
 
-def _environment(service: Service) -> dict[str, str]:
+def _variables(service: Service) -> dict[str, str]:
     # The image has Mooncake's libraries where the system looks for them.
-    return {**os.environ, **mooncake.environment(), **service.environment}
+    return {**mooncake.environment(), **service.environment}
 
 
-def _start(service: Service, log: Path, forked: bool) -> subprocess.Popen[bytes]:
+def _environment(service: Service) -> dict[str, str]:
+    return {**os.environ, **_variables(service)}
+
+
+def _start(service: Service, log: Path, forked: Sequence[str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             program(service.command, forked),
@@ -148,7 +160,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _ask(service: Service) -> bool:
-    check = program(service.health, False)
+    check = program(service.health)
     return subprocess.run(check, env=_environment(service), capture_output=True, timeout=60).returncode == 0
 
 

@@ -5,8 +5,8 @@
     python tests/serving/forking.py FLAGS             one server, whose scheduler and detokenizer are forked
 
 On a CPU imports are most of what a start takes, and SGLang starts its scheduler and its detokenizer as new interpreters
-("spawn") that import everything again. The first form is for servers in the environment of the process that starts this one. SGLang
-reads some variables when it is imported, so a server with others is one of the second form.
+("spawn") that import everything again. Servers of the first form have the environment of the process that they are forked from:
+SGLang reads some variables when it is imported, so servers with others are forked from another process, or are of the second form.
 
 A client of the first form is `tests/serving/client.py`. Tests of what a start does (configuration file, a map that was just certified, the
 project's own commands) do without this file.

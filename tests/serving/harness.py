@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from threading import Lock
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pytest
@@ -106,9 +107,13 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
 
 
 class Forker:
-    """A process that has all modules and forks servers from itself (forking.py); it and they end with this process."""
+    """A process that has all modules and forks servers from itself (forking.py); it and they end with this process.
 
-    def __init__(self) -> None:
+    env: variables of it and of its servers, beyond those of all test servers.
+    """
+
+    def __init__(self, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.servers = 0  # that run, as `forked_from` counts
         self._folder = TemporaryDirectory(prefix="redknot-forking-")
         self.socket, log = Path(self._folder.name) / "socket", Path(self._folder.name) / "log"
         with log.open("wb") as output:
@@ -117,7 +122,7 @@ class Forker:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **env},
             )
         end = time.monotonic() + IMPORT_TIMEOUT
         while not self.socket.exists():
@@ -144,8 +149,33 @@ class Forker:
 
 @cache
 def forker() -> Forker:
-    """The one of this process, started by the first call."""
+    """The one of this process for servers without variables of their own, started by the first call."""
     return Forker()
+
+
+_forkers: dict[tuple[tuple[str, str], ...], Forker] = {}
+_choosing = Lock()
+
+
+@contextmanager
+def forked_from(env: Mapping[str, str]) -> Iterator[Sequence[str]]:
+    """What Python runs for a server that is forked, with variables that SGLang or a library reads when it is imported.
+
+    The process to fork from stays for the next server with the same variables, until one with others is wanted.
+    """
+    key = tuple(sorted(env.items()))
+    with _choosing:
+        if key not in _forkers:
+            for other in [other for other, unused in _forkers.items() if not unused.servers]:
+                _forkers.pop(other).close()
+            _forkers[key] = Forker(env)
+        chosen = _forkers[key]
+        chosen.servers += 1
+    try:
+        yield chosen.program()
+    finally:
+        with _choosing:
+            chosen.servers -= 1
 
 
 def fork_servers_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
@@ -164,7 +194,7 @@ def launch(
 ) -> Iterator[Server]:
     """A server with `flags(args, certified, base)`, up and healthy; it and all its processes end with the context.
 
-    env: variables that SGLang may read when it is imported; the server then imports everything itself.
+    env: variables of this server, which SGLang may read when it is imported.
     forked: whether its processes are forked, which is quicker (forking.py), or started as SGLang does.
     Raises redknot_sglang.errors.ServerError with its last log lines if it does not come up.
     """
@@ -174,11 +204,13 @@ def launch(
         # Data-parallel ranks meet at a port each, which SGLang finds.
         if not any(arg.startswith("--dp-size") for arg in args):
             args = [f"--nccl-port={rendezvous}", *args]
-        program: Sequence[str] = launching.LAUNCH_SERVER
-        if forked:
-            program = [str(FORKING)] if env else forker().program()
-        env = {**ENVIRONMENT, **(env or {})}
-        with launching.launch(flags(args, certified, base), log, env=env, program=program) as running:
+        with ExitStack() as stack:
+            program: Sequence[str] = launching.LAUNCH_SERVER
+            if forked:
+                program = stack.enter_context(forked_from(env)) if env else forker().program()
+            variables = {**ENVIRONMENT, **(env or {})}
+            server = launching.launch(flags(args, certified, base), log, env=variables, program=program)
+            running = stack.enter_context(server)
             yield Server(running.url, running)
 
 

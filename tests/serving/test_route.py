@@ -77,7 +77,7 @@ class Pair:
 
 
 def _start(port: int, log: Path) -> subprocess.Popen[bytes]:
-    program = (str(harness.FORKING),) if harness.ON_CPU else launching.LAUNCH_SERVER
+    program = harness.forker().program() if harness.ON_CPU else launching.LAUNCH_SERVER
     args = harness.flags([*SEGMENTS, f"--nccl-port={port + 1}"])
     return launching.start(args, log, port, harness.ENVIRONMENT, program)
 
