@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prefill server and a decode server: SGLang --redknot beside stock SGLang, both over Mooncake.
+
+    python -m eval.bench_apart --json out/apart.json                                             # CPU, embedded model
+    python -m eval.bench_apart --shape qwen3-8b --lengths 8192,32768 --json out/apart.json       # two GPUs, the second one decodes
+
+The pairs run one after the other and get the same requests, one at a time, which go to both servers of a pair as a router sends them.
+Measured of each length: the time to first token of a new prompt, that of a prompt whose KV the prefill server has cached, and the
+seconds of a decode step. With a new prompt the time is of computing it and of its KV's way; with a cached one of the way above all.
+
+Bytes on the wire are counted by the server with RedKnot, which says also what stock SGLang sends: every token's KV of all heads. Stock
+does not count them. Without RDMA between the devices set MC_FORCE_TCP=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from eval.gpu.ask import NotMeasured, noise
+from eval.provenance import origin
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, flush, start
+from redknot_sglang.errors import ServerError
+from redknot_sglang.measure.launch import Server, reserved_port
+from redknot_sglang.measure.table import format_table
+
+SIDES = (STOCK, REDKNOT)
+PREFILL, DECODE = "prefill", "decode"
+# Tokens of the shorter answer, and how many more the longer one has.
+_BEFORE = 8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two servers that answer together.
+
+    port: where the prefill server tells decode servers of itself.
+    """
+
+    prefill: Server
+    decode: Server
+    port: int
+    _rooms: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def ask(self, prompt: Sequence[int], answer: int) -> tuple[float, int]:
+        """Seconds until the decode server has answered `answer` tokens, and how many of the prompt the prefill server had cached.
+
+        Raises requests.HTTPError, NotMeasured if the answer is shorter.
+        """
+        sampling = {"temperature": 0, "max_new_tokens": answer, "ignore_eos": True}
+        meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self._rooms)}
+        data = json.dumps({"input_ids": list(prompt), "sampling_params": sampling, **meeting}).encode()
+
+        def send(server: Server) -> requests.Response:
+            header = {"Content-Type": "application/json"}
+            return requests.post(server.url + "/generate", data=data, headers=header, timeout=TIMEOUT)
+
+        with ThreadPoolExecutor(1) as pool:
+            begin = time.perf_counter()
+            other = pool.submit(send, self.prefill)
+            answered = send(self.decode)
+            seconds = time.perf_counter() - begin
+            prefilled = other.result()
+        for response in (prefilled, answered):
+            response.raise_for_status()
+        found = answered.json()["meta_info"]["completion_tokens"]
+        if found != answer:
+            raise NotMeasured(f"an answer has {found} tokens, not {answer}")
+        return seconds, int(prefilled.json()["meta_info"]["cached_tokens"])
+
+    def sent_bytes(self) -> dict[str, int] | None:
+        """What the prefill server has sent so far, and what stock would have; None of stock, which does not say."""
+        status = requests.get(self.prefill.url + "/redknot/status", timeout=TIMEOUT)
+        if status.status_code == 404:
+            return None
+        status.raise_for_status()
+        found = status.json()["transfer"]
+        return {"sent": sum(found["sent_bytes"].values()), "stock": found["stock_bytes"]}
+
+
+def measure(pair: Pair, vocabulary: int, length: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one pair and length. Raises requests.HTTPError, OSError, NotMeasured if a prompt was not cached, or was."""
+
+    def prompt(*name: object) -> list[int]:
+        return noise(vocabulary, length, "apart", length, *name)
+
+    # Kernels are compiled for a shape when it first comes.
+    pair.ask(prompt("warm-up"), 2)
+    before = pair.sent_bytes()
+    cold, cached, steps = list[float](), list[float](), list[float]()
+    for number in range(args.requests):
+        flush(pair.prefill.url)
+        seconds, had = pair.ask(prompt(number), 1)
+        if had:
+            raise NotMeasured(f"{had} tokens of a new prompt came from a flushed cache")
+        cold.append(seconds)
+        # The next turn of a conversation: what was asked, and new text behind it.
+        seconds, had = pair.ask([*prompt(number), *noise(vocabulary, args.tail_tokens, "tail", number)], 1)
+        if had < 0.98 * length:
+            raise NotMeasured(f"only {had} of {length} tokens were cached on the prefill server")
+        cached.append(seconds)
+        short, long = (pair.ask(prompt(number), count)[0] for count in (_BEFORE, _BEFORE + args.decode_steps))
+        steps.append((long - short) / args.decode_steps)
+    after = pair.sent_bytes()
+    result: dict[str, Any] = {"cold_s": cold, "cached_s": cached, "step_s": steps}
+    if before is not None and after is not None:
+        # Four answers for each number.
+        result["bytes"] = {name: (after[name] - before[name]) / (4 * args.requests) for name in after}
+    return result
+
+
+def commands(served: Served, side: str, longest: int, port: int, args: argparse.Namespace) -> dict[str, list[str]]:
+    """All flags of the prefill and of the decode server of a side. longest: tokens of the longest prompt."""
+    room = longest + args.tail_tokens + _BEFORE + args.decode_steps + 64
+    common = [
+        *served.flags(),
+        *served.side_flags()[side],
+        *served.context_flags(room),
+        *([f"--mem-fraction-static={args.mem_fraction}", "--cuda-graph-max-bs-decode=4"] if served.shape else []),
+        f"--max-total-tokens={3 * room}",
+        f"--chunked-prefill-size={args.chunk}",
+        "--max-running-requests=4",
+        "--disaggregation-transfer-backend=mooncake",
+        *([f"--disaggregation-ib-device={args.ib_device}"] if args.ib_device else []),
+        *(["--redknot-mode=exact"] if side == REDKNOT else args.stock_flags.split()),
+    ]
+    second = ["--base-gpu-id=1"] if served.shape else []
+    return {
+        PREFILL: [*common, "--disaggregation-mode=prefill", f"--disaggregation-bootstrap-port={port}"],
+        DECODE: [*common, "--disaggregation-mode=decode", *second],
+    }
+
+
+@contextmanager
+def launched(served: Served, side: str, longest: int, args: argparse.Namespace) -> Iterator[Pair]:
+    """Both servers of a side. Raises ServerError if one does not come up."""
+    with ExitStack() as stack, reserved_port() as port:
+        flags: Mapping[str, Sequence[str]] = commands(served, side, longest, port, args)
+        found = start(stack, flags, served.environment(), args.json.parent / f"apart-{side}")
+        servers = []
+        for role in (PREFILL, DECODE):
+            server = found[role]
+            if isinstance(server, ServerError):
+                raise server
+            servers.append(server)
+        yield Pair(servers[0], servers[1], port)
+
+
+def main() -> None:
+    """Measure one pair after the other, print, write after each length."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, threads=1)
+    parser.add_argument("--lengths", default="2048", help="tokens of the prompts (%(default)s)")
+    parser.add_argument("--tail-tokens", type=int, default=64, help="new text behind a cached prompt (%(default)s)")
+    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
+    parser.add_argument("--requests", type=int, default=5, help="of each kind (%(default)s)")
+    parser.add_argument("--decode-steps", type=int, default=64, help="that are timed (%(default)s)")
+    parser.add_argument("--mem-fraction", type=float, default=0.8, help="of each GPU, weights and KV (%(default)s)")
+    parser.add_argument("--ib-device", default="", help="network device of both servers, for RDMA")
+    parser.add_argument("--stock-flags", default="", help="further flags of stock SGLang, in one word")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    served, lengths = Served.of(args), [int(length) for length in args.lengths.split(",")]
+    sides: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
+    result: dict[str, Any] = {**origin(args), "sides": sides}
+    for side, found in sides.items():
+        try:
+            with launched(served, side, max(lengths), args) as pair:
+                for length in lengths:
+                    found[str(length)] = measure(pair, served.config["vocab_size"], length, args)
+                    args.json.write_text(json.dumps(result, indent=1))
+        except (ServerError, NotMeasured, requests.RequestException, OSError) as error:
+            found["error"] = str(error)
+            print(f"{side}: {error}", flush=True)
+        args.json.write_text(json.dumps(result, indent=1))
+    print(table(sides))
+
+
+def table(sides: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each length and side that was measured; ratios are stock's over ours."""
+    lines = []
+    for side, found in sides.items():
+        for length, figures in found.items():
+            if length == "error":
+                continue
+            stock = sides[STOCK].get(length)
+            line = [length, side]
+            for name in ("cold_s", "cached_s", "step_s"):
+                median = statistics.median(figures[name])
+                ratio = f" ({statistics.median(stock[name]) / median:.2f}x)" if stock and side != STOCK else ""
+                line.append(f"{1000 * median:.1f}{ratio}")
+            sent = figures.get("bytes")
+            line.append(f"{100 * sent['sent'] / sent['stock']:.1f} %" if sent else "")
+            lines.append(line)
+    return format_table(["tokens", "side", "cold ms", "cached ms", "decode step ms", "bytes of stock's"], lines)
+
+
+if __name__ == "__main__":
+    main()
