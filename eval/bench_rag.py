@@ -13,6 +13,9 @@ is not counted. In a dialogue the answers that a side gave stay in its prompts, 
 as far as answers are; the result says how many are. `--history stock` puts stock's answers into all prompts, which
 are then the same, but not what the other side's cache holds. Documents are generated and their questions have known
 answers, or come from a file.
+
+`--reordered` adds a side: stock SGLang, and a client that puts the documents of every prompt in an order that earlier prompts
+began with (eval/rag/reorder.py), which is what can be done about document order without touching the server.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from eval.rag.client import Client
 from eval.rag.corpus import Corpus
 from eval.rag.load import Load, Place, Record, Runner
 from eval.rag.options import check, make_corpus, make_load, make_parser, make_shapes, server_flags
+from eval.rag.reorder import REORDERED, reordered
 from eval.rag.report import Phase, Summaries, summarize, traffic_table
 from eval.rag.result import make_head, read_kv, write_json
 from eval.rag.traffic import Dialogue, Shape, make_dialogues
@@ -114,11 +118,12 @@ def run(args: argparse.Namespace) -> bool:
         asyncio.run(wake(urls[REDKNOT], corpus, policies, load, args.timeout))
         for kind, dialogues in traffic.items():
             stock: Phase | None = None
-            for policy in (None, *policies):
-                begin, side = time.monotonic(), policy or STOCK
+            for side in (STOCK, *([REORDERED] if args.reordered else []), *policies):
+                begin, policy = time.monotonic(), side if side in policies else None
                 url = urls[STOCK if policy is None else REDKNOT]
                 history = stock.answers if stock and args.history == STOCK else None
-                records = asyncio.run(measure(url, corpus, dialogues, policy, load, history, args))
+                asked = reordered(dialogues) if side == REORDERED else dialogues
+                records = asyncio.run(measure(url, corpus, asked, policy, load, history, args))
                 phase = Phase(kind, side, records)
                 stock = stock or phase
                 phases.append(phase)
@@ -158,7 +163,7 @@ def show(summaries: Summaries, kv: dict[str, Any], args: argparse.Namespace) -> 
     print()
     for kind, sides in summaries.items():
         ratios = [f"{side} {f['ratio']:.2f}x" for side, f in sides.items() if side != STOCK and f.get("ratio")]
-        print(f"TTFT p50, stock/redknot, {kind}: {', '.join(ratios)}")
+        print(f"TTFT p50, stock/side, {kind}: {', '.join(ratios)}")
     print(f"KV: stock {kv['stock_bytes'] / 2**20:.0f} MiB, redknot {kv['redknot_bytes'] / 2**20:.0f} MiB")
     print(f"written: {args.json}, {args.png}")
 

@@ -41,6 +41,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="host memory behind both, as a multiple of the GPU's KV (none; stock needs a GPU)",
     )
     running.add_argument("--policies", default="boundary:16,blend:0.08", help="repair policies (%(default)s)")
+    running.add_argument(
+        "--reordered", action="store_true", help="stock once more, documents in orders that earlier prompts began with"
+    )
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", default=",".join(KINDS), help="kinds (%(default)s)")
     traffic.add_argument("--documents", type=int, default=24, help="in the shared corpus (%(default)s)")

@@ -93,25 +93,29 @@ def test_the_command_measures_both_servers_and_writes_its_files(
         fake_native(lambda body: Reply((5, 6), report=segmented_report(body))) as redknot,
     ):
         args = parse(*SMALL, *files, f"--stock={stock.url}", f"--redknot={redknot.url}", "--policies=none,blend:0.05")
+        args.reordered = True
         assert bench_rag.run(args)
-    # One request wakes each side; then, twice: flush, two requests that show six documents, four that count.
-    assert (stock.flushes, redknot.flushes) == (2, 4)
-    assert len(redknot.bodies) == 2 * len(stock.bodies) == 2 * (1 + 2 * (2 + 4))
+    # One request wakes each policy; then, for each kind and side: flush, two requests that show six documents, four that count.
+    assert (stock.flushes, redknot.flushes) == (4, 4)
+    assert (len(stock.bodies), len(redknot.bodies)) == (1 + 4 * (2 + 4), 2 + 4 * (2 + 4))
     found = json.loads((tmp_path / "new" / "rag.json").read_text())
     assert found["command"].startswith("python -m eval.bench_rag --documents=6")
     assert found["servers"] == "were running" and found["versions"]["sglang"] and found["hardware"]
     assert found["kv"]["stock_bytes"] == 4000 and found["kv"]["redknot_bytes"] == 4001
     assert found["corpus"] == {"documents": 6, "tokens": 576, "longest": 96, "data": None}
-    assert len(found["requests"]) == 2 * 3 * 4
+    assert len(found["requests"]) == 2 * 4 * 4
     assert {(row["traffic"], row["side"]) for row in found["requests"]} == {
-        (kind, side) for kind in ("permuted", "multiturn") for side in ("stock", "none", "blend:0.05")
+        (kind, side)
+        for kind in ("permuted", "multiturn")
+        for side in ("stock", "stock, reordered", "none", "blend:0.05")
     }
     sides = found["summary"]["permuted"]
     assert sides["none"]["ratio"] == sides["stock"]["ttft_s"]["p50"] / sides["none"]["ttft_s"]["p50"]
     assert found["summary"]["multiturn"]["blend:0.05"]["same_prompts"] == 1
+    assert sides["stock, reordered"]["same_prompts"] < 1, "its documents are in other orders"
     assert Image.open(tmp_path / "rag.png").size[0] == 1240
     printed = capsys.readouterr().out
-    assert "TTFT p50, stock/redknot, permuted: none " in printed and "exact match (95 %)" in printed
+    assert "TTFT p50, stock/side, permuted: stock, reordered " in printed and "exact match (95 %)" in printed
 
 
 def test_a_request_that_fails_is_in_the_exit_code(tmp_path: Path) -> None:
