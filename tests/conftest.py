@@ -51,6 +51,7 @@ _LONG = (
     "tests/serving/test_bad_input.py",
     "tests/kernels/test_triton_interpreted.py",
     "tests/serving/test_windowed_map.py",
+    "tests/serving/test_experts.py",
     "tests/serving/test_segments_api.py",
     "tests/serving/test_demo_command.py",
     "tests/certificate/test_start.py",

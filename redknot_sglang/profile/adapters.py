@@ -56,7 +56,16 @@ def llama_parts(model: Any) -> Parts:
 
 
 ADAPTERS: dict[str, Callable[[Any], Parts]] = {
-    name: llama_parts for name in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
+    name: llama_parts
+    for name in (
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+    )
 }
 
 
@@ -69,7 +78,7 @@ def find_parts(model: Any) -> Parts:
             "in redknot_sglang.profile.adapters.ADAPTERS"
         )
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    own_window = name == "MistralForCausalLM" and model.config.sliding_window is not None
+    own_window = name in ("MistralForCausalLM", "MixtralForCausalLM") and model.config.sliding_window is not None
     if kinds != {"full_attention"} or own_window:
         raise ProfileError(
             "the model has sliding windows of its own, which SGLang --redknot does not serve: take another model"

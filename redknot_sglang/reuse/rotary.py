@@ -21,7 +21,15 @@ _TABLES = (
 )
 # Models whose keys were checked to be rotated last and in every layer. Others may norm keys after rotating them, or leave
 # layers without rotation, which no look at the rotary module can tell.
-_MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_MODELS = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 _REASONS = {
     "Phi3LongRoPEScaledRotaryEmbedding": "longrope switches its frequencies with the length of the sequence",
     "MRotaryEmbedding": "mrope positions have several coordinates",

@@ -16,7 +16,15 @@ from redknot_sglang.profile.model import ATTENTION, ProfiledModel
 from redknot_sglang.profile.study import Study
 from redknot_sglang.work_file import WorkFile
 
-CLASSES = ("llama", "qwen2", "qwen3", "mistral")
+CLASSES = ("llama", "qwen2", "qwen3", "mistral", "qwen3_moe", "qwen2_moe", "mixtral")
+# Of classes with experts; each names their number in a field of its own.
+EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 LAYERS, Q_HEADS, KV_HEADS, DIM = 3, 6, 2, 8
 VOCABULARY = 50
 NAIVE = "redknot_naive_test"
@@ -32,12 +40,13 @@ def small_model(kind: str) -> Any:
         kind, vocab_size=VOCABULARY, hidden_size=36, intermediate_size=40, num_hidden_layers=LAYERS, head_dim=DIM,
         num_attention_heads=Q_HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=256, sliding_window=None,
         use_sliding_window=False, tie_word_embeddings=False, hidden_act="silu", pad_token_id=None,
+        **(EXPERTS if kind.endswith("moe") or kind == "mixtral" else {}),
     )  # fmt: skip
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.ndim == 2 else 1))
+            parameter.copy_(torch.randn(parameter.shape) * (1 if parameter.ndim == 1 else 0.3))
     return model.requires_grad_(False)
 
 
