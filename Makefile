@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-install test-sglang sglang-newest dist docs lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-install test-prometheus test-sglang sglang-newest dist docs lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
-TESTS := -m "not gpu and not real and not install" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS := -m "not gpu and not real and not install and not prometheus" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(STAMP) ## all tests that need no GPU and no network, long random ones at a daily size
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --durations=25
 
@@ -65,6 +65,9 @@ test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certifie
 
 test-install: $(STAMP) ## the built wheel beside each pinned SGLang in empty environments: doctor is green, a server answers (needs the package index)
 	$(PY) -m pytest -m install -rA --durations=10 tests/release/test_install.py
+
+test-prometheus: $(STAMP) ## a real Prometheus (on the path, or Debian's) reads a server and answers the dashboard's questions
+	OMP_NUM_THREADS=2 $(PY) -m pytest -m prometheus -rA tests/release/test_prometheus.py
 
 # Another SGLang than the pinned one, and what is tested with it: what touches SGLang, and real servers.
 VERSION ?= 0.5.18

@@ -50,6 +50,7 @@ NOT_RUN = (
     "kubectl apply",
     "make dist",
     "make test-install",
+    "make test-prometheus",
 )
 COMMANDS = list(shown())
 
