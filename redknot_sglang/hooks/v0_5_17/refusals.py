@@ -60,7 +60,6 @@ ARGUMENTS: Arguments = (
     ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
     ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
-    ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
 
 
@@ -90,6 +89,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         )
     if server_args.disaggregation_mode != "null":
         _refuse_apart(server_args)
+    if server_args.tokenizer_worker_num > 1 and (server_args.api_key or server_args.admin_api_key):
+        raise RedKnotError(
+            "--api-key and --admin-api-key cannot be used with --tokenizer-worker-num over 1: SGLang asks for keys only where one process "
+            "reads requests, so everybody could list and delete what others have cached; use one worker, or a proxy that asks for the key"
+        )
     graphs = server_args.cuda_graph_config.prefill.backend
     if graphs not in ("breakable", "disabled"):
         # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.

@@ -181,7 +181,7 @@ FIELDS: Fields = {
     },
     "server_args": {
         "ServerArgs": (
-            "chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
+            "admin_api_key api_key chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
             "enable_hierarchical_cache enable_lora hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "

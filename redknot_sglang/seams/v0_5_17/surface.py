@@ -118,6 +118,9 @@ SURFACE: Surface = {
         "UpdateWeightsFromIPCReqInput": None,
         "UpdateWeightsFromTensorReqInput": None,
     },
+    "managers.multi_tokenizer_mixin": {
+        "TokenizerWorker": None,
+    },
     "managers.schedule_batch": {
         "Req": (
             "(rid, origin_input_text, origin_input_ids, sampling_params, lora_id=, eos_token_ids=, vocab_size=, "
@@ -494,6 +497,9 @@ SURFACE: Surface = {
     "observability.req_time_stats": {
         "SchedulerReqTimeStats.set_wait_queue_entry_time": "(self, ts=)",
     },
+    "plugins": {
+        "load_plugins": "()",
+    },
     "plugins.hook_registry": {
         "HookRegistry": None,
         "HookRegistry._patched": None,
@@ -526,6 +532,7 @@ SURFACE: Surface = {
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",
         "ServerArgs.get_model_config": "(self)",
+        "ServerArgs.get_tokenizer_worker_class": "(self)",
         "RADIX_EVICTION_POLICY_CHOICES": None,
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
