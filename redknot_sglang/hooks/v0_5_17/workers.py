@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-# SGLang's method on its ServerArgs, which the attribute hides.
-_ASKED = "get_tokenizer_worker_class"
-
 
 def bring_plugins(server_args: Any) -> None:
     """Have plugins loaded in the tokenizer workers of a server, if it has any.
@@ -20,7 +17,8 @@ def bring_plugins(server_args: Any) -> None:
     server_args: SGLang's ServerArgs; it gets an attribute more, which travels with its pickle.
     """
     if server_args.tokenizer_worker_num > 1:
-        object.__setattr__(server_args, _ASKED, worker_class)
+        hidden = server_args.get_tokenizer_worker_class
+        object.__setattr__(server_args, hidden.__name__, worker_class)
 
 
 def worker_class() -> Any:

@@ -83,7 +83,7 @@ FIELDS: Fields = {
         "SchedulerOutputStreamer": "server_args",
     },
     "managers.scheduler_components.weight_updater": {
-        "SchedulerWeightUpdaterManager": "scheduler",
+        "SchedulerWeightUpdaterManager": "scheduler tp_cpu_group",
     },
     "managers.tokenizer_manager": {
         "TokenizerManager": "model_config preferred_sampling_params server_args tokenizer",
@@ -187,7 +187,7 @@ FIELDS: Fields = {
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
-            "tp_size weight_cache_mode"
+            "tokenizer_worker_num tp_size weight_cache_mode"
         ),
     },
 }

@@ -176,6 +176,10 @@ SURFACE: Surface = {
     },
     "managers.scheduler_components.weight_updater": {
         "SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_disk": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_distributed": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_ipc": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_tensor": "(self, recv_req)",
     },
     "managers.tokenizer_control_mixin": {
         "TokenizerControlMixin.update_weights_from_distributed": "(self, obj, request=)",
@@ -517,7 +521,7 @@ SURFACE: Surface = {
     },
     "server_args": {
         "ServerArgs.__init__": (
-            "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
+            "(self, model_path, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
             "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
             "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
             "enable_session_radix_cache=, attention_backend=, decode_attention_backend=, "
@@ -532,7 +536,7 @@ SURFACE: Surface = {
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",
         "ServerArgs.get_model_config": "(self)",
-        "ServerArgs.get_tokenizer_worker_class": "(self)",
+        "ServerArgs.get_tokenizer_worker_class": None,
         "RADIX_EVICTION_POLICY_CHOICES": None,
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
