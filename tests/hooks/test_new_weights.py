@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput, UpdateWeightsFromTensorReqInput
+from sglang.srt.managers.io_struct import (
+    ReleaseMemoryOccupationReqInput,
+    ResumeMemoryOccupationReqInput,
+    UpdateWeightFromDiskReqInput,
+    UpdateWeightsFromTensorReqInput,
+)
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
 from redknot_sglang import active
 from redknot_sglang.config import STARTED, UNKNOWN, UPDATED, Certification, RedKnotConfig
+from redknot_sglang.heads import HeadMap
 from redknot_sglang.hooks.v0_5_17 import new_weights
+from redknot_sglang.pool.head_class_pool import HeadClassPool
 
 CERTIFIED = Certification("digest", ("exact", "none"), by_definition=("exact",))
 DISK = UpdateWeightFromDiskReqInput(model_path="m")
@@ -212,3 +219,33 @@ def test_weights_are_never_again_those_of_the_start() -> None:
     updated = CERTIFIED.with_weights(UPDATED)
     assert CERTIFIED.with_weights(STARTED) is CERTIFIED and updated.with_weights(STARTED) is updated
     assert updated.with_weights(UNKNOWN).with_weights(UPDATED) == updated
+
+
+@pytest.fixture
+def pool() -> Any:
+    return HeadClassPool(4, 3, HeadMap.from_global_heads(1, 2, ((0, 0),), 8, 1), 2, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("saver", [True, False])
+@pytest.mark.parametrize("backup", [True, False])
+@pytest.mark.parametrize("tags", [None, ["weights"], ["kv_cache"]])
+def test_weights_that_were_released_without_a_copy_are_no_model_s(
+    tags: list[str] | None, backup: bool, saver: bool
+) -> None:
+    updater = Updater()
+    vars(updater.scheduler.server_args).update(enable_memory_saver=saver, enable_weights_cpu_backup=backup)
+    hook("release_memory_occupation")(None, updater, ReleaseMemoryOccupationReqInput(tags=tags))
+    lost = saver and not backup and tags != ["kv_cache"]
+    assert updater.certification.weights == (UNKNOWN if lost else STARTED)
+
+
+@pytest.mark.parametrize("tags", [None, ["weights"], ["kv_cache"]])
+def test_a_pool_that_comes_back_is_as_at_first(tags: list[str] | None, pool: Any) -> None:
+    updater = Updater()
+    vars(updater.scheduler.server_args).update(enable_memory_saver=True, enable_weights_cpu_backup=True)
+    updater.scheduler.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: pool)
+    buffers = [*pool.full_kv_pool.k, *pool.full_kv_pool.v, *pool.swa_kv_pool.k, *pool.swa_kv_pool.v]
+    for buffer in buffers:
+        buffer.fill_(float("nan"))
+    hook("resume_memory_occupation")(None, updater, ResumeMemoryOccupationReqInput(tags=tags))
+    assert all(bool((buffer == 0).all()) == (tags != ["weights"]) for buffer in buffers)

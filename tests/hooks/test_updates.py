@@ -7,7 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang.srt.managers.io_struct import FlushCacheReqInput, UnloadLoRAAdapterReqInput, UpdateWeightFromDiskReqInput
+from sglang.srt.managers.io_struct import (
+    FlushCacheReqInput,
+    ReleaseMemoryOccupationReqInput,
+    UnloadLoRAAdapterReqInput,
+    UpdateWeightFromDiskReqInput,
+)
 
 from redknot_sglang.hooks.v0_5_17 import updates
 from redknot_sglang.plan.request import RequestState
@@ -67,6 +72,17 @@ def test_an_update_beside_clients_is_as_in_stock(scheduler: Scheduler) -> None:
     handled: list[list[Any]] = []
     hook("process_input_requests")(lambda scheduler, messages: handled.append(messages), scheduler, [UPDATE])
     assert handled == [[UPDATE]]
+
+
+def test_a_release_of_memory_waits_as_well() -> None:
+    """SGLang ends the scheduler that is told to while it works."""
+    scheduler, handled, message = Scheduler(ISOLATED), list[list[Any]](), ReleaseMemoryOccupationReqInput()
+    hold = hook("process_input_requests")
+    hold(lambda scheduler, messages: handled.append(messages), scheduler, [message])
+    assert handled == []
+    scheduler.running_batch = batch()
+    hold(lambda scheduler, messages: handled.append(messages), scheduler, [])
+    assert handled == [[message]]
 
 
 def test_a_paused_scheduler_holds_nothing_back() -> None:

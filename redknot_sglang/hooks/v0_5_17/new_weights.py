@@ -95,6 +95,33 @@ def _on_any_rank(group: Any, facts: Sequence[bool]) -> list[bool]:
     return [bool(fact) for fact in found]
 
 
+def _lose_weights(result: Any, updater: Any, message: Any) -> None:
+    """Weights that were released without a copy are gone, until an update brings some."""
+    from redknot_sglang.seams.sglang import GPU_MEMORY_TYPE_WEIGHTS
+
+    server_args = updater.scheduler.server_args
+    if active.config_of(server_args) is None or not server_args.enable_memory_saver:
+        return
+    if _is_meant(GPU_MEMORY_TYPE_WEIGHTS, message) and not server_args.enable_weights_cpu_backup:
+        _say(updater.scheduler, UNKNOWN)
+
+
+def _empty_pool(result: Any, updater: Any, message: Any) -> None:
+    """The pool's memory is there again, and holds anything, which may be no number. Its row 0 is read where a batch is padded."""
+    from redknot_sglang.seams.sglang import GPU_MEMORY_TYPE_KV_CACHE
+
+    server_args = updater.scheduler.server_args
+    if active.config_of(server_args) is None or not server_args.enable_memory_saver:
+        return
+    if _is_meant(GPU_MEMORY_TYPE_KV_CACHE, message):
+        updater.scheduler.token_to_kv_pool_allocator.get_kvcache().clear()
+
+
+def _is_meant(kind: str, message: Any) -> bool:
+    """Whether a message is about a kind of memory; without tags it is about all kinds."""
+    return not message.tags or kind in message.tags
+
+
 async def _no_longer_certified(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
     """The processes that have the tokenizer check and report certificates, too. One that does not hear of an update here, or that
     it has failed, hears of it by the next answer.
@@ -124,6 +151,18 @@ SEAMS = (
             "after an update that failed halfway nothing is certified, and nothing cached is reused",
         )
         for source in _SOURCES
+    ),
+    Seam(
+        f"{_UPDATER}.release_memory_occupation",
+        _lose_weights,
+        "after",
+        "answers by weights that are gone are not certified",
+    ),
+    Seam(
+        f"{_UPDATER}.resume_memory_occupation",
+        _empty_pool,
+        "after",
+        "memory of the pools that was given back and taken again holds anything",
     ),
     *(
         Seam(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's cache flushes, weight updates and adapter unloading: when they may happen.
+"""SGLang's cache flushes, weight updates, releases of memory and adapter unloading: when they may happen.
 
 All of them need a scheduler that is idle, or free of an adapter. Clients make sure of that by waiting for their own answers.
 They cannot wait for isolated prefills, of which they know nothing, nor for the end of the step that gave their last
@@ -40,6 +40,7 @@ def _hold_back(original: Any, scheduler: Any, messages: list[Any]) -> None:
 
 def _held_kinds() -> tuple[type, ...]:
     from redknot_sglang.seams.sglang import (
+        ReleaseMemoryOccupationReqInput,
         UnloadLoRAAdapterReqInput,
         UpdateWeightFromDiskReqInput,
         UpdateWeightsFromDistributedReqInput,
@@ -53,6 +54,7 @@ def _held_kinds() -> tuple[type, ...]:
         UpdateWeightsFromTensorReqInput,
         UpdateWeightsFromIPCReqInput,
         UnloadLoRAAdapterReqInput,
+        ReleaseMemoryOccupationReqInput,
     )
 
 
@@ -92,7 +94,7 @@ SEAMS = (
         "managers.scheduler.Scheduler.process_input_requests",
         _hold_back,
         "around",
-        "weight updates and the unloading of adapters wait for isolated prefills",
+        "weight updates, releases of memory and the unloading of adapters wait for isolated prefills",
     ),
     Seam(
         "managers.scheduler_components.flush_wrapper.SchedulerFlushWrapper.handle",

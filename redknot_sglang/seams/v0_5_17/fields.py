@@ -128,7 +128,7 @@ FIELDS: Fields = {
         ),
     },
     "mem_cache.swa_memory_pool": {
-        "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
+        "SWAKVPool": "full_kv_pool mem_usage memory_saver_adapter post_capture_active swa_kv_pool",
     },
     "mem_cache.unified_cache.components.full_component": {
         "FullComponent": "cache component_type tree_core",
@@ -182,7 +182,7 @@ FIELDS: Fields = {
     "server_args": {
         "ServerArgs": (
             "admin_api_key api_key chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
-            "enable_hierarchical_cache enable_lora hicache_ratio hicache_size hicache_storage_backend "
+            "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl "

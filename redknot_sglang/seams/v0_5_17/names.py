@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS
     from sglang.srt.disaggregation.base.conn import KVPoll, StateType
     from sglang.srt.disaggregation.fake.conn import FakeKVSender
     from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         DumperControlReqInput,
         DumperControlReqOutput,
         GenerateReqInput,
+        ReleaseMemoryOccupationReqInput,
         UnloadLoRAAdapterReqInput,
         UpdateWeightFromDiskReqInput,
         UpdateWeightsFromDistributedReqInput,

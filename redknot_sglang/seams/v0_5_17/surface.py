@@ -15,6 +15,10 @@ SURFACE: Surface = {
         "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
         "ModelConfig.get_total_num_kv_heads": "(self)",
     },
+    "constants": {
+        "GPU_MEMORY_TYPE_KV_CACHE": None,
+        "GPU_MEMORY_TYPE_WEIGHTS": None,
+    },
     "disaggregation.base.conn": {
         "KVPoll": None,
         "KVPoll.Failed": None,
@@ -112,6 +116,7 @@ SURFACE: Surface = {
             "(input_ids=, input_embeds=, sampling_params=, return_logprob=, session_params=, lora_path=, "
             "routed_dp_rank=, extra_key=, ...)"
         ),
+        "ReleaseMemoryOccupationReqInput": None,
         "UnloadLoRAAdapterReqInput": None,
         "UpdateWeightFromDiskReqInput": None,
         "UpdateWeightsFromDistributedReqInput": None,
@@ -176,6 +181,8 @@ SURFACE: Surface = {
     },
     "managers.scheduler_components.weight_updater": {
         "SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.release_memory_occupation": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.resume_memory_occupation": "(self, recv_req)",
         "SchedulerWeightUpdaterManager.update_weights_from_disk": "(self, recv_req)",
         "SchedulerWeightUpdaterManager.update_weights_from_distributed": "(self, recv_req)",
         "SchedulerWeightUpdaterManager.update_weights_from_ipc": "(self, recv_req)",
@@ -530,8 +537,7 @@ SURFACE: Surface = {
             "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
             "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
             "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, "
-            "enable_deterministic_inference=, "
-            "enable_memory_saver=, ...)"
+            "enable_deterministic_inference=, rl_on_policy_target=, ...)"
         ),
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",

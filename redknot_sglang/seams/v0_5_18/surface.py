@@ -51,7 +51,7 @@ SURFACE: Surface = changed(
                 "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
                 "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
                 "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, startup_weight_load_mode=, "
-                "enable_deterministic_inference=, enable_memory_saver=, ...)"
+                "enable_deterministic_inference=, rl_on_policy_target=, ...)"
             ),
         },
     },
