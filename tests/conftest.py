@@ -57,6 +57,8 @@ _LONG = (
 )
 # Files whose tests ask the same shared servers run on one worker: by the name of one of them.
 _TOGETHER = {
+    "tests/serving/test_release.py": "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_sessions.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_status.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_stock_parity.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_eval_command.py": "tests/serving/test_sglang_kits.py",
