@@ -50,10 +50,13 @@ def generate(server: Server, params: dict[str, Any] | None = None) -> requests.R
 
 def test_a_hit_is_a_miss_whoever_reads_it(server: Server) -> None:
     cold = ask(server, PROMPT, 4)
-    for _ in range(TIMES):
+    # The system chooses who gets a connection, and one of them may get many in a row.
+    for asked in range(20 * TIMES):
         warm = ask(server, PROMPT, 4)
         assert warm.cached == len(PROMPT) - 1
         agree(warm, cold, 1e-4)
+        if asked >= TIMES and len(readers(server)) == 2:
+            break
     assert len(readers(server)) == 2, "both processes must have been asked"
 
 
