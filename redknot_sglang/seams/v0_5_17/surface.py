@@ -542,7 +542,7 @@ SURFACE: Surface = {
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",
         "ServerArgs.get_model_config": "(self)",
-        "ServerArgs.get_tokenizer_worker_class": None,
+        "ServerArgs.get_tokenizer_worker_class": "(self)",
         "RADIX_EVICTION_POLICY_CHOICES": None,
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
