@@ -119,7 +119,7 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     ),
     "a memory saver on a CPU": (["--device=cpu", "--enable-memory-saver"], "gives back memory of NVIDIA GPUs"),
     "a memory saver on a prefill server": (
-        ["--device=cuda", "--enable-memory-saver", "--disaggregation-mode=prefill"],
+        ["--enable-memory-saver", "--disaggregation-mode=prefill"],
         "the other server has the addresses of the pools",
     ),
     "deterministic inference": (["--enable-deterministic-inference"], "cuts its sums depends on the batch"),
