@@ -48,6 +48,7 @@ _LONG = (
     "tests/serving/test_capacity.py",
     "tests/serving/test_compose.py",
     "tests/serving/test_updates.py",
+    "tests/serving/test_tokenizer_workers.py",
     "tests/serving/test_bad_input.py",
     "tests/kernels/test_triton_interpreted.py",
     "tests/serving/test_windowed_map.py",
