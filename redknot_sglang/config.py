@@ -22,9 +22,15 @@ WHY_NO_REPAIR = (
     "this server has no repair policy of its own: none passed in a certificate beside the head map, and the map names no retrieval "
     "heads (`redknot profile --retrieval` finds them)"
 )
+# Which weights a server computes with: those that it started with, others that came whole, or nobody knows.
+STARTED, UPDATED, UNKNOWN = "started", "updated", "unknown"
 _UPDATED = (
     "the weights were updated while the server ran, and a certificate is about those that it started with: start a server "
     "with the new weights to have them checked"
+)
+_UNKNOWN = (
+    "an update of the weights ended halfway, or they were released without a copy, so these are no model's: load a whole checkpoint "
+    "with /update_weights_from_disk, or start the server again"
 )
 
 
@@ -39,6 +45,7 @@ class Certification:
     enforced: whether the server refuses what is not certified; false under `--redknot-uncertified`.
     by_definition: the part of `policies` that needs no measurement: `exact` if the map has no local head, because that is
         what stock SGLang computes, whatever the weights are.
+    weights: STARTED, UPDATED or UNKNOWN.
     """
 
     digest: str | None = None
@@ -46,10 +53,18 @@ class Certification:
     reason: str | None = None
     enforced: bool = True
     by_definition: tuple[str, ...] = ()
+    weights: str = STARTED
 
-    def after_update(self) -> Certification:
-        """The same once the weights in the running server were replaced: only `by_definition` is still certified."""
-        return replace(self, digest=None, policies=self.by_definition, reason=_UPDATED)
+    def with_weights(self, weights: str) -> Certification:
+        """The same for a running server whose weights are others now.
+
+        weights: UPDATED, and only `by_definition` is still certified, or UNKNOWN, and nothing is; STARTED changes nothing, for nobody
+            can say that those are back.
+        """
+        if weights in (STARTED, self.weights):
+            return self
+        policies, reason = (self.by_definition, _UPDATED) if weights == UPDATED else ((), _UNKNOWN)
+        return replace(self, digest=None, policies=policies, reason=reason, weights=weights)
 
     def covers(self, policy: str) -> bool:
         """Whether answers under `policy` are certified.
@@ -76,6 +91,7 @@ class Certification:
             "digest": self.digest,
             "policies": list(self.policies),
             "uncertified_allowed": not self.enforced,
+            "weights": self.weights,
             "reason": self.reason,
         }
 

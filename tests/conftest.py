@@ -48,6 +48,7 @@ _LONG = (
     "tests/serving/test_capacity.py",
     "tests/serving/test_compose.py",
     "tests/serving/test_updates.py",
+    "tests/serving/test_tokenizer_workers.py",
     "tests/serving/test_bad_input.py",
     "tests/kernels/test_triton_interpreted.py",
     "tests/serving/test_windowed_map.py",
@@ -58,6 +59,8 @@ _LONG = (
 )
 # Files whose tests ask the same shared servers run on one worker: by the name of one of them.
 _TOGETHER = {
+    "tests/serving/test_release.py": "tests/serving/test_sglang_kits.py",
+    "tests/serving/test_sessions.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_status.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_stock_parity.py": "tests/serving/test_sglang_kits.py",
     "tests/serving/test_eval_command.py": "tests/serving/test_sglang_kits.py",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class AskedQueries:
     heads: the map of this rank (`Ranks.share`), whose retrieval heads may be none.
     group: query heads for each of its KV heads.
     head_dim, dtype, device: as of the class buffers.
+    region: makes a context in which room for `rows` is taken. What is taken there may be lost while no request runs; then `clear` is called.
 
     Attributes:
 
@@ -50,10 +52,18 @@ class AskedQueries:
     """
 
     def __init__(
-        self, slots: int, heads: HeadMap, group: int, head_dim: int, dtype: torch.dtype, device: str | torch.device
+        self,
+        slots: int,
+        heads: HeadMap,
+        group: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        region: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         check_retrieval(heads, group)
-        self.rows = torch.zeros(slots + 1, len(heads.retrieval), head_dim, dtype=dtype, device=device)
+        with region():
+            self.rows = torch.zeros(slots + 1, len(heads.retrieval), head_dim, dtype=dtype, device=device)
         self.scale = 0.0
         self._addresses: Tensor | None = None
         self.heads = [(layer, heads.global_heads(layer).index(head // group)) for layer, head in heads.retrieval]
@@ -66,6 +76,10 @@ class AskedQueries:
             layer: (torch.tensor(kept, device=device), torch.tensor(asked, device=device))
             for layer, (kept, asked) in columns.items()
         }
+
+    def clear(self) -> None:
+        """Make all rows 0, as they were at first."""
+        self.rows.zero_()
 
     def addresses(self, global_kv: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
         """Of each retrieval head the address of its layer's keys, its KV head's place among the layer's global heads, and their

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.relocation import RelocationQueue
-from redknot_sglang.seams.sglang import KVCache, SWAKVPool
+from redknot_sglang.seams.sglang import GPU_MEMORY_TYPE_KV_CACHE, KVCache, SWAKVPool
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ class ClassBuffers:
             [buffer.nbytes for buffer in buffers],
             [buffer[0].nbytes for buffer in buffers],
         )
+
+    def clear(self) -> None:
+        """Make all K and V 0, as they were at first."""
+        for buffer in (*self.k, *self.v):
+            buffer.zero_()
 
     def to_host(self, slots: Tensor) -> list[Tensor]:
         """KV of some slots, of each buffer `[n, width, head_dim]` on the host. slots: int64 [n]."""
@@ -106,6 +112,8 @@ class HeadClassPool(SWAKVPool):
     group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
     rank, ranks: number of this tensor-parallel rank, and how many there are.
     dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
+    enable_memory_saver: whether the buffers lie in memory that SGLang can give back and take again (`/release_memory_occupation`);
+        needs the package torch_memory_saver and a GPU.
 
     `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
     which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
@@ -127,6 +135,7 @@ class HeadClassPool(SWAKVPool):
         rank: int = 0,
         ranks: int = 1,
         dealing: Dealing | None = None,
+        enable_memory_saver: bool = False,
     ) -> None:
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
@@ -139,7 +148,7 @@ class HeadClassPool(SWAKVPool):
             dtype=dtype,
             layer_num=head_map.num_layers,
             device=device,
-            enable_memory_saver=False,
+            enable_memory_saver=enable_memory_saver,
         )
         layers = range(head_map.num_layers)
         self.head_map = head_map
@@ -148,28 +157,36 @@ class HeadClassPool(SWAKVPool):
         self.size_swa = size_local
         self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
         self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width)
-        self.full_kv_pool = ClassBuffers(
-            size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
-        )
-        self.swa_kv_pool = ClassBuffers(
-            size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device
-        )
         self.full_to_swa_index_mapping: Tensor | None = None
         self.relocations = RelocationQueue()
+        region = partial(self.memory_saver_adapter.region, GPU_MEMORY_TYPE_KV_CACHE)
         self.probes: ProbeBuffers | None = None
-        if probe_width:
-            # On every rank, since all of them take part in a choice; some may have no global heads in the probe layer.
-            width = spread.own_probe_width(rank, probe_width)
-            self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, dtype, device)
+        with region():
+            self.full_kv_pool = ClassBuffers(
+                size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
+            )
+            self.swa_kv_pool = ClassBuffers(
+                size_local, [head_map.num_local(layer) for layer in layers], head_dim, dtype, device
+            )
+            if probe_width:
+                # On every rank, since all of them take part in a choice; some may have no global heads in the probe layer.
+                width = spread.own_probe_width(rank, probe_width)
+                self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, dtype, device)
         self.asked: AskedQueries | None = None
         if self.whole_map.retrieval:
             # On every rank, since all of them take part in a choice; some may have no retrieval heads.
-            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, dtype, device)
+            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, dtype, device, region)
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(
             "Head-class KV pool: %.2f GiB, %d global and %d local slots", self.mem_usage, size_global, size_local
         )
+
+    def clear(self) -> None:
+        """Make all buffers 0, as they were at first; no slot may be in use. Memory that was given back and taken again holds anything."""
+        for buffers in (self.full_kv_pool, self.swa_kv_pool, self.probes, self.asked):
+            if buffers is not None:
+                buffers.clear()
 
     @property
     def post_capture_active(self) -> bool:

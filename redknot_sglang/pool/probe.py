@@ -55,6 +55,11 @@ class ProbeBuffers:
         self.asked = torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device)
         self.got = torch.zeros_like(self.asked)
 
+    def clear(self) -> None:
+        """Make all rows 0, as they were at first."""
+        self.asked.zero_()
+        self.got.zero_()
+
     def store(self, slots: Tensor, asked: Tensor, got: Tensor) -> None:
         """Keep rows.
 

@@ -319,14 +319,15 @@ class HeadClassRadixCache(StoredCache):
     def _save(self, req: Any) -> None:
         """Give the host tier what it should have of a request's path.
 
-        The path of a segmented request is of use to a prompt of the very same beginning only. It is copied when a
-        second one has come.
+        The path of a segmented request is of use to a prompt of the very same beginning only. Of it as much is copied as a second one
+        has gone on from, which may be no more than the lead that all prompts have; or all, where such paths count as used
+        (`own_paths.py`).
         """
         state = state_of(req)
         if self.disable or not self.has_host_tier or (state.plan is not None and not state.start):
             self._wanted.clear()
             return
-        self._save_path(req.last_node)
+        self._save_path(req.last_node, None if state.plan is None else state.worth)
 
     def check_hicache_events(self) -> None:
         """Called in each step of the scheduler with a host tier: see what copies are done, and what turns cold."""

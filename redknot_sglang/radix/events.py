@@ -14,8 +14,9 @@ SGLang's own hashes.
 from __future__ import annotations
 
 import heapq
+import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -56,9 +57,10 @@ def block_hashes(tokens: Iterable[int], before: str | None) -> list[str]:
     return found
 
 
-def number_of(block_hash: str) -> int:
-    """A hash as events have it: its first 64 bits as a signed number."""
-    return int.from_bytes(bytes.fromhex(block_hash[:16]), "big", signed=True)
+def numbers_of(hashes: Sequence[str]) -> list[int]:
+    """Hashes as events have them: the first 64 bits of each as a signed number."""
+    # All at once: with page size 1 every token is a block, and the scheduler makes its numbers between two steps.
+    return list(struct.unpack(f">{len(hashes)}q", bytes.fromhex("".join([value[:16] for value in hashes]))))
 
 
 class Events:
@@ -184,7 +186,7 @@ class Events:
     def _remove(self, node: Any, wanted: set[Any]) -> None:
         _, told = self._told.get(node.id, (node, set()))
         for medium in sorted(told - wanted):
-            self._queue.append(BlockRemoved(block_hashes=_blocks(node), medium=medium))
+            self._queue.append(BlockRemoved(block_hashes=numbers_of(node.hash_value), medium=medium))
             told.discard(medium)
         if not told:
             self._told.pop(node.id, None)
@@ -196,8 +198,8 @@ class Events:
             above = node.parent
             self._queue.append(
                 BlockStored(
-                    block_hashes=_blocks(node),
-                    parent_block_hash=None if above is self._core.root_node else number_of(above.hash_value[-1]),
+                    block_hashes=numbers_of(node.hash_value),
+                    parent_block_hash=None if above is self._core.root_node else numbers_of(above.hash_value[-1:])[0],
                     token_ids=list(node.key.token_ids[: len(node.key)]),
                     block_size=1,
                     lora_id=None,
@@ -217,10 +219,6 @@ class Events:
             at_root = below.parent is self._core.root_node
             prior = first_hash(below.key.extra_key) if at_root else below.parent.hash_value[-1]
             below.hash_value = block_hashes(below.key.token_ids[: len(below.key)], prior)
-
-
-def _blocks(node: Any) -> list[int]:
-    return [number_of(value) for value in node.hash_value]
 
 
 def _depth(node: Any) -> int:

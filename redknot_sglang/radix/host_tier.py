@@ -52,10 +52,11 @@ class HostTierCache(UnifiedRadixCache):
         self._wanted.add(action.node_ids[-1])
         return 0
 
-    def _save_path(self, node_id: int) -> bool:
+    def _save_path(self, node_id: int, limit: int | None = None) -> bool:
         """Copy to the host what it should have of a path that has just been cached, the beginning first.
 
         node_id: where the path ends. Nothing is copied behind a node for which the host has no room.
+        limit: a position; of nodes that go on behind it nothing is copied. None for none.
         Returns whether anything is being copied.
         """
         wanted, self._wanted = self._wanted, set()
@@ -65,9 +66,12 @@ class HostTierCache(UnifiedRadixCache):
             node = node.parent
         path.reverse()
         end = max((at for at, node in enumerate(path, 1) if node.id in wanted), default=0)
-        copied = False
+        copied, stop = False, 0
         with self.cache_controller.together():
             for at, node in enumerate(path):
+                stop += len(node.key)
+                if limit is not None and stop > limit:
+                    break
                 if not node.backuped:
                     is_done = has_begun = at < end and self._copy(node)
                 elif self.local_heads.lacks_copy(node):

@@ -40,8 +40,8 @@ class SavedCache(HostTierCache):
             self.store.clear()
         return self.store is not None
 
-    def _save_path(self, node_id: int) -> bool:
-        copied = super()._save_path(node_id)
+    def _save_path(self, node_id: int, limit: int | None = None) -> bool:
+        copied = super()._save_path(node_id, limit)
         if copied and self.store is not None:
             self._unsaved[node_id] = None
         return copied

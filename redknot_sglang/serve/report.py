@@ -7,10 +7,12 @@ docs/serving.md explains the keys of the report.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from redknot_sglang.config import STARTED
 from redknot_sglang.plan.arithmetic import Arithmetic
 from redknot_sglang.plan.gather import Stretch
 from redknot_sglang.plan.request import is_isolated, state_of
@@ -27,6 +29,7 @@ class Reports:
     arithmetic: counts the operations of prefill on all ranks; None if the server cannot serve segmented requests.
     classes, segments: the metrics to keep up to date; None on a server without metrics.
     prefills: whether prompts are computed here. A decode server says nothing of what they took: their prefill server does.
+    weights: says which weights this server computes with now, as in `Certification`.
     """
 
     def __init__(
@@ -36,15 +39,16 @@ class Reports:
         classes: ClassMetrics | None = None,
         segments: SegmentMetrics | None = None,
         prefills: bool = True,
+        weights: Callable[[], str] = lambda: STARTED,
     ) -> None:
-        self._tree, self._arithmetic, self._prefills = tree, arithmetic, prefills
+        self._tree, self._arithmetic, self._prefills, self._weights = tree, arithmetic, prefills, weights
         self._classes, self._segments = classes, segments
         self._cost: ClassBytes = tree.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
 
     def request_ended(self, req: Any) -> None:
         """A request has ended: give it its report, and count it if it was segmented or computed a segment."""
         arithmetic, (window, sink) = self._arithmetic, self._tree.local_reach
-        report = report_request(req, window, sink, self._cost, arithmetic, self._prefills)
+        report = report_request(req, window, sink, self._cost, arithmetic, self._prefills, self._weights())
         if self._segments is None or arithmetic is None:
             return
         if is_isolated(req):
@@ -71,7 +75,13 @@ def sequence_bytes(length: int, window: int, sink: int, cost: ClassBytes) -> int
 
 
 def report_request(
-    req: Any, window: int, sink: int, cost: ClassBytes, arithmetic: Arithmetic | None = None, prefills: bool = True
+    req: Any,
+    window: int,
+    sink: int,
+    cost: ClassBytes,
+    arithmetic: Arithmetic | None = None,
+    prefills: bool = True,
+    weights: str = STARTED,
 ) -> dict[str, Any] | None:
     """Attach the report to a finished request and return it. Returns None for one that was retracted, since it goes on
     later.
@@ -83,6 +93,8 @@ def report_request(
     arithmetic: counts the operations of prefill; None where the server cannot serve segmented requests, and then exact
         ones have no such counts.
     prefills: as for `Reports`.
+    weights: those that the answer was computed with. The report says so if they are not those of the start: the processes that have
+        the tokenizer, of which there may be several, do not all hear of an update.
 
     SGLang passes custom values on as a list with an entry for each output token, cut where a stop string cuts the
     output. So every entry is the report, and `hooks/v0_5_17/tokenizer.py` makes the list into the object that callers
@@ -101,6 +113,8 @@ def report_request(
         "kv_bytes": sequence_bytes(length, window, sink, cost),
         "stock_kv_bytes": length * cost.stock,
     }
+    if weights != STARTED:
+        report["weights"] = weights
     if not prefills:
         # Of the prompt this server knows what it was told: how much of it was cached.
         del report["computed_tokens"], report["computed_rows"]

@@ -77,6 +77,7 @@ def test_what_fits_is_certified(tmp_path: Path) -> None:
         "digest": digest,
         "policies": ["exact", "blend:0.08"],
         "uncertified_allowed": False,
+        "weights": "started",
         "reason": None,
     }
     assert found.report("exact") == {"certified": True, "certificate": digest}

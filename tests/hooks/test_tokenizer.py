@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller hands to SGLang's tokenizer manager stays as it was."""
+"""What a caller hands to SGLang's tokenizer manager stays as it was, and what comes back says what it was computed with."""
 
 from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang import active
-from redknot_sglang.config import RedKnotConfig
+from redknot_sglang.config import UNKNOWN, UPDATED, Certification, RedKnotConfig
 from redknot_sglang.hooks.v0_5_17 import tokenizer
 from redknot_sglang.plan.request import state_of, take_options
 
@@ -120,3 +121,22 @@ def test_what_the_server_prefers_is_not_lost_to_our_options() -> None:
     # What a request says itself counts instead, as in stock SGLang.
     assert ask([1, 2], {"other": 2}, preferred)[1] == {"other": 2}
     assert preferred == {"custom_params": {"mine": 1, "redknot_repair": "boundary:2"}}
+
+
+def test_a_process_that_did_not_hear_of_an_update_hears_of_it_by_the_next_answer() -> None:
+    """There may be several that read requests, and an update goes through one of them."""
+    made, certified = manager(), Certification("digest", ("exact", "none"))
+    active.attach(made.server_args, RedKnotConfig(Path("map.json"), repair="none", certification=certified))
+    said: list[dict[str, Any]] = [{}, {"weights": UPDATED}, {}, {"weights": UNKNOWN}]
+
+    async def generate(manager: Any, obj: Any) -> AsyncIterator[Any]:
+        for weights in said:
+            yield {"meta_info": {"redknot": [None, {"mode": "exact", **weights}]}}
+
+    async def ask_all() -> list[Any]:
+        return [answer async for answer in hook("generate_request")(generate, made, SimpleNamespace())]
+
+    reports = [answer["meta_info"]["redknot"] for answer in asyncio.run(ask_all())]
+    assert [report["certified"] for report in reports] == [True, False, False, False]
+    config = active.config_of(made.server_args)
+    assert config is not None and config.certification == certified.with_weights(UNKNOWN)

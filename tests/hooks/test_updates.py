@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang.srt.managers.io_struct import FlushCacheReqInput, UnloadLoRAAdapterReqInput, UpdateWeightFromDiskReqInput
+from sglang.srt.managers.io_struct import (
+    FlushCacheReqInput,
+    ReleaseMemoryOccupationReqInput,
+    UnloadLoRAAdapterReqInput,
+    UpdateWeightFromDiskReqInput,
+)
 
-from redknot_sglang import active
-from redknot_sglang.config import Certification, RedKnotConfig
 from redknot_sglang.hooks.v0_5_17 import updates
 from redknot_sglang.plan.request import RequestState
 
 UPDATE = UpdateWeightFromDiskReqInput(model_path="m")
 UNLOAD = UnloadLoRAAdapterReqInput(lora_name="a", lora_id="1")
-CERTIFIED = Certification("digest", ("exact", "none"), by_definition=("exact",))
 
 
 def hook(name: str) -> Any:
@@ -75,6 +74,17 @@ def test_an_update_beside_clients_is_as_in_stock(scheduler: Scheduler) -> None:
     assert handled == [[UPDATE]]
 
 
+def test_a_release_of_memory_waits_as_well() -> None:
+    """SGLang ends the scheduler that is told to while it works."""
+    scheduler, handled, message = Scheduler(ISOLATED), list[list[Any]](), ReleaseMemoryOccupationReqInput()
+    hold = hook("process_input_requests")
+    hold(lambda scheduler, messages: handled.append(messages), scheduler, [message])
+    assert handled == []
+    scheduler.running_batch = batch()
+    hold(lambda scheduler, messages: handled.append(messages), scheduler, [])
+    assert handled == [[message]]
+
+
 def test_a_paused_scheduler_holds_nothing_back() -> None:
     scheduler, handled = Scheduler(ISOLATED), list[list[Any]]()
     scheduler._engine_paused = True
@@ -105,48 +115,3 @@ def test_a_flush_waits_where_no_client_does(running: tuple[Any, ...], given: flo
     scheduler = Scheduler(*running)
     wrapper, message = SimpleNamespace(_is_fully_idle=scheduler.is_fully_idle), FlushCacheReqInput(timeout_s=given)
     assert hook("handle")(lambda wrapper, message: message.timeout_s, wrapper, message) == expected
-
-
-@pytest.mark.parametrize("worked", [True, False])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "update_weights_from_disk",
-        "update_weights_from_distributed",
-        "update_weights_from_tensor",
-        "update_weights_from_ipc",
-    ],
-)
-def test_answers_are_no_longer_certified(name: str, worked: bool) -> None:
-    manager = SimpleNamespace(server_args=SimpleNamespace())
-    active.attach(manager.server_args, RedKnotConfig(Path("map.json"), certification=CERTIFIED))
-
-    async def update(manager: Any, obj: Any) -> tuple[bool, str]:
-        return worked, "message"
-
-    assert asyncio.run(hook(name)(update, manager, "obj")) == (worked, "message")
-    config = active.config_of(manager.server_args)
-    assert config is not None
-    assert config.certification.covers("exact") and config.certification.covers("none") is not worked
-
-
-def test_what_is_derived_from_weights_follows_them() -> None:
-    followed: list[Any] = []
-    backend = SimpleNamespace(follow_weights=followed.append)
-    runner = SimpleNamespace(attn_backend=backend, model="model")
-    shown: list[Any] = []
-    stopped: list[str] = []
-    scheduler = SimpleNamespace(
-        server_args=SimpleNamespace(),
-        tp_worker=SimpleNamespace(model_runner=runner),
-        tree_cache=SimpleNamespace(
-            certification_metric=SimpleNamespace(update=shown.append), store="store", stop_store=stopped.append
-        ),
-    )
-    config = RedKnotConfig(Path("map.json"), certification=CERTIFIED)
-    active.attach(scheduler.server_args, config)
-    hook("flush_cache_after_weight_update")(None, SimpleNamespace(scheduler=scheduler), "message")
-    expected = replace(config, certification=CERTIFIED.after_update())
-    assert followed == ["model"] and shown == [expected] and active.config_of(scheduler.server_args) == expected
-    assert expected.certification.policies == ("exact",) and expected.certification.digest is None
-    assert len(stopped) == 1, "the store is of the weights that the server started with"

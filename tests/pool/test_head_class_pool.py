@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.class_heads import ClassHeads, Split
@@ -83,3 +85,55 @@ def test_the_ranks_together_hold_what_one_rank_holds(ranks: int) -> None:
 def test_whole_token_buffers_do_not_exist() -> None:
     with pytest.raises(TypeError, match="per head class"):
         make_pool(MAP).get_key_buffer(0)
+
+
+class Region(TorchDispatchMode):
+    """Stands for SGLang's adapter of torch_memory_saver; knows all tensors that were made in its regions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[torch.Tensor] = []
+        self.tags: set[str] = set()
+
+    def region(self, tag: str) -> Region:
+        self.tags.add(tag)
+        return self
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.made.append(result)
+        return result
+
+
+def test_what_slots_hold_and_no_more_lies_in_memory_that_can_be_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost with it is made 0 again by `clear`, and nothing else may be lost."""
+    from sglang.srt.utils.torch_memory_saver_adapter import TorchMemorySaverAdapter
+
+    regions, asked_for = Region(), list[bool]()
+    monkeypatch.setattr(
+        TorchMemorySaverAdapter,
+        "create",
+        lambda enable: asked_for.append(enable) or regions,  # type: ignore[func-returns-value]
+    )
+    head_map = replace(MAP, retrieval=((2, 1), (2, 3)))
+    pool = HeadClassPool(10, 6, head_map, DIM, torch.float32, "cpu", 4, group=2, enable_memory_saver=True)
+    assert pool.probes is not None and pool.asked is not None
+    buffers = [
+        *pool.full_kv_pool.k,
+        *pool.full_kv_pool.v,
+        *pool.swa_kv_pool.k,
+        *pool.swa_kv_pool.v,
+        pool.probes.asked,
+        pool.probes.got,
+        pool.asked.rows,
+    ]
+    assert asked_for == [True] and regions.tags == {"kv_cache"}
+    inside = {tensor.data_ptr() for tensor in regions.made if tensor.numel()}
+    assert inside == {buffer.data_ptr() for buffer in buffers if buffer.numel()}
+    kept = [tensor for pair in pool.asked._columns.values() for tensor in pair]
+    assert kept and not inside & {tensor.data_ptr() for tensor in kept}
+    for buffer in buffers:
+        buffer.fill_(1)
+    pool.clear()
+    assert not any(bool(buffer.any()) for buffer in buffers)

@@ -12,7 +12,7 @@ from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from redknot_sglang.plan.identity import WHOLE
-from redknot_sglang.radix.events import Events, block_hashes, first_hash, number_of
+from redknot_sglang.radix.events import Events, block_hashes, first_hash, numbers_of
 from redknot_sglang.radix.paths import reusable_tokens
 from tests.radix import test_host_property, test_tree_property
 from tests.radix.host_simulation import HostSimulation
@@ -69,7 +69,7 @@ class Subscriber:
 
 
 def hashes(tokens: Sequence[int], namespace: str | None) -> list[int]:
-    return [number_of(value) for value in block_hashes(tokens, first_hash(namespace))]
+    return numbers_of(block_hashes(tokens, first_hash(namespace)))
 
 
 def paths(tree: Any) -> Iterator[tuple[Any, list[int]]]:
@@ -181,7 +181,7 @@ def test_hashes_are_sglangs() -> None:
     found = block_hashes([1, 2, 70000], None)
     assert found == EXPECTED
     assert block_hashes([2, 70000], found[0]) == found[1:]
-    assert [number_of(value) for value in found] == NUMBERS
+    assert numbers_of(found) == NUMBERS and numbers_of([]) == []
 
 
 def test_blocks_of_tenants_are_not_alike() -> None:

@@ -123,15 +123,24 @@ def test_write_through_selective_waits_for_a_second_use() -> None:
     assert moved(simulation, Move.BACKED_UP)[0] >= 50
 
 
-def test_segmented_paths_go_to_the_host_when_a_second_request_has_come() -> None:
+def test_of_segmented_paths_goes_to_the_host_what_a_second_request_has_gone_on_from() -> None:
+    """The same prompt again, and before that one that has nothing but the lead in common."""
     simulation = simulate()
-    for start, copied in ((0, 0), (49, 50)):
-        req = simulation.admit(list(range(50)), "")
+    lead, first, second = list(range(20)), list(range(100, 130)), list(range(200, 230))
+    # The second finds the sink, and the third the tail that the second left where they part.
+    for prompt, start, copied in (
+        (lead + first, 0, 0),
+        (lead + second, SINK, SINK),
+        (lead + first[::-1], 20, 20),
+        (lead + second, 49, 49),
+    ):
+        req = simulation.admit(prompt, "")
         # A request whose plan keeps nothing of it from the tree's ordinary business.
         req.redknot.plan = _Plan()  # type: ignore[assignment]
         assert req.redknot.start == start
         simulation.prefill(req, 100)
         simulation.finish(req)
+        simulation.notice()
         assert moved(simulation, Move.BACKED_UP)[0] == copied
 
 

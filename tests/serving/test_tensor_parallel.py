@@ -8,12 +8,14 @@ The map's global heads would all be on the first rank, so they are dealt out.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from safetensors.torch import load_file, save_file
 
 from redknot_sglang.heads import HeadMap
 from tests.serving import harness
@@ -159,6 +161,27 @@ def test_a_rank_without_retrieval_heads_takes_part(one: Server, maps: tuple[Path
             assert answer.logprobs == pytest.approx(rest.logprobs, abs=TOLERANCE)
         check_no_leak(server)
     assert decided > len(sent) // 2
+
+
+def test_an_update_that_fails_halfway_is_said_until_a_whole_checkpoint_comes(two: Server, tmp_path: Path) -> None:
+    """The last layer's weights are packed, and cannot be dealt out. What was cached before is of other weights."""
+    folder, prompt = tmp_path / "model", noise(random.Random("halfway"), 200)
+    shutil.copytree(harness.MODEL, folder, ignore=shutil.ignore_patterns("*certificate*"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.5.self_attn.q_proj."
+    weights[name + "qweight"] = weights.pop(name + "weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    two.generate(prompt, 1)
+    response = two.post("/update_weights_from_disk", {"model_path": str(folder)})
+    assert response.status_code == 400 and "is no weight of attention as it is known" in response.text
+    state = two.get("/redknot/status")["certificate"]
+    assert state["weights"] == "unknown" and not state["certified"] and "load a whole checkpoint" in state["reason"]
+    report = two.generate(prompt, 1)["meta_info"]["redknot"]
+    assert (report["weights"], report["certified"], report["cached_tokens"]) == ("unknown", False, 0)
+    two.post("/update_weights_from_disk", {"model_path": str(harness.MODEL)}).raise_for_status()
+    report = two.generate(prompt, 1)["meta_info"]["redknot"]
+    assert (report["weights"], report["cached_tokens"]) == ("updated", 0)
+    assert two.get("/redknot/status")["certificate"]["weights"] == "updated"
 
 
 def test_weights_that_are_loaded_again_are_dealt_out_again(one: Server, two: Server) -> None:

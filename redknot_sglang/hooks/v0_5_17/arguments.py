@@ -18,8 +18,8 @@ from redknot_sglang.config import WHY_NO_REPAIR, Certification, RedKnotConfig
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, SeamError
 from redknot_sglang.flags import add_cli_args, make_config, take_options
-from redknot_sglang.hooks.v0_5_17 import registries
-from redknot_sglang.hooks.v0_5_17.refusals import ARGUMENTS, Arguments, refuse_unsupported
+from redknot_sglang.hooks.v0_5_17 import registries, workers
+from redknot_sglang.hooks.v0_5_17.refusals import ARGUMENTS, Arguments, refuse_first, refuse_unsupported
 from redknot_sglang.plan.policies import WHY_NOT_APART, WITHOUT_PROBES, listed, parse_repair
 from redknot_sglang.pool.asked import WHY_NO_RETRIEVAL, check_retrieval
 from redknot_sglang.pool.probe import WHY_NO_PROBES, probe_width
@@ -62,12 +62,14 @@ def _constructing(refused: Arguments) -> Callable[..., None]:
         from redknot_sglang import seams
 
         seams.verify()
+        refuse_first(kwargs)
         registries.register()
         active.attach(self, config)
         original(self, *args, **_with_forced(kwargs))
         chosen = config.repair is not None
         config = _with_default_repair(self, config)
         _check(self, config, refused)
+        workers.bring_plugins(self)
         # Last, for it reads weights.
         active.attach(self, replace(config, certification=_certify(self, config, chosen)))
 

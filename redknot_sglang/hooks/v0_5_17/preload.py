@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from redknot_sglang import active
+from redknot_sglang.certificate.check import refusal
+from redknot_sglang.config import STARTED, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.hooks.v0_5_17.inspect import inventory_of
 from redknot_sglang.plan.request import state_of, take_options
@@ -68,7 +70,8 @@ _CALLS = {WANT: _want, LIST: _list, FORGET: _forget}
 
 def mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
     """Before the request is matched for the first time. scheduler: SGLang's Scheduler. req: its Req."""
-    if active.config_of(scheduler.server_args) is None:
+    config = active.config_of(scheduler.server_args)
+    if config is None:
         return
     options = req.sampling_params.custom_params or {}
     if options.get(PRELOAD_OPTION):
@@ -77,6 +80,18 @@ def mark_preload(scheduler: Any, req: Any, *args: Any, **kwargs: Any) -> None:
         # On a prefill server it goes to no decode server, and SGLang takes it for a warm-up, whose KV it does not keep.
         req.skip_radix_cache_insert = False
     take_options(req)
+    _refuse_uncertified(config, req)
+
+
+def _refuse_uncertified(config: RedKnotConfig, req: Any) -> None:
+    """The process that has read a request may not have heard yet that the weights are others. What runs already goes on."""
+    state, found = state_of(req), config.certification
+    if found.weights == STARTED or not found.enforced or state.plan is None or req.output_ids:
+        return
+    name = config.certified_name(state.plan.repair.name)
+    if not found.covers(name):
+        state.plan = None
+        req.set_finish_with_abort(refusal(found, name))
 
 
 SEAMS = (
@@ -90,6 +105,7 @@ SEAMS = (
         "managers.scheduler.Scheduler._add_request_to_queue",
         mark_preload,
         "before",
-        "requests that compute segments ahead of time are marked, and our options are kept from logit processors",
+        "requests that compute segments ahead of time are marked, our options are kept from logit processors, and what is no longer "
+        "certified is refused",
     ),
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
@@ -52,16 +53,49 @@ ARGUMENTS: Arguments = (
     ("enable_flexkv", (False,), "FlexKV reads whole-token KV buffers"),
     ("enable_hisparse", (False,), "HiSparse replaces the KV pool"),
     ("enable_unified_memory", (False,), "the unified memory pool replaces the KV pool"),
-    ("enable_session_radix_cache", (False,), "session references do not cover local slots yet"),
-    ("enable_streaming_session", (False,), "streaming sessions keep slots outside the tree"),
-    ("enable_memory_saver", (False,), "the head-class pool cannot be paused and resumed yet"),
+    (
+        "enable_session_radix_cache",
+        (False,),
+        "it makes what open sessions refer to go last, and the order in which KV per head class goes looks at no session; sessions work "
+        "without it",
+    ),
+    (
+        "enable_streaming_session",
+        (False,),
+        "between its turns a streaming session keeps its KV outside the prefix cache, where SGLang counts local slots as one run up to "
+        "the end, while local heads keep the first tokens too; ordinary sessions work without it",
+    ),
     ("enable_pdmux", (False,), "PD multiplexing shares one attention plan between streams"),
     ("enable_two_batch_overlap", (False,), "two-batch overlap needs two attention plans at a time"),
-    ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
+    (
+        "enable_deterministic_inference",
+        (False,),
+        "an answer must be the same to the last bit whatever else is in its batch, and how attention per head class cuts its sums "
+        "depends on the batch",
+    ),
+    ("rl_on_policy_target", (None,), "it makes inference deterministic, as --enable-deterministic-inference does"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
     ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
-    ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
+
+
+# Arguments whose values SGLang itself checks, by the attention backend that RedKnot names for it: these are refused before that.
+FIRST = ("enable_deterministic_inference", "rl_on_policy_target")
+
+
+def refuse_first(given: Mapping[str, Any]) -> None:
+    """Raises RedKnotError for an argument that SGLang would refuse for a backend that nobody has asked for.
+
+    given: arguments by name, before SGLang completes them.
+    """
+    for name, off, reason in ARGUMENTS:
+        if name in FIRST and given.get(name) not in (None, *off):
+            raise _not_with_redknot(name, given[name], reason)
+
+
+def _not_with_redknot(name: str, value: Any, reason: str) -> RedKnotError:
+    flag = "--" + name.replace("_", "-")
+    return RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
 
 
 def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments) -> None:
@@ -72,8 +106,7 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
     for name, off, reason in arguments:
         value = getattr(server_args, name, off[0])
         if value not in off:
-            flag = "--" + name.replace("_", "-")
-            raise RedKnotError(f"{flag} {value} cannot be used with --redknot yet: {reason}")
+            raise _not_with_redknot(name, value, reason)
     if server_args.hicache_storage_backend is not None and not server_args.enable_hierarchical_cache:
         raise RedKnotError(
             "--hicache-storage-backend needs --enable-hierarchical-cache with --redknot: the store is behind the host tier; add it"
@@ -90,6 +123,15 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         )
     if server_args.disaggregation_mode != "null":
         _refuse_apart(server_args)
+    if server_args.enable_memory_saver and server_args.device == "cpu":
+        raise RedKnotError(
+            "--enable-memory-saver cannot be used on a CPU: it gives back memory of NVIDIA GPUs; leave it out"
+        )
+    if server_args.tokenizer_worker_num > 1 and (server_args.api_key or server_args.admin_api_key):
+        raise RedKnotError(
+            "--api-key and --admin-api-key cannot be used with --tokenizer-worker-num over 1: SGLang asks for keys only where one process "
+            "reads requests, so everybody could list and delete what others have cached; use one worker, or a proxy that asks for the key"
+        )
     graphs = server_args.cuda_graph_config.prefill.backend
     if graphs not in ("breakable", "disabled"):
         # The others record attention itself, or pad the requests of a batch; our plans are for the rows there are.
@@ -116,6 +158,11 @@ def _refuse_apart(server_args: Any) -> None:
     mode = f"--disaggregation-mode {server_args.disaggregation_mode}"
     for bad, what, reason in (
         (server_args.dp_size > 1, f"--dp-size {server_args.dp_size}", "which rank has what was not tried"),
+        (
+            server_args.enable_memory_saver,
+            "--enable-memory-saver",
+            "the other server has the addresses of the pools, and to take them back and give them out again was not tried",
+        ),
         (
             envs.SGLANG_DISAGG_STAGING_BUFFER.get(),
             "SGLANG_DISAGG_STAGING_BUFFER",

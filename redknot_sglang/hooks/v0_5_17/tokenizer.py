@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from redknot_sglang import active
 from redknot_sglang.certificate.document import EXACT
-from redknot_sglang.config import Certification, RedKnotConfig
+from redknot_sglang.config import STARTED, Certification, RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.seams import Seam
 from redknot_sglang.serve.report_key import KEY
@@ -18,28 +19,32 @@ from redknot_sglang.serve.segment_calls import RESOLVED
 
 
 async def _one_report(original: Any, manager: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-    config = active.config_of(manager.server_args)
     # Certified is the base model, with its weights as they were when the server started.
     adapted = bool(getattr(args[0] if args else kwargs.get("obj"), "lora_path", None))
     async for response in original(manager, *args, **kwargs):
+        config = active.config_of(manager.server_args)
         if config is not None:
-            certification = Certification() if adapted else config.certification
             for item in response if isinstance(response, list) else [response]:
-                _collapse(item, config, certification)
+                config = _collapse(item, config, adapted)
+            active.attach(manager.server_args, config)
         yield response
 
 
-def _collapse(item: Any, config: RedKnotConfig, certification: Certification) -> None:
+def _collapse(item: Any, config: RedKnotConfig, adapted: bool) -> RedKnotConfig:
+    """Make the report of an answer one object. Returns the settings with what the report says of the server's weights."""
     meta = item.get("meta_info") if isinstance(item, dict) else None
     values = meta.pop(KEY, None) if meta else None
     reports = [value for value in values or () if value is not None]
     if meta is not None and reports:
         report = reports[-1]
+        config = replace(config, certification=config.certification.with_weights(report.get("weights", STARTED)))
+        certification = Certification() if adapted else config.certification
         name = config.certified_name(report["policy"]) if "policy" in report else EXACT
         meta[KEY] = {**report, **certification.report(name)}
         if "prompt_tokens" in report:
             # SGLang has counted what a repair policy left of the prompt; the client sent all of it.
             meta.update({name: report[name] for name in ("prompt_tokens", "cached_tokens")})
+    return config
 
 
 def _separator_token(result: Any, manager: Any, *args: Any, **kwargs: Any) -> None:

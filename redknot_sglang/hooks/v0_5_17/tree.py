@@ -42,10 +42,16 @@ def build_tree(context: Any) -> Any:
     decodes = context.server_args.disaggregation_mode == "decode"
     # Ranks compute and send shares of the same rows: one of them counts for all.
     counts = metered and get_parallel().tp_rank == 0
+
+    def weights() -> str:
+        config = active.config_of(context.server_args)
+        assert config is not None
+        return config.certification.weights
+
     tree: Any
     if context.disable_radix_cache:
         tree = HeadClassChunkCache(context.params)
-        tree.listeners = (Reports(tree, None if decodes else facts.arithmetic, prefills=not decodes),)
+        tree.listeners = (Reports(tree, None if decodes else facts.arithmetic, prefills=not decodes, weights=weights),)
     else:
         tree = HeadClassRadixCache(context.params, facts.arithmetic and facts.arithmetic.cost)
         if context.enable_hierarchical_cache:
@@ -57,7 +63,7 @@ def build_tree(context: Any) -> Any:
         tree.tiers = TierFigures(tree, cost, TierMetrics() if counts else None, stored)
         tree.tier_listeners = (tree.tiers,)
         tree.ages.told = tree.tiers.kv_left
-        tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments), tree.tiers)
+        tree.listeners = (tree.reuse, Reports(tree, facts.arithmetic, classes, segments, weights=weights), tree.tiers)
     tree.transfers = None
     if context.server_args.disaggregation_mode == "prefill":
         tree.transfers = TransferFigures(cost, TransferMetrics() if counts else None)

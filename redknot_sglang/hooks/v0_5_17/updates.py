@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's cache flushes, weight updates and adapter unloading: when they may happen, and what follows from new weights.
+"""SGLang's cache flushes, weight updates, releases of memory and adapter unloading: when they may happen.
 
 All of them need a scheduler that is idle, or free of an adapter. Clients make sure of that by waiting for their own answers.
 They cannot wait for isolated prefills, of which they know nothing, nor for the end of the step that gave their last
@@ -9,11 +9,9 @@ answer. So such a message is held back for that long, which is a step or two.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from redknot_sglang import active
 from redknot_sglang.plan.request import is_isolated
 from redknot_sglang.seams import Seam
 
@@ -42,6 +40,7 @@ def _hold_back(original: Any, scheduler: Any, messages: list[Any]) -> None:
 
 def _held_kinds() -> tuple[type, ...]:
     from redknot_sglang.seams.sglang import (
+        ReleaseMemoryOccupationReqInput,
         UnloadLoRAAdapterReqInput,
         UpdateWeightFromDiskReqInput,
         UpdateWeightsFromDistributedReqInput,
@@ -55,6 +54,7 @@ def _held_kinds() -> tuple[type, ...]:
         UpdateWeightsFromTensorReqInput,
         UpdateWeightsFromIPCReqInput,
         UnloadLoRAAdapterReqInput,
+        ReleaseMemoryOccupationReqInput,
     )
 
 
@@ -89,65 +89,17 @@ def _flush_after_the_step(original: Any, wrapper: Any, message: Any) -> Any:
     return original(wrapper, message)
 
 
-def _follow_weights(result: Any, updater: Any, *args: Any, **kwargs: Any) -> None:
-    """New weights are in place, and the cache has been emptied unless the client asked to keep it."""
-    scheduler = updater.scheduler
-    config = active.config_of(scheduler.server_args)
-    if config is None:
-        return
-    runner = scheduler.tp_worker.model_runner
-    runner.attn_backend.follow_weights(runner.model)
-    config = replace(config, certification=config.certification.after_update())
-    active.attach(scheduler.server_args, config)
-    if getattr(scheduler.tree_cache, "store", None) is not None:
-        # Its objects are of the weights that the server started with.
-        scheduler.tree_cache.stop_store("the weights were updated while the server ran")
-    metric = scheduler.tree_cache.certification_metric
-    if metric is not None:
-        metric.update(config)
-
-
-async def _no_longer_certified(original: Any, manager: Any, *args: Any, **kwargs: Any) -> Any:
-    """The tokenizer manager checks and reports certificates in a process of its own."""
-    result = await original(manager, *args, **kwargs)
-    config = active.config_of(manager.server_args)
-    if config is not None and result[0]:
-        active.attach(manager.server_args, replace(config, certification=config.certification.after_update()))
-    return result
-
-
 SEAMS = (
     Seam(
         "managers.scheduler.Scheduler.process_input_requests",
         _hold_back,
         "around",
-        "weight updates and the unloading of adapters wait for isolated prefills",
+        "weight updates, releases of memory and the unloading of adapters wait for isolated prefills",
     ),
     Seam(
         "managers.scheduler_components.flush_wrapper.SchedulerFlushWrapper.handle",
         _flush_after_the_step,
         "around",
         "a flush waits for the end of the step that gave the last answer",
-    ),
-    Seam(
-        "managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager.flush_cache_after_weight_update",
-        _follow_weights,
-        "after",
-        "what is derived from weights, and certified of them, follows an update",
-    ),
-    Seam(
-        "managers.tokenizer_manager.TokenizerManager.update_weights_from_disk",
-        _no_longer_certified,
-        "around",
-        "answers no longer say that they are certified",
-    ),
-    *(
-        Seam(
-            f"managers.tokenizer_control_mixin.TokenizerControlMixin.update_weights_from_{source}",
-            _no_longer_certified,
-            "around",
-            "answers no longer say that they are certified",
-        )
-        for source in ("distributed", "tensor", "ipc")
     ),
 )

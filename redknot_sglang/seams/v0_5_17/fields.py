@@ -83,7 +83,7 @@ FIELDS: Fields = {
         "SchedulerOutputStreamer": "server_args",
     },
     "managers.scheduler_components.weight_updater": {
-        "SchedulerWeightUpdaterManager": "scheduler",
+        "SchedulerWeightUpdaterManager": "scheduler tp_cpu_group",
     },
     "managers.tokenizer_manager": {
         "TokenizerManager": "model_config preferred_sampling_params server_args tokenizer",
@@ -128,7 +128,7 @@ FIELDS: Fields = {
         ),
     },
     "mem_cache.swa_memory_pool": {
-        "SWAKVPool": "full_kv_pool mem_usage post_capture_active swa_kv_pool",
+        "SWAKVPool": "full_kv_pool mem_usage memory_saver_adapter post_capture_active swa_kv_pool",
     },
     "mem_cache.unified_cache.components.full_component": {
         "FullComponent": "cache component_type tree_core",
@@ -181,13 +181,13 @@ FIELDS: Fields = {
     },
     "server_args": {
         "ServerArgs": (
-            "chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
-            "enable_hierarchical_cache enable_lora hicache_ratio hicache_size hicache_storage_backend "
+            "admin_api_key api_key chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
+            "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
-            "tp_size weight_cache_mode"
+            "tokenizer_worker_num tp_size weight_cache_mode"
         ),
     },
 }

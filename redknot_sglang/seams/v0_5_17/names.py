@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE, GPU_MEMORY_TYPE_WEIGHTS
     from sglang.srt.disaggregation.base.conn import KVPoll, StateType
     from sglang.srt.disaggregation.fake.conn import FakeKVSender
     from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
         DumperControlReqInput,
         DumperControlReqOutput,
         GenerateReqInput,
+        ReleaseMemoryOccupationReqInput,
         UnloadLoRAAdapterReqInput,
         UpdateWeightFromDiskReqInput,
         UpdateWeightsFromDistributedReqInput,
         UpdateWeightsFromIPCReqInput,
         UpdateWeightsFromTensorReqInput,
     )
+    from sglang.srt.managers.multi_tokenizer_mixin import TokenizerWorker
     from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
     from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS, AddReqResult
     from sglang.srt.mem_cache.base_prefix_cache import (
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig, MemoryPoolConfigurator
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
+    from sglang.srt.plugins import load_plugins
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.runtime_context import get_parallel, get_server_args
     from sglang.srt.sampling.sampling_params import SamplingParams

@@ -15,6 +15,10 @@ SURFACE: Surface = {
         "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
         "ModelConfig.get_total_num_kv_heads": "(self)",
     },
+    "constants": {
+        "GPU_MEMORY_TYPE_KV_CACHE": None,
+        "GPU_MEMORY_TYPE_WEIGHTS": None,
+    },
     "disaggregation.base.conn": {
         "KVPoll": None,
         "KVPoll.Failed": None,
@@ -112,11 +116,15 @@ SURFACE: Surface = {
             "(input_ids=, input_embeds=, sampling_params=, return_logprob=, session_params=, lora_path=, "
             "routed_dp_rank=, extra_key=, ...)"
         ),
+        "ReleaseMemoryOccupationReqInput": None,
         "UnloadLoRAAdapterReqInput": None,
         "UpdateWeightFromDiskReqInput": None,
         "UpdateWeightsFromDistributedReqInput": None,
         "UpdateWeightsFromIPCReqInput": None,
         "UpdateWeightsFromTensorReqInput": None,
+    },
+    "managers.multi_tokenizer_mixin": {
+        "TokenizerWorker": None,
     },
     "managers.schedule_batch": {
         "Req": (
@@ -173,6 +181,12 @@ SURFACE: Surface = {
     },
     "managers.scheduler_components.weight_updater": {
         "SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.release_memory_occupation": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.resume_memory_occupation": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_disk": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_distributed": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_ipc": "(self, recv_req)",
+        "SchedulerWeightUpdaterManager.update_weights_from_tensor": "(self, recv_req)",
     },
     "managers.tokenizer_control_mixin": {
         "TokenizerControlMixin.update_weights_from_distributed": "(self, obj, request=)",
@@ -494,6 +508,9 @@ SURFACE: Surface = {
     "observability.req_time_stats": {
         "SchedulerReqTimeStats.set_wait_queue_entry_time": "(self, ts=)",
     },
+    "plugins": {
+        "load_plugins": "()",
+    },
     "plugins.hook_registry": {
         "HookRegistry": None,
         "HookRegistry._patched": None,
@@ -511,7 +528,7 @@ SURFACE: Surface = {
     },
     "server_args": {
         "ServerArgs.__init__": (
-            "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
+            "(self, model_path, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
             "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
             "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
             "enable_session_radix_cache=, attention_backend=, decode_attention_backend=, "
@@ -520,12 +537,12 @@ SURFACE: Surface = {
             "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
             "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
             "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, "
-            "enable_deterministic_inference=, "
-            "enable_memory_saver=, ...)"
+            "enable_deterministic_inference=, rl_on_policy_target=, ...)"
         ),
         "ServerArgs.add_cli_args": "(parser)",
         "ServerArgs.from_cli_args": "(args)",
         "ServerArgs.get_model_config": "(self)",
+        "ServerArgs.get_tokenizer_worker_class": "(self)",
         "RADIX_EVICTION_POLICY_CHOICES": None,
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",

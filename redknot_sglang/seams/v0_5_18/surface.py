@@ -42,7 +42,7 @@ SURFACE: Surface = changed(
         },
         "server_args": {
             "ServerArgs.__init__": (
-                "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
+                "(self, model_path, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
                 "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
                 "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
                 "enable_session_radix_cache=, attention_backend=, decode_attention_backend=, "
@@ -51,7 +51,7 @@ SURFACE: Surface = changed(
                 "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
                 "dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, "
                 "disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, startup_weight_load_mode=, "
-                "enable_deterministic_inference=, enable_memory_saver=, ...)"
+                "enable_deterministic_inference=, rl_on_policy_target=, ...)"
             ),
         },
     },
