@@ -106,6 +106,7 @@ class HeadClassPool(SWAKVPool):
     group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
     rank, ranks: number of this tensor-parallel rank, and how many there are.
     dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
+    draft: tokens of a draft of speculative decoding, 0 without it.
 
     `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
     which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
@@ -127,11 +128,12 @@ class HeadClassPool(SWAKVPool):
         rank: int = 0,
         ranks: int = 1,
         dealing: Dealing | None = None,
+        draft: int = 0,
     ) -> None:
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
-        self.probe_width = probe_width
+        self.probe_width, self.draft = probe_width, draft
         KVCache.__init__(
             self,
             size=size_global,
@@ -199,15 +201,11 @@ class HeadClassPool(SWAKVPool):
         """
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
-        """Copy KV of tokens to other slots in both classes.
+        """Does nothing. SGLang would move the KV of accepted rows behind the text that they go on from, where a draft is a tree;
+        rows of a chain stand there already.
 
-        tgt_loc: int64 [n], global slots to write.
-        src_loc: int64 [n], global slots to read.
+        tgt_loc, src_loc: int64 [n], global slots.
         """
-        self.full_kv_pool.copy_slots(tgt_loc, src_loc)
-        self.swa_kv_pool.copy_slots(
-            self.translate_loc_from_full_to_swa(tgt_loc), self.translate_loc_from_full_to_swa(src_loc)
-        )
 
     def get_cpu_copy(self, indices: Tensor, mamba_indices: Any = None) -> RequestCopy:
         """KV of a request that a decode server retracts, for `load_cpu_copy`.
