@@ -69,15 +69,6 @@ class ClassBuffers:
         for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
             buffer[slots] = kept.to(buffer.device)
 
-    def copy_slots(self, target: Tensor, source: Tensor) -> None:
-        """Copy KV between slots in every layer.
-
-        target: int64 [n], slots to write.
-        source: int64 [n], slots to read.
-        """
-        for buffer in (*self.k, *self.v):
-            buffer[target] = buffer[source]
-
 
 @dataclass(frozen=True, eq=False)
 class RequestCopy:

@@ -91,7 +91,8 @@ def test_a_verified_draft_is_no_extend_of_a_segmented_request() -> None:
     (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("ForwardBatch.init_new")]
     # The batch in which a segmented request was prefilled goes on as the one in which it decodes.
     batch = SimpleNamespace(reqs=[SimpleNamespace(redknot=RequestState(whole=True))])
-    mark_batch(batch, {0: object()})
+    stretch: Any = object()
+    mark_batch(batch, {0: stretch})
     batch.forward_mode = ForwardMode.TARGET_VERIFY
     backend = SimpleNamespace(runs="of the prefill", probed=True)
     seam.hook("forward batch", None, batch, SimpleNamespace(server_args=arguments(), attn_backend=backend))
