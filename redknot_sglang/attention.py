@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from redknot_sglang import active
-from redknot_sglang.batches import decode_batch, extend_batch
+from redknot_sglang.batches import decode_batch, extend_batch, verify_batch
 from redknot_sglang.forwards import PrefillForwards
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.batch import ClassSpec, DecodeBatch, ExtendBatch, HeadClass, ScatteredBatch
 from redknot_sglang.kernels.class_heads import ClassHeads, Split, Target
 from redknot_sglang.kernels.move_heads import split_heads
 from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExtendPath
-from redknot_sglang.kernels.select import scattered_extend, select_paths
+from redknot_sglang.kernels.select import recorded_extend, scattered_extend, select_paths
 from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.model_facts import ModelFacts
@@ -79,6 +79,8 @@ class RedKnotAttention(AttentionBackend):
         self.scattered_path: ExtendPath = self.paths.extend
         if self.facts.rotation is not None:
             self.scattered_path = scattered_extend(self.paths.extend, spec)
+        # Drafts that are verified have a path of their own, since decode graphs and prefill graphs keep their plans apart.
+        self.verify_path: ExtendPath | None = recorded_extend(self.paths.extend, spec) if pool.draft else None
 
     def follow_weights(self, model: Any) -> None:
         """Make anew what is derived from weights: the matrix by which probes judge a change. After updates.
@@ -100,6 +102,10 @@ class RedKnotAttention(AttentionBackend):
             return
         if forward_batch.forward_mode.is_decode():
             self.paths.decode.plan_decode(self._decode_batch(forward_batch, forward_batch.batch_size))
+        elif forward_batch.forward_mode.is_target_verify():
+            assert self.verify_path is not None, "drafts are verified on a server without speculative decoding"
+            self.extend_path = self.verify_path
+            self.extend_path.plan_extend(self._verify_batch(forward_batch))
         else:
             batch = self._extend_batch(forward_batch)
             self.forwards.eagerly(batch.qo_indptr[-1])
@@ -150,10 +156,16 @@ class RedKnotAttention(AttentionBackend):
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Reserve what decode graphs use.
 
-        max_bs: requests of the largest graph. max_num_tokens: the same number, as each request has one row.
+        max_bs: requests of the largest graph. max_num_tokens: its rows, one for each request, or a draft for each if they are
+            verified.
         """
         self._side = torch.cuda.Stream(self.device)
-        self.paths.decode.init_graph(max_bs, self.max_context)
+        if self.verify_path is None:
+            self.paths.decode.init_graph(max_bs, self.max_context)
+            return
+        assert isinstance(self.verify_path, RecordedExtendPath), f"{self.verify_path.name} has no graphs"
+        rows = max_num_tokens // max_bs
+        self.verify_path.init_extend_graphs(max_num_tokens, self.max_context + rows, max_bs)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Plan a forward by a decode graph, whose batch size and buffers are fixed.
@@ -161,7 +173,13 @@ class RedKnotAttention(AttentionBackend):
         forward_batch: SGLang's ForwardBatch. in_capture: whether the graph is being captured, not replayed.
         """
         self._begin(in_decode_graph=True)
-        self.paths.decode.plan_graph(self._decode_batch(forward_batch, forward_batch.batch_size))
+        if not forward_batch.forward_mode.is_target_verify():
+            self.paths.decode.plan_graph(self._decode_batch(forward_batch, forward_batch.batch_size))
+            return
+        assert isinstance(self.verify_path, RecordedExtendPath), "drafts are verified without buffers for a graph"
+        self.extend_path, batch = self.verify_path, self._verify_batch(forward_batch)
+        if not self.verify_path.plan_extend_graph(batch, batch.qo_indptr[-1]):
+            raise RuntimeError(f"a decode graph has no room for drafts of {forward_batch.batch_size} requests")
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Length in tokens of the requests that fill a graph's batch up: one, in the dummy slot that no request owns."""
@@ -176,6 +194,10 @@ class RedKnotAttention(AttentionBackend):
 
     def _decode_batch(self, forward_batch: Any, bs: int) -> DecodeBatch:
         return decode_batch(forward_batch, bs, self.req_to_token_pool.req_to_token, self._full_to_local())
+
+    def _verify_batch(self, forward_batch: Any) -> ExtendBatch:
+        bs, rows = forward_batch.batch_size, forward_batch.spec_info.draft_token_num
+        return verify_batch(forward_batch, bs, rows, self.req_to_token_pool.req_to_token, self._full_to_local())
 
     def _extend_batch(self, forward_batch: Any) -> ExtendBatch:
         return extend_batch(forward_batch, self.runs, self.req_to_token_pool.req_to_token, self._full_to_local())

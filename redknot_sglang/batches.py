@@ -55,6 +55,27 @@ def extend_batch(forward_batch: Any, runs: Runs | None, req_to_token: Tensor, fu
     )
 
 
+def verify_batch(forward_batch: Any, bs: int, rows: int, req_to_token: Tensor, full_to_local: Tensor) -> ExtendBatch:
+    """A step of speculative decoding, which *verifies* drafts: it computes all rows of a draft behind each request's text.
+
+    forward_batch: SGLang's ForwardBatch, whose lengths are those without the drafts.
+    bs: requests that count, as in `decode_batch`.
+    rows: tokens of a draft, which is a chain.
+    req_to_token, full_to_local: as in `decode_batch`.
+    """
+    lens = forward_batch.seq_lens[:bs].to(torch.int32)
+    lens_cpu = _host_list(lens if forward_batch.seq_lens_cpu is None else forward_batch.seq_lens_cpu[:bs])
+    return ExtendBatch(
+        req_to_token=req_to_token,
+        req_pool_indices=forward_batch.req_pool_indices[:bs],
+        full_to_local=full_to_local,
+        prefix_lens=lens,
+        seq_lens=lens + rows,
+        prefix_lens_cpu=lens_cpu,
+        seq_lens_cpu=[prefix + rows for prefix in lens_cpu],
+    )
+
+
 def gather_batch(
     runs: Runs, req_to_token: Tensor, full_to_local: Tensor, req_pool_indices: Tensor, positions: Tensor
 ) -> ExtendBatch:

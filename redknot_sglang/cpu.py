@@ -2,9 +2,10 @@
 """Serving on a machine without a CUDA driver.
 
 SGLang's x86-64 wheel brings a CUDA build of `sgl_kernel`, which cannot be imported where `libcuda.so.1` is missing,
-although a CPU server calls none of its functions. On such machines a package of the same name that can be imported,
-and fails with a clear message when called, goes ahead of it on `sys.path`. SGLang's child processes are spawned with
-a copy of `sys.path`, so they find it before any plugin runs in them.
+although a CPU server calls few of its functions. On such machines a package of the same name that can be imported,
+and fails with a clear message when called, goes ahead of it on `sys.path`. It has the few functions that are called, those of
+speculative decoding, in plain torch. SGLang's child processes are spawned with a copy of `sys.path`, so they find it before any
+plugin runs in them.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ _LONG = (
     "tests/serving/test_sglang_kits.py",
     "tests/serving/test_conversations.py",
     "tests/serving/test_stress.py",
+    "tests/serving/test_speculation.py",
     "tests/serving/test_prefill_decode_ends.py",
     "tests/serving/test_prefill_decode.py",
     "tests/serving/test_storage.py",

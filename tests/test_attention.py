@@ -39,10 +39,12 @@ GROUP, DIM, SCALE, TOKENS = 2, 8, 0.4, 120
 class Server:
     """A backend with its pool, and what a model computed for two requests of 30 tokens: q, k and v of all positions."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0, heads: HeadMap = MAP) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0, heads: HeadMap = MAP, draft: int = 0
+    ) -> None:
         monkeypatch.setattr(attention, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
         generator = torch.Generator().manual_seed(0)
-        self.pool = HeadClassPool(TOKENS, TOKENS, heads, DIM, torch.float32, "cpu", probe_width, GROUP)
+        self.pool = HeadClassPool(TOKENS, TOKENS, heads, DIM, torch.float32, "cpu", probe_width, GROUP, draft=draft)
         # What nobody has written must not be read, however small its weight.
         for buffers in (self.pool.full_kv_pool, self.pool.swa_kv_pool):
             for buffer in (*buffers.k, *buffers.v):
@@ -83,8 +85,9 @@ class Server:
             forward_mode=mode,
             batch_size=2,
             req_pool_indices=self.requests,
-            seq_lens=lens,
-            seq_lens_cpu=lens,
+            seq_lens=starts if mode.is_target_verify() else lens,
+            seq_lens_cpu=starts if mode.is_target_verify() else lens,
+            spec_info=SimpleNamespace(draft_token_num=len(rows[0])),
             extend_prefix_lens=starts,
             extend_prefix_lens_cpu=starts.tolist(),
             extend_seq_lens_cpu=[len(own) for own in rows],
@@ -146,6 +149,26 @@ def test_prompts_in_chunks_and_then_answers(server: Server) -> None:
     for step in range(4):
         server.check(ForwardMode.DECODE, [[14 + step], [20 + step]])
     server.check(ForwardMode.EXTEND, [range(18, 30), range(24, 25)])
+
+
+def test_drafts_that_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a draft see those before them, back to a window before the first; rejected rows are written over."""
+    server = Server(monkeypatch, draft=4)
+    server.check(ForwardMode.EXTEND, [range(9), range(5)])
+    # Runs of a prefill before are not those of a draft.
+    server.backend.runs = Runs([0], [0], [1], [np.array([0])])
+    first = [range(9, 13), range(5, 9)]
+    server.check(ForwardMode.TARGET_VERIFY, first)
+    # Two rows of the first request are accepted, one of the second.
+    rejected = torch.cat([server.slots[0, 11:13], server.slots[1, 6:9]])
+    for buffers, slots in (
+        (server.pool.full_kv_pool, rejected),
+        (server.pool.swa_kv_pool, server.mapping[rejected]),
+    ):
+        for buffer in (*buffers.k, *buffers.v):
+            buffer[slots] = torch.nan
+    server.check(ForwardMode.TARGET_VERIFY, [range(11, 15), range(6, 10)])
+    server.check(ForwardMode.TARGET_VERIFY, [range(15, 19), range(10, 14)])
 
 
 def test_rows_in_several_runs_of_a_gather_extend(server: Server) -> None:

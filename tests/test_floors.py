@@ -31,6 +31,7 @@ versions: errors
 refuse: errors
 work_file:
 cpu:
+chains:
 config:
 active: config
 heads: __init__ errors
@@ -49,7 +50,7 @@ forwards:
 attention: active heads kernels plan seams pool reuse batches forwards
 report: __init__ errors heads certificate
 serve: __init__ errors versions config active heads certificate plan seams pool store report
-hooks: __init__ errors versions refuse cpu config active heads kernels certificate plan flags seams pool store radix placement reuse batches attention serve
+hooks: __init__ errors versions refuse cpu chains config active heads kernels certificate plan flags seams pool store radix placement reuse batches attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure

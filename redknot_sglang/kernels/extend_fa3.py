@@ -15,7 +15,15 @@ from .batch import ClassSpec, ExtendBatch, HeadClass
 from .class_heads import Target
 from .fa3_arguments import Fa3Arguments, RecordedFa3Arguments
 from .move_heads import put_heads
-from .paths import check_rows, check_unscaled, needs_16_bits, needs_cuda, needs_head_dim, needs_stored_as_queries
+from .paths import (
+    MAX_RUNS,
+    check_rows,
+    check_unscaled,
+    needs_16_bits,
+    needs_cuda,
+    needs_head_dim,
+    needs_stored_as_queries,
+)
 from .sink_fold import sink_fold
 from .trial import extend_trial_error_in_child
 
@@ -55,8 +63,8 @@ class Fa3Extend:
     def plan_extend(self, batch: ExtendBatch) -> None:
         self._planned = Fa3Arguments.of(batch, self._spec)
 
-    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
-        self._recorded = RecordedFa3Arguments(self._spec, max_rows, max_context)
+    def init_extend_graphs(self, max_rows: int, max_context: int, max_runs: int = MAX_RUNS) -> None:
+        self._recorded = RecordedFa3Arguments(self._spec, max_rows, max_context, max_runs)
 
     def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
         if self._recorded is None or not self._recorded.fits(batch, rows):

@@ -14,7 +14,7 @@ from .device_work import DeviceWork, Tiling
 from .extend_work import Work, split_tiles, tiles_of, whole_tiles
 from .move_heads import put_heads
 from .page_list import near_pages, write_pages
-from .paths import check_rows, check_unscaled
+from .paths import MAX_RUNS, check_rows, check_unscaled
 from .triton_extend_kernel import extend
 from .triton_merge import processors_of
 from .triton_recorded import RecordedWork
@@ -79,9 +79,9 @@ class TritonExtend:
         on_device = {id(one): DeviceWork.of(one, batch) for one in {id(one): one for one in work.values()}.values()}
         self.work, self.pages = {key: on_device[id(one)] for key, one in work.items()}, pages
 
-    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+    def init_extend_graphs(self, max_rows: int, max_context: int, max_runs: int = MAX_RUNS) -> None:
         tile_rows = self._tiling.packed // self._spec.group
-        self._recorded = RecordedWork(self._spec, tile_rows, self._processors, max_rows, max_context)
+        self._recorded = RecordedWork(self._spec, tile_rows, self._processors, max_rows, max_context, max_runs)
 
     def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:
         if self._recorded is None or not self._recorded.fits(batch, rows):

@@ -13,12 +13,10 @@ from torch import Tensor
 from .batch import ClassSpec, ExtendBatch, HeadClass, ScatteredBatch
 from .host_copy import pinned
 from .page_list import ALL_PAGES, PageRule, sink_pages, window_pages, write_pages
+from .paths import MAX_RUNS
 from .sink_fold import SinksOfRows
 from .triton_merge import processors_of
 
-# Requests that a prefill graph has room for. A run of adjacent rows counts as one, so this is enough for the segments
-# whose repaired rows fit into a graph.
-MAX_RUNS = 64
 # Query rows of one tile of the library at head_dim 128, and parts that a tile's keys are split into at most.
 _TILE, _MAX_SPLITS = 128, 32
 
@@ -83,15 +81,16 @@ class Fa3Arguments:
 class RecordedFa3Arguments:
     """Persistent buffers of prefill graphs: what a graph has recorded reads them, `fill` fills them for a batch.
 
-    One graph serves any batch of up to MAX_RUNS requests and as many rows as it has.
+    One graph serves any batch of up to `max_runs` requests and as many rows as it has.
 
     spec: the shape.
     max_rows: rows of the largest graph.
     max_context: tokens of the longest request.
+    max_runs: requests that a graph has room for.
     """
 
-    def __init__(self, spec: ClassSpec, max_rows: int, max_context: int) -> None:
-        self._spec, self._max_rows, self._max_context = spec, max_rows, max_context
+    def __init__(self, spec: ClassSpec, max_rows: int, max_context: int, max_runs: int = MAX_RUNS) -> None:
+        self._spec, self._max_rows, self._max_context, self._max_runs = spec, max_rows, max_context, max_runs
         device = spec.device
         widths: dict[HeadClass, int] = {}
         if spec.global_widths:
@@ -99,19 +98,19 @@ class RecordedFa3Arguments:
         if spec.local_widths:
             widths["local"] = min(max_context, spec.window - 1 + max_rows)
         self._rules: dict[HeadClass, PageRule] = {"global": ALL_PAGES, "local": window_pages(spec)}
-        self._tables = {c: torch.zeros((MAX_RUNS, n), dtype=torch.int32, device=device) for c, n in widths.items()}
-        self._starts = {c: torch.arange(MAX_RUNS, device=device) * n for c, n in widths.items()}
-        self._sinks = torch.zeros((MAX_RUNS, max(spec.sink, 1)), dtype=torch.int32, device=device)
-        self._sink_starts = torch.arange(MAX_RUNS, device=device) * spec.sink
+        self._tables = {c: torch.zeros((max_runs, n), dtype=torch.int32, device=device) for c, n in widths.items()}
+        self._starts = {c: torch.arange(max_runs, device=device) * n for c, n in widths.items()}
+        self._sinks = torch.zeros((max_runs, max(spec.sink, 1)), dtype=torch.int32, device=device)
+        self._sink_starts = torch.arange(max_runs, device=device) * spec.sink
         # Rows before each run, keys of each run by class, request and position of each row: one copy fills them all.
-        self._ints = torch.zeros(MAX_RUNS + 1 + 2 * MAX_RUNS + 2 * max_rows, dtype=torch.int32, device=device)
+        self._ints = torch.zeros(max_runs + 1 + 2 * max_runs + 2 * max_rows, dtype=torch.int32, device=device)
 
     def fits(self, batch: ExtendBatch, rows: int) -> bool:
         """Whether a graph of ``rows`` rows can serve this batch."""
         return (
             rows <= self._max_rows
             and not isinstance(batch, ScatteredBatch)
-            and len(batch.seq_lens_cpu) <= MAX_RUNS
+            and len(batch.seq_lens_cpu) <= self._max_runs
             and batch.qo_indptr[-1] <= rows
             and max(batch.seq_lens_cpu) <= self._max_context
         )
@@ -123,7 +122,7 @@ class RecordedFa3Arguments:
         spec = self._spec
         self._ints.copy_(self._host_ints(batch), non_blocking=True)
         cu_rows, lens_global, lens_local, requests, positions = self._ints.split(
-            [MAX_RUNS + 1, MAX_RUNS, MAX_RUNS, self._max_rows, self._max_rows]
+            [self._max_runs + 1, self._max_runs, self._max_runs, self._max_rows, self._max_rows]
         )
         lens = {"global": lens_global, "local": lens_local}
         tensors = batch.req_to_token, batch.req_pool_indices, batch.full_to_local, batch.prefix_lens, batch.seq_lens
@@ -139,16 +138,16 @@ class RecordedFa3Arguments:
         return Fa3Arguments(pages, cu_rows, rows, rows, sinks, splits)
 
     def _host_ints(self, batch: ExtendBatch) -> Tensor:
-        runs = len(batch.seq_lens_cpu)
+        runs, most = len(batch.seq_lens_cpu), self._max_runs
         prefix, seq = np.array(batch.prefix_lens_cpu), np.array(batch.seq_lens_cpu)
         lens = seq - prefix
         ends = lens.cumsum()
         ints = np.zeros(len(self._ints), dtype=np.int32)
-        ints[1 : runs + 1], ints[runs + 1 : MAX_RUNS + 1] = ends, ends[-1]
-        at = MAX_RUNS + 1
+        ints[1 : runs + 1], ints[runs + 1 : most + 1] = ends, ends[-1]
+        at = most + 1
         ints[at : at + runs] = seq
-        ints[at + MAX_RUNS : at + MAX_RUNS + runs] = seq - np.maximum(prefix - (self._spec.window - 1), 0)
-        at += 2 * MAX_RUNS
+        ints[at + most : at + most + runs] = seq - np.maximum(prefix - (self._spec.window - 1), 0)
+        at += 2 * most
         ints[at : at + self._max_rows] = -1
         ints[at : at + ends[-1]] = np.repeat(np.arange(runs), lens)
         at += self._max_rows
@@ -161,7 +160,7 @@ class RecordedFa3Arguments:
 def splits_for(rows: int, heads: int, spec: ClassSpec) -> int:
     """Parts to cut each tile's keys into, so that there are a few more than processors.
 
-    Left to itself, the library would judge by the MAX_RUNS requests that a graph's call is laid out for, and cut
+    Left to itself, the library would judge by the `max_runs` requests that a graph's call is laid out for, and cut
     nothing. Where tiles occupy half of the processors already, nothing is cut: to put parts together again takes the longer the more
     rows there are, with 1,088 rows twice as long as to compute them. Measured by `eval/bench_splits.py`.
 

@@ -15,6 +15,10 @@ from torch import Tensor
 from .batch import CLASSES, ClassSpec, DecodeBatch, ExtendBatch, HeadClass
 from .class_heads import Target
 
+# Requests that a prefill graph has room for. A run of adjacent rows counts as one, so this is enough for the segments
+# whose repaired rows fit into a graph.
+MAX_RUNS = 64
+
 
 class AttentionPath(Protocol):
     """What extend paths and decode paths have in common.
@@ -74,11 +78,12 @@ class ExtendPath(AttentionPath, Protocol):
 class RecordedExtendPath(ExtendPath, Protocol):
     """An extend path that can plan in persistent buffers, so that a CUDA graph may record ``run``."""
 
-    def init_extend_graphs(self, max_rows: int, max_context: int) -> None:
+    def init_extend_graphs(self, max_rows: int, max_context: int, max_runs: int = MAX_RUNS) -> None:
         """Reserve the buffers.
 
         max_rows: rows of the largest graph.
         max_context: tokens of the longest request.
+        max_runs: requests that a graph has room for.
         """
 
     def plan_extend_graph(self, batch: ExtendBatch, rows: int) -> bool:

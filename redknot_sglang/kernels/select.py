@@ -19,7 +19,7 @@ from .extend_fa3 import Fa3Extend
 from .extend_flashinfer import FlashInferExtend
 from .extend_torch import TorchExtend
 from .extend_triton import TritonExtend
-from .paths import DecodePath, ExtendPath
+from .paths import DecodePath, ExtendPath, RecordedExtendPath
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,21 @@ def scattered_extend(extend: ExtendPath, spec: ClassSpec) -> ExtendPath:
             return pair.extend(spec)
         reasons.append(f"{name}: {reason}")
     raise ValueError(f"no attention path serves rows at scattered positions here: {'; '.join(reasons)}")
+
+
+def recorded_extend(extend: ExtendPath, spec: ClassSpec) -> ExtendPath:
+    """A path of its own for extends that decode graphs record, as they do where drafts are verified.
+
+    extend: the path of other extends; another one of its class, if that can be recorded, or if there are no graphs.
+    spec: what to serve.
+    """
+    if isinstance(extend, RecordedExtendPath) or spec.device.type == "cpu":
+        return type(extend)(spec)
+    reason = TritonExtend.why_not(spec)
+    if reason is not None:
+        raise ValueError(f"no attention path verifies drafts here: {extend.name} cannot be recorded, triton: {reason}")
+    logger.info("attention path %s verifies drafts", TritonExtend.name)
+    return TritonExtend(spec)
 
 
 def _fastest(spec: ClassSpec) -> str:

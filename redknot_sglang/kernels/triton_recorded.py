@@ -14,10 +14,10 @@ from .device_work import DeviceWork
 from .extend_work import MAX_PARTS, MOST_WAVES, Item, Merge, Work
 from .host_copy import pinned, to_device
 from .page_list import near_pages, write_pages
+from .paths import MAX_RUNS
 
-# Requests that a prefill graph has room for.
-MAX_REQUESTS = 64
-# Local pages of all requests of a graph together, in multiples of the longest request's tokens.
+# Local pages of all requests of a graph together, in multiples of the longest request's tokens, unless the windows of as many
+# requests as there may be take more.
 _CONTEXTS = 4
 # An item of no rows and no keys, that is no part of anything.
 _NOTHING = (0, 0, 0, 0, 0, 0, -1)
@@ -34,29 +34,40 @@ class RecordedWork:
     processors: programs that the work is divided for.
     max_rows: rows of the largest graph.
     max_context: tokens of the longest request.
+    max_runs: requests that a graph has room for.
     """
 
-    def __init__(self, spec: ClassSpec, tile_rows: int, processors: int, max_rows: int, max_context: int) -> None:
+    def __init__(
+        self,
+        spec: ClassSpec,
+        tile_rows: int,
+        processors: int,
+        max_rows: int,
+        max_context: int,
+        max_runs: int = MAX_RUNS,
+    ) -> None:
         self._spec, self._tile_rows, self._processors = spec, tile_rows, processors
-        self._max_rows, self._max_context = max_rows, max_context
+        self._max_rows, self._max_context, self._max_runs = max_rows, max_context, max_runs
         self._keys: list[tuple[HeadClass, int]] = [("global", n) for n in spec.global_widths]
         self._keys += [("local", n) for n in spec.local_widths[:1]]
-        self._sizes = [max_rows, MAX_REQUESTS]
+        self._sizes = [max_rows, max_runs]
         for head_class, heads in self._keys:
             self._sizes += [7 * self._items(head_class, heads, max_rows), 4 * self._tiles(max_rows)]
         device = spec.device
         self._ints = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
-        self._near = torch.zeros(_CONTEXTS * max_context if spec.local_widths else 0, dtype=torch.int32, device=device)
-        self._starts = torch.zeros((2, MAX_REQUESTS), dtype=torch.int64, device=device)
+        before = min(max_context, spec.window - 1 + spec.sink)
+        self._most_near = max(_CONTEXTS * max_context, max_runs * before + max_rows) if spec.local_widths else 0
+        self._near = torch.zeros(self._most_near, dtype=torch.int32, device=device)
+        self._starts = torch.zeros((2, max_runs), dtype=torch.int64, device=device)
 
     def fits(self, batch: ExtendBatch, rows: int) -> bool:
         """Whether a graph of ``rows`` rows can serve this batch."""
         return (
             rows <= self._max_rows
-            and len(batch.seq_lens_cpu) <= MAX_REQUESTS
+            and len(batch.seq_lens_cpu) <= self._max_runs
             and batch.qo_indptr[-1] <= rows
             and max(batch.seq_lens_cpu) <= self._max_context
-            and sum(self._near_lens(batch)) <= _CONTEXTS * self._max_context
+            and sum(self._near_lens(batch)) <= self._most_near
         )
 
     def fill(
@@ -132,7 +143,7 @@ class RecordedWork:
 
     def _tiles(self, rows: int) -> int:
         """Tiles of so many rows at most: each request's last one may be cut short."""
-        return -(-rows // self._tile_rows) + MAX_REQUESTS
+        return -(-rows // self._tile_rows) + self._max_runs
 
     def _items(self, head_class: HeadClass, heads: int, rows: int) -> int:
         if head_class == "local":

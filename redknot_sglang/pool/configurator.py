@@ -18,7 +18,7 @@ from redknot_sglang.pool.sizing import (
     segments_for,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import prefill_chunk
+from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator
 
@@ -47,6 +47,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._context_length = config.context_length or model_config.context_len
         self._segments = segments_for(config)
         self._chunk = prefill_chunk(server_args, self._context_length)
+        self._draft = draft_tokens(server_args)
 
     def calculate_pool_sizes(self, available_bytes: int, page_size: int) -> MemoryPoolConfig:
         """Slots of both pools for a number of bytes: those of --redknot-kv-budget, or all that SGLang found if it is
@@ -67,7 +68,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         Ends the process, with one line that says what to change, if no request fits.
         """
         with one_line(self._data_parallel):
-            lengths = self._context_length, self._chunk, self._segments
+            lengths = self._context_length, self._chunk, self._segments, self._draft
             return self._checked(local_for_global(self._head_map, max_total_num_tokens, *lengths))
 
     def _of_bytes(self, available_bytes: int) -> MemoryPoolConfig:
@@ -77,12 +78,12 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
                 f"--redknot-kv-budget asks for {budget} bytes, only {available_bytes} are free for KV; "
                 "lower it or raise --mem-fraction-static"
             )
-        lengths = self._context_length, self._chunk, self._segments
+        lengths = self._context_length, self._chunk, self._segments, self._draft
         slots = split_budget(self._head_map, self._cost, budget, *lengths)
         return self._checked(slots)
 
     def _checked(self, slots: PoolSlots) -> MemoryPoolConfig:
-        holding_a_request(self._head_map, slots)
+        holding_a_request(self._head_map, slots, self._draft)
         logger.info(
             "RedKnot pools: %d global slots of %d bytes, %d local slots of %d bytes (context %d)",
             slots.global_slots,

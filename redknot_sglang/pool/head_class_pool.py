@@ -75,15 +75,6 @@ class ClassBuffers:
         for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
             buffer[slots] = kept.to(buffer.device)
 
-    def copy_slots(self, target: Tensor, source: Tensor) -> None:
-        """Copy KV between slots in every layer.
-
-        target: int64 [n], slots to write.
-        source: int64 [n], slots to read.
-        """
-        for buffer in (*self.k, *self.v):
-            buffer[target] = buffer[source]
-
 
 @dataclass(frozen=True, eq=False)
 class RequestCopy:
@@ -114,6 +105,7 @@ class HeadClassPool(SWAKVPool):
     dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
     enable_memory_saver: whether the buffers lie in memory that SGLang can give back and take again (`/release_memory_occupation`);
         needs the package torch_memory_saver and a GPU.
+    draft: tokens of a draft of speculative decoding, 0 without it.
 
     `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
     which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
@@ -136,11 +128,12 @@ class HeadClassPool(SWAKVPool):
         ranks: int = 1,
         dealing: Dealing | None = None,
         enable_memory_saver: bool = False,
+        draft: int = 0,
     ) -> None:
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
-        self.probe_width = probe_width
+        self.probe_width, self.draft = probe_width, draft
         KVCache.__init__(
             self,
             size=size_global,
@@ -216,15 +209,11 @@ class HeadClassPool(SWAKVPool):
         """
 
     def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> None:
-        """Copy KV of tokens to other slots in both classes.
+        """Does nothing. SGLang would move the KV of accepted rows behind the text that they go on from, where a draft is a tree;
+        rows of a chain stand there already.
 
-        tgt_loc: int64 [n], global slots to write.
-        src_loc: int64 [n], global slots to read.
+        tgt_loc, src_loc: int64 [n], global slots.
         """
-        self.full_kv_pool.copy_slots(tgt_loc, src_loc)
-        self.swa_kv_pool.copy_slots(
-            self.translate_loc_from_full_to_swa(tgt_loc), self.translate_loc_from_full_to_swa(src_loc)
-        )
 
     def get_cpu_copy(self, indices: Tensor, mamba_indices: Any = None) -> RequestCopy:
         """KV of a request that a decode server retracts, for `load_cpu_copy`.

@@ -92,30 +92,45 @@ def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: in
     )
 
 
-def local_slots_per_sequence(head_map: HeadMap) -> int:
-    """Local slots that a running sequence holds at most: sink, the window at its prompt's end, and `decode_window`."""
-    return head_map.sink + head_map.window + decode_window(head_map)
+def local_slots_per_sequence(head_map: HeadMap, draft: int = 0) -> int:
+    """Local slots that a running sequence holds at most: sink, the window at its prompt's end, and `decode_window`.
 
-
-def decode_window(head_map: HeadMap) -> int:
-    """Local slots that decoding adds to those of the prompt at most: one window, and what left it since the last pass
-    that frees such slots, DECODE_FREE_INTERVAL steps ago.
+    draft: tokens of a draft of speculative decoding, 0 without it, here and below.
     """
-    return head_map.window + DECODE_FREE_INTERVAL
+    return head_map.sink + head_map.window + decode_window(head_map, draft)
 
 
-def least_slots(head_map: HeadMap) -> int:
+def decode_window(head_map: HeadMap, draft: int = 0) -> int:
+    """Local slots that decoding adds to those of the prompt at most: one window, what left it since the last pass that
+    frees such slots, `free_interval` steps ago, and `slots_ahead`.
+    """
+    return head_map.window + max(DECODE_FREE_INTERVAL, draft) + slots_ahead(draft)
+
+
+def slots_ahead(draft: int) -> int:
+    """Slots of each class that SGLang has for a request behind its text while it decodes: for two drafts, since it may not know yet
+    how many tokens of the one before are accepted.
+    """
+    return 2 * draft
+
+
+def free_interval(draft: int) -> int:
+    """Decode steps between two such passes: as many tokens as DECODE_FREE_INTERVAL, if all of a draft are accepted."""
+    return max(1, DECODE_FREE_INTERVAL // max(1, draft))
+
+
+def least_slots(head_map: HeadMap, draft: int = 0) -> int:
     """The fewest slots of each class with which one request can run at all, its prompt in chunks of a few tokens."""
-    return 2 if head_map.all_global else local_slots_per_sequence(head_map) + 8
+    return 2 + slots_ahead(draft) if head_map.all_global else local_slots_per_sequence(head_map, draft) + 8
 
 
-def holding_a_request(head_map: HeadMap, slots: PoolSlots) -> PoolSlots:
+def holding_a_request(head_map: HeadMap, slots: PoolSlots, draft: int = 0) -> PoolSlots:
     """Returns `slots` as they are. Raises RedKnotError if not even one request can run in them.
 
     head_map: of this rank.
     slots: slots of each class.
     """
-    least = least_slots(head_map)
+    least = least_slots(head_map, draft)
     if min(slots.global_slots, slots.local_slots) < least:
         raise RedKnotError(
             f"KV memory gives {slots.global_slots} global and {slots.local_slots} local slots, one request needs {least}; "
@@ -131,6 +146,7 @@ def split_budget(
     context_length: int,
     chunk: int,
     segments: Segments = NO_SEGMENTS,
+    draft: int = 0,
 ) -> PoolSlots:
     """Slots of each class for a number of bytes.
 
@@ -141,27 +157,33 @@ def split_budget(
     chunk: tokens of a prefill chunk. Two chunks of a request can be in flight, and all their tokens have local slots
         then, so the local pool gets room for them beside the requests; at most a quarter of the budget.
     segments: documents for which the cache is to have room.
-    Raises RedKnotError if they leave no room for a request.
+    draft: tokens of a draft of speculative decoding, 0 without it.
+    Raises RedKnotError if segments leave no room for a request.
     """
     if head_map.all_global:
         slots = budget // (cost.global_slot + cost.probe)
         return PoolSlots(slots, slots)
     in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local)) if cost.local else 2 * chunk
-    ratio = _local_ratio(head_map, context_length, segments)
+    ratio = _local_ratio(head_map, context_length, segments, draft)
 
     def beside(held: PoolSlots) -> PoolSlots:
         rest = budget - (in_flight + held.local_slots) * cost.local - held.global_slots * cost.global_slot
         global_slots = int(rest / (cost.global_slot + ratio * cost.local))
         return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
-    found = _with_segments(head_map, segments, ratio, beside)
+    found = _with_segments(head_map, segments, ratio, beside, draft)
     # A rank whose heads are all global pays nothing for local slots. Others do, and one that holds no more of them than
     # global ones takes no more bytes than this one.
     return found if cost.local_slot else PoolSlots(found.global_slots, min(found.global_slots, found.local_slots))
 
 
 def local_for_global(
-    head_map: HeadMap, global_slots: int, context_length: int, chunk: int, segments: Segments = NO_SEGMENTS
+    head_map: HeadMap,
+    global_slots: int,
+    context_length: int,
+    chunk: int,
+    segments: Segments = NO_SEGMENTS,
+    draft: int = 0,
 ) -> PoolSlots:
     """Slots of each class where the number of global ones is given, by `--max-total-tokens`.
 
@@ -170,13 +192,13 @@ def local_for_global(
     """
     if head_map.all_global:
         return PoolSlots(global_slots, global_slots)
-    ratio = _local_ratio(head_map, context_length, segments)
+    ratio = _local_ratio(head_map, context_length, segments, draft)
 
     def beside(held: PoolSlots) -> PoolSlots:
         rest = global_slots - held.global_slots
         return PoolSlots(rest, int(rest * ratio) + 2 * chunk)
 
-    local_slots = _with_segments(head_map, segments, ratio, beside).local_slots
+    local_slots = _with_segments(head_map, segments, ratio, beside, draft).local_slots
     return PoolSlots(global_slots, min(global_slots, local_slots))
 
 
@@ -190,7 +212,7 @@ def segments_for(config: RedKnotConfig) -> Segments:
 
 
 def _with_segments(
-    head_map: HeadMap, segments: Segments, ratio: float, beside: Callable[[PoolSlots], PoolSlots]
+    head_map: HeadMap, segments: Segments, ratio: float, beside: Callable[[PoolSlots], PoolSlots], draft: int
 ) -> PoolSlots:
     """Slots of the segments and of what is left beside them. Raises RedKnotError if that does not hold one request.
 
@@ -208,7 +230,7 @@ def _with_segments(
 
     def too_many(tokens: int) -> bool:
         left = beside(held(tokens))
-        return min(left.global_slots, left.local_slots) < least_slots(head_map)
+        return min(left.global_slots, left.local_slots) < least_slots(head_map, draft)
 
     if segments.tokens and too_many(segments.tokens):
         fit = max(0, bisect_left(range(segments.tokens), True, key=too_many) - 1)
@@ -221,14 +243,14 @@ def _with_segments(
     return PoolSlots(kept.global_slots + own.global_slots, kept.local_slots + own.local_slots)
 
 
-def _local_ratio(head_map: HeadMap, context_length: int, segments: Segments) -> float:
+def _local_ratio(head_map: HeadMap, context_length: int, segments: Segments, draft: int) -> float:
     """Local slots for each global slot: as requests of the expected length take, or as cached segments take if that is
     more.
 
     If nothing says how many tokens of segments there will be, those that keep local slots of all tokens are taken to
     fill half of the global pool, and requests the other half.
     """
-    shares = [local_slots_per_sequence(head_map) / context_length]
+    shares = [local_slots_per_sequence(head_map, draft) / context_length]
     if segments.tokens is None and segments.whole:
         shares.append(0.5)
     elif segments.tokens is None and segments.length:

@@ -33,6 +33,16 @@ def prefill_chunk(server_args: Any, context_length: int) -> int:
     return chunk if chunk and chunk > 0 else context_length
 
 
+def draft_tokens(server_args: Any) -> int:
+    """Tokens by which a step of speculative decoding may extend a request; 0 without it.
+
+    server_args: SGLang's. Drafts are chains, so a step has one token of each.
+    """
+    if server_args.speculative_algorithm is None:
+        return 0
+    return max(server_args.speculative_num_draft_tokens, server_args.speculative_num_steps)
+
+
 class StartSizes:
     """Sizes on the tensor-parallel rank whose slots take most bytes, which limits all ranks.
 
@@ -49,7 +59,8 @@ class StartSizes:
         itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
         self.cost: ClassBytes = ranks.widest(model_config.head_dim, itemsize, width)
         context_length = config.context_length or model_config.context_len
-        self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config)
+        self._draft = draft_tokens(server_args)
+        self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config), self._draft
 
     def of_tokens(self, tokens: int) -> PoolSlots:
         """Slots under `--max-total-tokens`. Raises RedKnotError if they do not hold the segments beside one request."""
@@ -63,7 +74,7 @@ class StartSizes:
     def of_share(self, share: int) -> PoolSlots:
         """Slots of what SGLang finds for KV, bytes. Raises as `of_tokens`."""
         slots = split_budget(self.head_map, self.cost, max(0, share), *self._lengths)
-        return holding_a_request(self.head_map, slots)
+        return holding_a_request(self.head_map, slots, self._draft)
 
     def of_host(self, server_args: Any, on_device: PoolSlots) -> PoolSlots:
         """Host slots of each class: by `--hicache-size` (units of 10^9 bytes for each rank) if that is given, else
@@ -73,8 +84,8 @@ class StartSizes:
         on_device: slots of each class there.
         Raises as `of_tokens`.
         """
-        context_length, _, segments = self._lengths
-        lengths = context_length, 0, replace(segments, tokens=None)
+        context_length, _, segments, draft = self._lengths
+        lengths = context_length, 0, replace(segments, tokens=None), draft
         if server_args.hicache_size > 0:
             budget = int(server_args.hicache_size * 10**9)
             slots = split_budget(self.head_map, self.cost, budget, *lengths)
@@ -85,9 +96,9 @@ class StartSizes:
 
     def _checked(self, slots: PoolSlots, flag: str) -> PoolSlots:
         try:
-            return holding_a_request(self.head_map, slots)
+            return holding_a_request(self.head_map, slots, self._draft)
         except RedKnotError:
-            need = least_slots(self.head_map)
+            need = least_slots(self.head_map, self._draft)
             has = f"{slots.global_slots} global and {slots.local_slots} local slots"
             message = (
                 f"{flag} cannot hold a single request, which needs {need} slots of each class and gets {has}; raise it"

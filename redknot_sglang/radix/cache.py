@@ -18,7 +18,7 @@ from torch import Tensor
 
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.request import is_own_work, state_of
-from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
+from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence, slots_ahead
 from redknot_sglang.radix.ages import Ages, nodes_used
 from redknot_sglang.radix.cooling import Cooling
 from redknot_sglang.radix.events import Events
@@ -56,6 +56,7 @@ class HeadClassRadixCache(StoredCache):
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
     cooling: turns nodes cold whose lifetime is over, under that policy.
     ages: knows how long ago what was used.
+    ahead: slots that a request has behind its text while it decodes, for drafts of speculative decoding.
     events: what routers are told, with --kv-events-config; else None.
     """
 
@@ -78,6 +79,7 @@ class HeadClassRadixCache(StoredCache):
             self.cooling = Cooling(self)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = _windows(self)
+        self.ahead = slots_ahead(self.token_to_kv_pool_allocator.get_kvcache().draft)
         self.listeners: Sequence[Listener] = ()
         self.events = Events(self) if tells else None
         self._scope = self.local_heads.scope
@@ -366,6 +368,7 @@ class HeadClassChunkCache(SWAChunkCache):
         self._head_map = pool.whole_map
         self.listeners: Sequence[Listener] = ()
         self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
+        self.ahead = slots_ahead(pool.draft)
 
     @contextmanager
     def reporting_what_a_row_sees(self) -> Iterator[None]:
@@ -398,7 +401,8 @@ def _windows(cache: Any) -> tuple[int, int, int]:
     """Three numbers of local slots: those of one window, those that decoding adds at most, and those that a running
     sequence holds at most.
     """
-    head_map = cache.token_to_kv_pool_allocator.get_kvcache().whole_map
+    pool = cache.token_to_kv_pool_allocator.get_kvcache()
+    head_map, draft = pool.whole_map, pool.draft
     if head_map.all_global:
         return (UNBOUNDED_WINDOW,) * 3
-    return head_map.window, decode_window(head_map), local_slots_per_sequence(head_map)
+    return head_map.window, decode_window(head_map, draft), local_slots_per_sequence(head_map, draft)

@@ -143,6 +143,19 @@ def test_one_prefill_graph_serves_batches_of_all_kinds(n_global: int, sink: int)
     assert len(places) == 1, "a recorded graph would read stale buffers"
 
 
+def test_a_decode_graph_verifies_drafts_of_more_requests() -> None:
+    spec = make_spec(group=2, head_dim=16, window=20, sink=2)
+    path = TritonExtend(spec, processors=8, tiling=Tiling(16, 16, 4, 1))
+    path.init_extend_graphs(max_rows=66 * 2, max_context=64, max_runs=66)
+    for seed, count in enumerate((66, 2)):
+        # The last requests fill the graph's batch up: one token before the draft.
+        case = make_case(spec, [(7 * at) % 30 if at < count - 1 else 1 for at in range(count)], [2] * count, seed)
+        assert path.plan_extend_graph(case.extend, 2 * count)
+        for head_class in CLASSES:
+            want, _ = case.expected(case.extend, head_class)
+            torch.testing.assert_close(case.run(path, head_class), want, atol=1e-5, rtol=1e-5)
+
+
 def test_what_no_prefill_graph_can_serve() -> None:
     spec = make_spec(window=20, sink=2)
     path = TritonExtend(spec)

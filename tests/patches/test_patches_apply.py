@@ -79,7 +79,9 @@ def test_patches_stay_within_sglang() -> None:
 
 
 def table_rows(version: str) -> dict[str, list[str]]:
-    """Cells of the README's tables by seam, without the backquotes: the first one's, then those of versions up to this one."""
+    """Cells of the README's tables by seam, without the backquotes: the first one's, then those of versions up to this one, which may
+    leave a seam out.
+    """
     rows: dict[str, list[str]] = {}
     of = SUPPORTED_SGLANG[0]
     for line in (PATCHES / "README.md").read_text().splitlines():
@@ -87,7 +89,10 @@ def table_rows(version: str) -> dict[str, list[str]]:
         of = heading[1] if heading else of
         if line.startswith("| `") and SUPPORTED_SGLANG.index(of) <= SUPPORTED_SGLANG.index(version):
             first, *rest = (cell.strip().replace("`", "") for cell in line.strip("|").split("|"))
-            rows[first] = rest
+            if rest[1] == "left out":
+                del rows[first]
+            else:
+                rows[first] = rest
     return rows
 
 

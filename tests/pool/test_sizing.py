@@ -18,13 +18,16 @@ from redknot_sglang.pool.sizing import (
     PoolSlots,
     Segments,
     class_bytes,
+    decode_window,
+    free_interval,
     holding_a_request,
     least_slots,
     local_for_global,
     local_slots_per_sequence,
+    slots_ahead,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import prefill_chunk
+from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
 
 
 def make_map(num_global: int, window: int = 256, sink: int = 4) -> HeadMap:
@@ -55,6 +58,41 @@ def test_the_budget_is_kept_and_both_pools_run_out_together(
     in_flight = min(2 * chunk, int(0.25 * budget / cost.local_slot))
     sequences = slots.global_slots / context
     assert abs((slots.local_slots - in_flight) / per_sequence - sequences) <= 1
+
+
+@given(draft=st.integers(0, 64), accepted=st.lists(st.integers(1, 64), min_size=1, max_size=200))
+def test_a_sequence_with_drafts_holds_no_more_than_is_budgeted(draft: int, accepted: list[int]) -> None:
+    """Each step has slots for two drafts behind the text, and every few steps what left the window goes."""
+    head_map, length, freed, most = make_map(1, window=16), 0, 0, 0
+    for step, tokens in enumerate(accepted):
+        if step % free_interval(draft) == 0:
+            freed = max(freed, length - head_map.window)
+        most = max(most, length + slots_ahead(draft) - freed)
+        length += min(tokens, max(1, draft))
+    assert most <= decode_window(head_map, draft)
+
+
+@pytest.mark.parametrize("all_global", [False, True])
+def test_pools_hold_a_request_with_its_drafts(all_global: bool) -> None:
+    head_map = make_map(8 if all_global else 1)
+    more = least_slots(head_map, 12) - least_slots(head_map)
+    assert more == slots_ahead(12) == 24
+    slots = PoolSlots(*2 * [least_slots(head_map)])
+    holding_a_request(head_map, slots)
+    with pytest.raises(RedKnotError, match=f"one request needs {least_slots(head_map, 12)}"):
+        holding_a_request(head_map, slots, 12)
+
+
+def test_drafts_make_the_local_pool_larger() -> None:
+    plain, drafting = (local_for_global(make_map(1), 100_000, 4096, 512, draft=draft) for draft in (0, 8))
+    assert plain.local_slots < drafting.local_slots
+
+
+def test_tokens_of_a_draft() -> None:
+    none = SimpleNamespace(speculative_algorithm=None, speculative_num_draft_tokens=None, speculative_num_steps=None)
+    assert draft_tokens(none) == 0
+    ngram = SimpleNamespace(speculative_algorithm="NGRAM", speculative_num_draft_tokens=4, speculative_num_steps=9)
+    assert draft_tokens(ngram) == 9
 
 
 def test_all_global_takes_the_whole_budget() -> None:

@@ -118,6 +118,7 @@ _OBJECTS = {
     "scheduler": ("managers.scheduler:Scheduler",),
     "sender": ("disaggregation.common.conn:CommonKVSender",),
     "server_args": ("server_args:ServerArgs",),
+    "spec_info": ("speculative.ngram_info:NgramVerifyInput",),
     "streamer": ("managers.scheduler_components.output_streamer:SchedulerOutputStreamer",),
     "time_stats": ("observability.req_time_stats:SchedulerReqTimeStats",),
     "tree": ("mem_cache.unified_radix_cache:UnifiedRadixCache",),
@@ -127,6 +128,7 @@ _OBJECTS = {
         "managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",
         "model_executor.model_runner_components.weight_updater:WeightUpdater",
     ),
+    "worker": ("speculative.ngram_worker:NGRAMWorker",),
     "wrapper": ("managers.scheduler_components.flush_wrapper:SchedulerFlushWrapper",),
 }
 # Calling these looks a member up.

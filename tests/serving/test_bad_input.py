@@ -59,9 +59,19 @@ BAD_MAPS: dict[str, tuple[str, str]] = {
 # Flags after `--redknot --redknot-head-map=...`, and what the message must name.
 BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "page size": (["--page-size=16"], "--page-size 16"),
-    "speculative decoding": (
+    "a draft model": (
+        [
+            "--speculative-algorithm=STANDALONE",
+            f"--speculative-draft-model-path={harness.MODEL}",
+            "--speculative-num-steps=2",
+            "--speculative-eagle-topk=1",
+            "--speculative-num-draft-tokens=3",
+        ],
+        "use NGRAM, which drafts without a model",
+    ),
+    "drafts that are trees": (
         ["--speculative-algorithm=NGRAM", "--speculative-num-draft-tokens=4"],
-        "--speculative-algorithm NGRAM",
+        "add --speculative-ngram-max-bfs-breadth 1",
     ),
     "write back": (["--enable-hierarchical-cache", "--hicache-write-policy=write_back"], "evicting would wait"),
     "host memory of several ranks": (

@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import-only stand-in for SGLang's CUDA kernels, used where there is no CUDA driver.
+"""Stand-in for SGLang's CUDA kernels, used where there is no CUDA driver.
 
-Every attribute and submodule can be imported; calling one raises, since the real kernel needs a GPU.
+Every attribute and submodule can be imported; calling one raises, since the real kernel needs a GPU. Only what a CPU server of
+ours calls is there: the kernels of speculative decoding (`speculative.py`).
 """
 
 import importlib.abc
 import importlib.machinery
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 __version__ = "0.0.0+redknot.standin"
+# Kernels that SGLang imports from the package itself, and the submodule that has them.
+_WRITTEN = {
+    "assign_extend_cache_locs_cpu": "speculative",
+    "assign_req_to_token_pool_cpu": "speculative",
+    "fill_accept_out_cache_loc_cpu": "speculative",
+    "verify_tree_greedy_cpu": "speculative",
+}
 
 
 class _MissingKernel:
@@ -39,7 +48,7 @@ class _StandInModule(ModuleType):
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname.startswith("sgl_kernel."):
+        if fullname.startswith("sgl_kernel.") and fullname.removeprefix("sgl_kernel.") not in _WRITTEN.values():
             return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
         return None
 
@@ -53,6 +62,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def __getattr__(attr: str) -> Any:
     if attr.startswith("__"):
         raise AttributeError(attr)
+    if attr in _WRITTEN:
+        return getattr(import_module(f"sgl_kernel.{_WRITTEN[attr]}"), attr)
     return _MissingKernel(f"sgl_kernel.{attr}")
 
 

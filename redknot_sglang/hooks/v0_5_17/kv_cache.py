@@ -26,6 +26,7 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     from redknot_sglang.pool.dealing import dealing_of
     from redknot_sglang.pool.head_class_pool import HeadClassPool
     from redknot_sglang.pool.probe import probe_width
+    from redknot_sglang.pool.start_sizes import draft_tokens
     from redknot_sglang.seams.sglang import get_parallel
 
     # Our backend is built right after the pool, in this process.
@@ -46,6 +47,7 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
         ranks=parallel.attn_tp_size,
         dealing=dealing,
         enable_memory_saver=self.server_args.enable_memory_saver,
+        draft=draft_tokens(self.server_args),
     )
 
 

@@ -10,11 +10,12 @@ from redknot_sglang.errors import RedKnotError
 
 # (argument, values that mean "off", reason)
 Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
+NGRAM = "NGRAM"
 ARGUMENTS: Arguments = (
     (
         "speculative_algorithm",
-        (None,),
-        "speculative decoding writes draft tokens that head-class slots cannot roll back yet",
+        (None, NGRAM),
+        "a draft model has KV of its own, which the pools of head classes have no room for; use NGRAM, which drafts without a model",
     ),
     ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
@@ -121,6 +122,8 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
             "and that was not tried; leave one of them out"
         )
+    if server_args.speculative_algorithm is not None:
+        _refuse_with_drafts(server_args)
     if server_args.disaggregation_mode != "null":
         _refuse_apart(server_args)
     if server_args.enable_memory_saver and server_args.device == "cpu":
@@ -150,6 +153,31 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
     for bad, reason in _model_reasons(model_config):
         if bad:
             raise RedKnotError(f"--redknot cannot serve {architecture}: {reason}")
+
+
+def _refuse_with_drafts(server_args: Any) -> None:
+    mode = f"--speculative-algorithm {server_args.speculative_algorithm}"
+    breadth, budget = server_args.speculative_ngram_max_bfs_breadth, server_args.speculative_ngram_external_sam_budget
+    for bad, what, reason in (
+        (
+            breadth != 1,
+            f"--speculative-ngram-max-bfs-breadth {breadth}",
+            "drafts would be trees, and a row sees all positions before its own: drafts must be chains; add "
+            "--speculative-ngram-max-bfs-breadth 1",
+        ),
+        (
+            budget != 0,
+            f"--speculative-ngram-external-sam-budget {budget}",
+            "what an external corpus drafts would be a second branch, and drafts must be chains; leave it out",
+        ),
+        (
+            server_args.disaggregation_mode != "null",
+            f"--disaggregation-mode {server_args.disaggregation_mode}",
+            "how many slots a decode server promises does not count drafts; leave one of them out",
+        ),
+    ):
+        if bad:
+            raise RedKnotError(f"{what} cannot be used with {mode} under --redknot yet: {reason}")
 
 
 def _refuse_apart(server_args: Any) -> None:

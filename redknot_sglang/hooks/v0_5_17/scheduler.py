@@ -84,7 +84,7 @@ def _reserve_decode_windows(result: Any, adder: Any, *args: Any, **kwargs: Any) 
         if req.kv is None:
             continue
         owned = req.kv.kv_allocated_len - max(req.cache_protected_len, req.kv.swa_evicted_seqlen)
-        to_come = req.sampling_params.max_new_tokens - len(req.output_ids)
+        to_come = req.sampling_params.max_new_tokens - len(req.output_ids) + adder.tree_cache.ahead
         adder.rem_swa_token_offset += max(0, min(to_come, window - owned))
 
 

@@ -68,7 +68,8 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     """
     if active.config_of(runner.server_args) is None:
         return
-    is_extend = batch.forward_mode.is_extend()
+    # A draft that is verified counts as an extend in SGLang, but is the decode step of requests that were prefilled before.
+    is_extend = batch.forward_mode.is_extend() and not batch.forward_mode.is_target_verify()
     stretches = stretches_of(batch) if is_extend else {}
     runner.attn_backend.runs = None
     runner.attn_backend.probed = is_extend and any(state_of(req).whole for req in batch.reqs)

@@ -17,7 +17,7 @@ def build_tree(context: Any) -> Any:
     unless the cache is without reuse; `transfers`, what was sent to decode servers, None where nothing is sent; and
     `certification_metric`, None without metrics.
     """
-    from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
+    from redknot_sglang.pool.sizing import free_interval
     from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
     from redknot_sglang.reuse.admission import SegmentAdmission
     from redknot_sglang.seams.sglang import envs, get_parallel
@@ -33,12 +33,13 @@ def build_tree(context: Any) -> Any:
     from redknot_sglang.serve.tiers import TierFigures
     from redknot_sglang.serve.transfers import TransferFigures
 
-    cost = context.params.token_to_kv_pool_allocator.get_kvcache().bytes_per_slot
+    pool = context.params.token_to_kv_pool_allocator.get_kvcache()
+    cost = pool.bytes_per_slot
     facts = context.tp_worker.model_runner.attn_backend.facts
     config = active.config_of(context.server_args)
     metered = bool(context.params.enable_metrics)
     if not envs.SGLANG_SWA_EVICTION_INTERVAL.is_set():
-        envs.SGLANG_SWA_EVICTION_INTERVAL.set(DECODE_FREE_INTERVAL)
+        envs.SGLANG_SWA_EVICTION_INTERVAL.set(free_interval(pool.draft))
     decodes = context.server_args.disaggregation_mode == "decode"
     # Ranks compute and send shares of the same rows: one of them counts for all.
     counts = metered and get_parallel().tp_rank == 0

@@ -6,7 +6,8 @@ from __future__ import annotations
 from redknot_sglang.hooks.v0_5_17 import refusals
 
 ARGUMENTS: refusals.Arguments = (
-    *refusals.ARGUMENTS,
+    *(row for row in refusals.ARGUMENTS if row[0] != "speculative_algorithm"),
+    ("speculative_algorithm", (None,), "speculative decoding is served with SGLang 0.5.17 only"),
     (
         "startup_weight_load_mode",
         ("serial",),

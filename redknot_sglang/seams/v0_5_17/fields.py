@@ -155,7 +155,7 @@ FIELDS: Fields = {
     "model_executor.forward_batch_info": {
         "ForwardBatch": (
             "_attn_output batch_size extend_prefix_lens extend_prefix_lens_cpu extend_seq_lens_cpu forward_mode "
-            "out_cache_loc positions req_pool_indices seq_lens seq_lens_cpu"
+            "out_cache_loc positions req_pool_indices seq_lens seq_lens_cpu spec_info"
         ),
     },
     "model_executor.model_runner": {
@@ -187,7 +187,15 @@ FIELDS: Fields = {
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
+            "speculative_algorithm speculative_ngram_external_sam_budget speculative_ngram_max_bfs_breadth speculative_num_draft_tokens "
+            "speculative_num_steps "
             "tokenizer_worker_num tp_size weight_cache_mode"
         ),
+    },
+    "speculative.ngram_info": {
+        "NgramVerifyInput": "draft_token_num",
+    },
+    "speculative.ngram_worker": {
+        "NGRAMWorker": "draft_token_num server_args",
     },
 }

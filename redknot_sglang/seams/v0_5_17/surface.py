@@ -201,6 +201,9 @@ SURFACE: Surface = {
         "TokenizerManager.init_tokenizer_and_processor": "(self)",
         "TokenizerManager.update_weights_from_disk": "(self, obj, request=)",
     },
+    "mem_cache.allocation_sizing": {
+        "get_req_to_token_extra_context_len": "(server_args)",
+    },
     "mem_cache.allocator.swa": {
         "SWATokenToKVPoolAllocator.full_available_size": "(self)",
         "SWATokenToKVPoolAllocator.get_kvcache": "(self)",
@@ -462,6 +465,7 @@ SURFACE: Surface = {
         "ForwardMode.is_decode": "(self)",
         "ForwardMode.is_extend": "(self, include_draft_extend_v2=)",
         "ForwardMode.is_idle": "(self)",
+        "ForwardMode.is_target_verify": "(self)",
     },
     "model_executor.model_runner_components.weight_exporter": {
         "WeightExporter.get_weights_by_name": "(self, name, truncate_size=)",
@@ -546,6 +550,10 @@ SURFACE: Surface = {
         "RADIX_EVICTION_POLICY_CHOICES": None,
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
+    },
+    "speculative.ngram_worker": {
+        "NGRAMWorker.__init__": "(self, server_args, gpu_id, ps, nccl_port, target_worker)",
+        "NGRAMWorker._prepare_draft_tokens": "(self, batch)",
     },
     "utils": {
         "get_available_gpu_memory": "(device, gpu_id, distributed=, empty_cache=, cpu_group=)",

@@ -55,4 +55,9 @@ SURFACE: Surface = changed(
             ),
         },
     },
+    gone=(
+        ("mem_cache.allocation_sizing", "get_req_to_token_extra_context_len"),
+        ("speculative.ngram_worker", "NGRAMWorker.__init__"),
+        ("speculative.ngram_worker", "NGRAMWorker._prepare_draft_tokens"),
+    ),
 )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drafts that are verified by decode graphs answer as eager forwards and as a server without them, at a real shape cut short."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.make_checkpoint import write
+from redknot_sglang.measure.launch import launch
+from tests.serving import harness
+from tests.serving.conversations import check_no_leak
+
+pytestmark = [pytest.mark.gpu, pytest.mark.serving, pytest.mark.pinned]
+
+LAYERS, ANSWER = 4, 64
+# At full size, of all layers: by how much answers that were given before come faster.
+SPEEDUP = 1.3
+FLAGS = (
+    "--redknot",
+    "--redknot-uncertified",
+    "--skip-tokenizer-init",
+    "--max-total-tokens=60000",
+    "--context-length=12000",
+    "--chunked-prefill-size=2048",
+    "--cuda-graph-max-bs-decode=4",
+    "--cuda-graph-backend-prefill=disabled",
+    "--skip-server-warmup",
+    "--grammar-backend=none",
+    "--sampling-backend=pytorch",
+    "--enable-fp32-lm-head",
+    "--random-seed=1",
+)
+DRAFTS = (
+    "--speculative-algorithm=NGRAM",
+    "--speculative-ngram-max-bfs-breadth=1",
+    "--speculative-num-draft-tokens=8",
+)
+# bf16 rounds otherwise in another kernel; as in test_prefill_graphs.py.
+TOLERANCE = 0.15
+
+
+def prompts() -> list[list[int]]:
+    """Shorter and longer than the window, and one that says the same again and again."""
+    rng = random.Random("drafts")
+    made = [[rng.randrange(300, 100_000) for _ in range(length)] for length in (5, 200, 3000, 9000)]
+    return [*made, 300 * made[0]]
+
+
+def answers(server: harness.Server) -> list[dict[str, Any]]:
+    """Each prompt twice: the second time it is cached, and the first answer is what drafts are made of."""
+    found = []
+    for prompt in [*prompts(), *prompts()]:
+        begin = time.monotonic()
+        reply = server.generate(prompt, ANSWER, return_logprob=True)
+        meta = reply["meta_info"]
+        found.append(
+            {
+                "prompt": prompt,
+                "tokens": reply["output_ids"],
+                "logprobs": [entry[0] for entry in meta["output_token_logprobs"]],
+                "per_step": meta.get("spec_accept_length", 1.0),
+                "seconds": time.monotonic() - begin,
+            }
+        )
+    check_no_leak(server)
+    return found
+
+
+def differences(server: harness.Server, found: list[dict[str, Any]]) -> list[float]:
+    """By how much each chosen token's log-probability differs from a prefill of prompt and answer."""
+    worst = []
+    for one in found:
+        start = len(one["prompt"]) - 1
+        whole = one["prompt"] + one["tokens"]
+        meta = server.generate(whole, 1, return_logprob=True, logprob_start_len=start)["meta_info"]
+        read = [entry[0] for entry in meta["input_token_logprobs"]][1:]
+        assert len(read) == len(one["logprobs"])
+        worst.append(max(abs(a - b) for a, b in zip(read, one["logprobs"], strict=True)))
+    return worst
+
+
+@pytest.mark.parametrize("path", ["fa3", "flashinfer", "triton"])
+def test_drafts_answer_as_without(path: str, tmp_path: Path, full: bool) -> None:
+    model = tmp_path / "model"
+    write("qwen3-8b", None if full else LAYERS, model)
+    common = [
+        f"--model-path={model}",
+        f"--redknot-head-map={model}/one_of_eight.json",
+        f"--redknot-attention={path}",
+        *FLAGS,
+    ]
+    sides = {"graphs": DRAFTS, "eager": (*DRAFTS, "--disable-cuda-graph"), "plain": ()}
+    runs = {}
+    for name, flags in sides.items():
+        with launch([*common, *flags], tmp_path / f"{name}.log", timeout=500) as running:
+            server = harness.Server(running.url, running)
+            runs[name] = answers(server)
+            if name == "plain":
+                worst = {side: max(differences(server, runs[side])) for side in runs}
+    half = len(prompts())
+    seconds = {name: sum(one["seconds"] for one in found[half:]) for name, found in runs.items()}
+    for name, found in runs.items():
+        print(
+            name,
+            f"worst {worst[name]:.4f}",
+            [round(one["per_step"], 2) for one in found],
+            f"{seconds[name]:.2f} s for {half} answers of {ANSWER} tokens that were given before",
+        )
+    assert max(worst.values()) < TOLERANCE
+    for name in ("graphs", "eager"):
+        assert all(one["per_step"] > 2 for one in runs[name][half:]), "what was answered before is drafted"
+    if full:
+        assert seconds["plain"] > SPEEDUP * seconds["graphs"]
+    lines = (tmp_path / "graphs.log").read_text().splitlines()
+    assert any("Decode batch" in line and "cuda graph: True" in line for line in lines), "the graphs were not used"

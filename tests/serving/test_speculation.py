@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding by n-grams: answers are those without it, and slots of rejected rows are nobody's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from redknot_sglang.heads import load_head_map
+from tests.serving import harness
+from tests.serving.answers import agree, agree_with_oracle, ask_all
+from tests.serving.conversations import check_no_leak, make_conversations, play_all
+from tests.serving.harness import Server
+from tests.serving.maps import oracle_of
+from tests.serving.prompts import mixed, noise
+from tests.serving.segmented import SEGMENTS, SMALL, SMALL_POOL, ask_all_segmented, ask_segmented, make_requests
+from tests.serving.shared import SharedServers
+
+pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+
+DRAFT = 6
+SPECULATION = (
+    "--speculative-algorithm=NGRAM",
+    "--speculative-ngram-max-bfs-breadth=1",
+    f"--speculative-num-draft-tokens={DRAFT}",
+)
+# A pool that holds a few requests, and an admission that counts on short answers: some requests have to be retracted.
+DRAFTING = (*SMALL, "--schedule-conservativeness=0.01", *SPECULATION)
+PLAIN = (*SEGMENTS, "--chunked-prefill-size=128")
+ALL_GLOBAL = ("--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}", "--chunked-prefill-size=128")
+ANSWER = 40
+
+
+def repeating(rng: random.Random) -> list[int]:
+    """A prompt that says the same a few times, as does what the model goes on with."""
+    return noise(rng, rng.randrange(1, 60)) + rng.randrange(8, 20) * noise(rng, rng.randrange(1, 9))
+
+
+def accepted(server: Server, prompt: list[int]) -> float:
+    """Tokens per step of an answer."""
+    return float(server.generate(prompt, ANSWER)["meta_info"]["spec_accept_length"])
+
+
+@pytest.mark.parametrize(("drafting", "plain"), [(DRAFTING, PLAIN), ((*ALL_GLOBAL, *SPECULATION), ALL_GLOBAL)])
+def test_answers_are_those_without(
+    servers: SharedServers, drafting: Sequence[str], plain: Sequence[str], full: bool
+) -> None:
+    rng = random.Random("speculation")
+    prompts = [repeating(rng) for _ in range(10)]
+    prompts += [mixed(rng, rng.randrange(1, 900)) for _ in range(100 if full else 10)]
+    references = ask_all(servers.get(*plain), prompts, ANSWER, at_once=8)
+    server = servers.get(*drafting)
+    # The second time prompts are cached, and the answers are what drafts are made of.
+    for at_once in (8, 1):
+        answers = ask_all(server, prompts, ANSWER, at_once)
+        ties = [agree(answer, reference).tied for answer, reference in zip(answers, references, strict=True)]
+        assert ties == [None] * len(prompts), "all tokens are the same"
+    assert sum(answer.cached for answer in answers) > sum(len(prompt) for prompt in prompts) // 5
+    # Repeats itself, and was never asked before.
+    assert accepted(server, repeating(rng)) > 1.5
+    check_no_leak(server)
+
+
+def test_conversations_with_clients_that_leave(servers: SharedServers, full: bool) -> None:
+    server, oracle = servers.get(*DRAFTING), oracle_of(load_head_map(harness.HEAD_MAP))
+    answers = play_all(server, make_conversations(7, 60 if full else 6), at_once=6)
+    assert any(answer.cached for answer in answers)
+    check_no_leak(server)
+    answers.sort(key=lambda answer: -answer.cached)
+    for answer in answers[: 60 if full else 6]:
+        agree_with_oracle(answer, oracle)
+
+
+def test_segmented_requests(servers: SharedServers, full: bool) -> None:
+    requests = make_requests(random.Random("speculation"), 100 if full else 8, most=6, longest=300, limit=1300)
+    references = [answer for answer, _ in ask_all_segmented(servers.get(*PLAIN), requests, ANSWER, at_once=1)]
+    server = servers.get(*DRAFTING)
+    cold = []
+    for request in requests:
+        server.flush()
+        cold.append(ask_segmented(server, request, ANSWER)[0])
+    ways = {"cold": cold}
+    for way, at_once in (("warm", 1), ("in a batch", 8)):
+        ways[way] = [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once)]
+    check_no_leak(server)
+    assert sum(answer.cached for answer in ways["warm"]) > sum(answer.cached for answer in cold)
+    for way, answers in ways.items():
+        for answer, reference in zip(answers, references, strict=True):
+            assert agree(answer, reference).tied is None, way
+
+
+def test_retracted_requests(servers: SharedServers) -> None:
+    rng, oracle = random.Random("retractions"), oracle_of(load_head_map(harness.HEAD_MAP))
+    server = servers.get(*DRAFTING)
+    # As many as have local slots at a time take more than the global pool when they end, and less when they begin.
+    prompts = [mixed(rng, 100) for _ in range(14)]
+    answers = ask_all(server, prompts, SMALL_POOL // 10, at_once=len(prompts))
+    assert any(answer.retractions for answer in answers)
+    check_no_leak(server)
+    answers.sort(key=lambda answer: -answer.retractions)
+    for answer in answers[:2]:
+        agree_with_oracle(answer, oracle)
