@@ -19,6 +19,7 @@ from torch import Tensor
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.heads.dealing import checkpoint_order
 from redknot_sglang.pool.asked import AskedQueries
+from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.ranks import Ranks
@@ -61,13 +62,13 @@ class ClassBuffers:
         )
 
     def to_host(self, slots: Tensor) -> list[Tensor]:
-        """KV of some slots, of each buffer `[n, width, head_dim]` on the host. slots: int64 [n]."""
-        return [buffer[slots].cpu() for buffer in (*self.k, *self.v)]
+        """KV of some slots, of each buffer `[n, width, head_dim]` on the host, 8-bit floats as bytes. slots: int64 [n]."""
+        return [movable(buffer)[slots].cpu() for buffer in (*self.k, *self.v)]
 
     def from_host(self, slots: Tensor, rows: list[Tensor]) -> None:
         """Write what `to_host` has given. slots: int64 [n], other ones than then."""
         for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
-            buffer[slots] = kept.to(buffer.device)
+            movable(buffer)[slots] = movable(kept).to(buffer.device)
 
     def copy_slots(self, target: Tensor, source: Tensor) -> None:
         """Copy KV between slots in every layer.
@@ -76,7 +77,8 @@ class ClassBuffers:
         source: int64 [n], slots to read.
         """
         for buffer in (*self.k, *self.v):
-            buffer[target] = buffer[source]
+            rows = movable(buffer)
+            rows[target] = rows[source]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +101,14 @@ class HeadClassPool(SWAKVPool):
     size_local: usable local slots.
     head_map: of the whole model.
     head_dim: elements of one head's K or V.
-    dtype: of K and V.
+    dtype: of K and V as they are stored.
     device: where the buffers are.
     probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`) on all ranks together, 0
         for none.
     group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
     rank, ranks: number of this tensor-parallel rank, and how many there are.
     dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
+    model_dtype: of queries, and of what is kept for probes and retrieval heads; None for `dtype`.
 
     `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
     which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
@@ -127,11 +130,15 @@ class HeadClassPool(SWAKVPool):
         rank: int = 0,
         ranks: int = 1,
         dealing: Dealing | None = None,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
         self.probe_width = probe_width
+        self.model_dtype = kept = model_dtype or dtype
+        # Of each layer the scales of its keys and values: what is stored times this is K or V. The attention backend sets them.
+        self.scales = [(1.0, 1.0)] * head_map.num_layers
         KVCache.__init__(
             self,
             size=size_global,
@@ -147,7 +154,7 @@ class HeadClassPool(SWAKVPool):
         self.head_dim = head_dim
         self.size_swa = size_local
         self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
-        self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width)
+        self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width, kept.itemsize)
         self.full_kv_pool = ClassBuffers(
             size_global, [head_map.num_global(layer) for layer in layers], head_dim, dtype, device
         )
@@ -160,11 +167,11 @@ class HeadClassPool(SWAKVPool):
         if probe_width:
             # On every rank, since all of them take part in a choice; some may have no global heads in the probe layer.
             width = spread.own_probe_width(rank, probe_width)
-            self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, dtype, device)
+            self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, kept, device)
         self.asked: AskedQueries | None = None
         if self.whole_map.retrieval:
             # On every rank, since all of them take part in a choice; some may have no retrieval heads.
-            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, dtype, device)
+            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, kept, device)
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(

@@ -146,12 +146,42 @@ def test_sink_fold_completes_a_window(
     torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_scales_are_refused() -> None:
-    case = make_case(make_spec(), [0], [1])
-    pools = case.q["local"], case.k["local"], case.v["local"]
-    extend, decode = TritonExtend(case.spec), TritonDecode(case.spec)
-    extend.plan_extend(case.extend)
-    decode.plan_decode(case.decode)
-    for path in (extend, decode):
-        with pytest.raises(ValueError, match=r"k_scale is 0.5 .* stored: use scales of 1, or the torch path"):
-            path.run("local", *pools, 1.0, k_scale=0.5)
+STORED = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float32]
+
+
+@pytest.mark.parametrize("processors", [1, 8])
+@pytest.mark.parametrize("stored", STORED)
+def test_extend_over_pools_with_scales(stored: torch.dtype, processors: int) -> None:
+    """Whole tiles, and tiles in parts."""
+    scales = 0.5, 3.0
+    case = make_case(make_spec(group=3, head_dim=24, window=16, sink=4), [0, 3, 900], [41, 1, 33])
+    case.store_as(stored)
+    path = TritonExtend(case.spec, processors)
+    path.plan_extend(case.extend)
+    assert bool(path.work["global", 1].parts) == (processors > 1)
+    for head_class in CLASSES:
+        want = case.expected(case.extend, head_class, scales)[0]
+        for run in (case.run, case.run_to_targets):
+            torch.testing.assert_close(run(path, head_class, scales=scales), want, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_decode_over_pools_with_scales(stored: torch.dtype) -> None:
+    scales = 0.5, 3.0
+    case = make_case(make_spec(group=2, head_dim=24, window=70, sink=3), [0, 68, 250], [1, 1, 1])
+    case.store_as(stored)
+    path = TritonDecode(case.spec)
+    path.plan_decode(case.decode)
+    for head_class in CLASSES:
+        want = case.expected(case.decode, head_class, scales)[0]
+        torch.testing.assert_close(case.run(path, head_class, scales), want, atol=2e-5, rtol=1e-5)
+
+
+def test_half_precision_queries_over_pools_of_8_bits() -> None:
+    case = make_case(make_spec(group=4, dtype=torch.float16), [0, 90], [20, 9])
+    case.store_as(torch.float8_e4m3fn)
+    path = TritonExtend(case.spec)
+    path.plan_extend(case.extend)
+    for head_class in CLASSES:
+        want = case.expected(case.extend, head_class, (0.5, 2.0))[0]
+        torch.testing.assert_close(case.run(path, head_class, (0.5, 2.0)).float(), want, atol=4e-3, rtol=4e-3)

@@ -45,6 +45,7 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
         rank=parallel.attn_tp_rank,
         ranks=parallel.attn_tp_size,
         dealing=dealing,
+        model_dtype=self.model_config.dtype,
     )
 
 

@@ -59,7 +59,11 @@ ARGUMENTS: Arguments = (
     ("enable_two_batch_overlap", (False,), "two-batch overlap needs two attention plans at a time"),
     ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
-    ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
+    (
+        "kv_cache_dtype",
+        ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
+        "KV of fewer bits has scales of its own for blocks, and those are not kept per head class",
+    ),
     ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
 

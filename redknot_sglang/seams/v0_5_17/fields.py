@@ -38,7 +38,9 @@ FIELDS: Fields = {
         "ParallelState": "dp_rank",
     },
     "layers.radix_attention": {
-        "RadixAttention": "layer_id logit_cap scaling tp_k_head_num tp_q_head_num",
+        "RadixAttention": (
+            "k_scale k_scale_float layer_id logit_cap scaling tp_k_head_num tp_q_head_num v_scale v_scale_float"
+        ),
     },
     "managers.io_struct": {
         "GenerateReqInput": "input_ids logprob_start_len return_logprob sampling_params session_params text",
