@@ -9,6 +9,7 @@ import torch
 from redknot_sglang.kernels import move_heads
 from redknot_sglang.kernels.triton_heads import launch_put, launch_split
 from tests.kernels.heads_cases import LAYERS, check_put, check_split
+from tests.kernels.interpreter_rounding import round_as_a_gpu_does
 
 
 POOLS = [
@@ -25,6 +26,7 @@ POOLS = [
 def test_split(
     layer: str, rows: int, pool_dtype: torch.dtype, scales: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    round_as_a_gpu_does(monkeypatch)
     monkeypatch.setattr(move_heads, "split_heads", launch_split)
     check_split(layer, rows, head_dim=24, pool_dtype=pool_dtype, scales=scales)
 
