@@ -236,9 +236,7 @@ def test_a_forward_that_stores_nothing_leaves_the_pool_alone(server: Server) -> 
         out = server.backend.forward_extend(q, keys, values, layer, batch, save_kv_cache=False)
         torch.testing.assert_close(out, server.wanted(rows)[0], atol=1e-5, rtol=1e-5)
     after = (*server.pool.global_kv(0), *server.pool.local_kv(0))
-    assert all(
-        torch.equal(a.float().nan_to_num(), b.float().nan_to_num()) for a, b in zip(after, before, strict=True)
-    )
+    assert all(torch.equal(a.float().nan_to_num(), b.float().nan_to_num()) for a, b in zip(after, before, strict=True))
 
 
 def test_the_output_goes_to_a_graphs_buffer_if_that_fits(server: Server) -> None:
@@ -380,4 +378,4 @@ def test_another_pool_is_refused() -> None:
 
 def test_a_model_that_rotates_otherwise_is_served_without_relocation(server: Server) -> None:
     facts = server.backend.facts
-    assert facts.rotation is None and facts.arithmetic is None and "not checked for Identity" in str(facts.why_not)
+    assert facts.rotation is None and facts.arithmetic is None and "not checked for ModuleList" in str(facts.why_not)

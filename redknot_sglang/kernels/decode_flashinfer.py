@@ -111,9 +111,7 @@ class FlashInferDecode:
                 key = (bs, head_class, width)
                 if key not in self._graphs:
                     space = self._graph_space[head_class]
-                    self._graphs[key] = Decode.for_graph(
-                        spec, head_class, width, space, starts, lists.slots
-                    )
+                    self._graphs[key] = Decode.for_graph(spec, head_class, width, space, starts, lists.slots)
                 self._graphs[key].plan(indptr, starts, lists.slots)
                 planned[head_class, width] = self._graphs[key]
         self._planned, self._rows = planned, bs

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.heads.dealing import checkpoint_order
-from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.kernels.stored import movable
+from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.ranks import Ranks

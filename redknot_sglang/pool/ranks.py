@@ -95,8 +95,6 @@ class Ranks:
 
     def _costs(self, head_dim: int, itemsize: int, probe_width: int, probe_itemsize: int | None) -> list[ClassBytes]:
         return [
-            class_bytes(
-                self.share(rank), head_dim, itemsize, self.own_probe_width(rank, probe_width), probe_itemsize
-            )
+            class_bytes(self.share(rank), head_dim, itemsize, self.own_probe_width(rank, probe_width), probe_itemsize)
             for rank in range(self.count)
         ]

@@ -37,7 +37,12 @@ def prefill_chunk(server_args: Any, context_length: int) -> int:
 
 def kv_dtype(name: str, model: torch.dtype) -> torch.dtype:
     """The dtype in which KV is stored. name: `--kv-cache-dtype`, one that is not refused. model: the model's own dtype."""
-    named = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+    named = {
+        "bf16": torch.bfloat16,
+        "bfloat16": torch.bfloat16,
+        "fp8_e4m3": torch.float8_e4m3fn,
+        "fp8_e5m2": torch.float8_e5m2,
+    }
     return model if name == "auto" else named[name]
 
 

@@ -24,21 +24,22 @@ def kv_scales(model: torch.nn.Module, layers: int, dtype: torch.dtype) -> list[t
     if is_fp8(dtype):
         for module in model.modules():
             if type(module).__name__ == "RadixAttention":
-                number: Any = module.layer_id
-                found[number] = _scale(module, "k_scale"), _scale(module, "v_scale")
+                layer: Any = module
+                # SGLang keeps the number beside the tensor, but only where the scale comes with the checkpoint.
+                k_scale = layer.k_scale if layer.k_scale_float is None else layer.k_scale_float
+                v_scale = layer.v_scale if layer.v_scale_float is None else layer.v_scale_float
+                number = int(layer.layer_id)
+                found[number] = _checked(k_scale, "k_scale", number), _checked(v_scale, "v_scale", number)
     return found
 
 
-def _scale(layer: Any, name: str) -> float:
-    # SGLang keeps the number beside the tensor, but only where the scale comes with the checkpoint.
-    value = getattr(layer, f"{name}_float")
-    value = getattr(layer, name) if value is None else value
+def _checked(value: Any, name: str, number: int) -> float:
     if value is None:
         return 1.0
-    number = float(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else 0.0
-    if not 0.0 < number < float("inf"):
+    scale = float(value) if not isinstance(value, torch.Tensor) or value.numel() == 1 else 0.0
+    if not 0.0 < scale < float("inf"):
         raise RedKnotError(
-            f"layer {layer.layer_id} has the {name} {value}, and --redknot needs one positive number for a layer: check the "
+            f"layer {number} has the {name} {value}, and --redknot needs one positive number for a layer: check the "
             "checkpoint's scales or --quantization-param-path, or start the server without --kv-cache-dtype"
         )
-    return number
+    return scale

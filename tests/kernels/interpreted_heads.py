@@ -11,7 +11,6 @@ from redknot_sglang.kernels.triton_heads import launch_put, launch_split
 from tests.kernels.heads_cases import LAYERS, check_put, check_split
 from tests.kernels.interpreter_rounding import round_as_a_gpu_does
 
-
 POOLS = [
     (torch.float32, (1.0, 1.0)),
     (torch.float16, (1.0, 1.0)),

@@ -47,9 +47,7 @@ def make_case(
     seed = torch.Generator().manual_seed(rows)
     # Some keys of 8-bit floats turn into larger ones than there are.
     size = 250.0 if is_fp8(dtype) else 1.0
-    pools = [
-        [stored(size * torch.randn(SLOTS, n, head_dim, generator=seed), dtype) for n in WIDTHS] for _ in "kv"
-    ]
+    pools = [[stored(size * torch.randn(SLOTS, n, head_dim, generator=seed), dtype) for n in WIDTHS] for _ in "kv"]
     slots = torch.randperm(SLOTS, generator=seed)
     origin = torch.randint(0, 4000, (rows,), generator=seed)
     position = torch.randint(0, 4000, (rows,), generator=seed)

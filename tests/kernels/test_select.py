@@ -172,7 +172,9 @@ def test_flashinfer_reads_kv_of_8_bits_but_of_no_other_dtype(path: Any, monkeypa
     spec = replace(CUDA, head_dim=64, dtype=torch.bfloat16)
     for stored in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         assert path.why_not(stored_as(spec, stored)) is None
-    assert "or torch.float8_e4m3fn, torch.float8_e5m2; those of global" in str(path.why_not(stored_as(spec, torch.float16)))
+    assert "or torch.float8_e4m3fn, torch.float8_e5m2; those of global" in str(
+        path.why_not(stored_as(spec, torch.float16))
+    )
 
 
 @pytest.mark.parametrize("path", [TritonExtend, TritonDecode])

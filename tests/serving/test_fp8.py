@@ -52,7 +52,9 @@ def test_all_global_map_equals_stock(servers: SharedServers, full: bool) -> None
 def test_a_prefix_hit_never_changes_an_answer(servers: SharedServers, flags: tuple[str, ...], full: bool) -> None:
     server, rng = servers.get(*flags), random.Random("prefixes")
     begin = mixed(rng, 1500)
-    prompts = [begin[: rng.randrange(200, 1500)] + noise(rng, rng.choice((1, 40, 300))) for _ in range(60 if full else 8)]
+    prompts = [
+        begin[: rng.randrange(200, 1500)] + noise(rng, rng.choice((1, 40, 300))) for _ in range(60 if full else 8)
+    ]
     cold = [_cold(server, lambda prompt=prompt: ask(server, prompt, ANSWER)) for prompt in prompts]
     server.flush()
     warm = [ask(server, prompt, ANSWER) for prompt in prompts]
@@ -80,7 +82,9 @@ def test_a_hit_on_documents_never_changes_an_answer(
     }
     check_no_leak(server)
     ways["cold in a batch"] = ask_all_segmented(server, requests, ANSWER, at_once=16)
-    assert sum(report["cached_tokens"] for _, report in ways["warm"]) > sum(report["cached_tokens"] for _, report in cold)
+    assert sum(report["cached_tokens"] for _, report in ways["warm"]) > sum(
+        report["cached_tokens"] for _, report in cold
+    )
     for way, answers in ways.items():
         assert [report.get("chosen_segments") for _, report in answers] == [
             report.get("chosen_segments") for _, report in cold
@@ -104,6 +108,4 @@ def _evicted(server: Server, rng: random.Random, request: SegmentedRequest) -> t
 
 
 def _worst(answers: Sequence[Answer], reference: Sequence[Answer]) -> float:
-    return max(
-        agree(answer, one, HIT_TOLERANCE).worst for answer, one in zip(answers, reference, strict=True)
-    )
+    return max(agree(answer, one, HIT_TOLERANCE).worst for answer, one in zip(answers, reference, strict=True))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
@@ -62,7 +63,7 @@ ARGUMENTS: Arguments = (
     (
         "kv_cache_dtype",
         ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
-        "KV of fewer bits has scales of its own for blocks, and those are not kept per head class",
+        "KV with a scale for each block of numbers is not kept per head class",
     ),
     ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
@@ -92,6 +93,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
             "and that was not tried; leave one of them out"
         )
+    scales = server_args.quantization_param_path
+    if scales is not None and not Path(scales).is_file():
+        raise RedKnotError(
+            f"--quantization-param-path {scales} is no file, and SGLang would store KV without scales: name the file, or leave the flag out"
+        )
     if server_args.disaggregation_mode != "null":
         _refuse_apart(server_args)
     graphs = server_args.cuda_graph_config.prefill.backend
@@ -120,6 +126,11 @@ def _refuse_apart(server_args: Any) -> None:
     mode = f"--disaggregation-mode {server_args.disaggregation_mode}"
     for bad, what, reason in (
         (server_args.dp_size > 1, f"--dp-size {server_args.dp_size}", "which rank has what was not tried"),
+        (
+            server_args.quantization_param_path is not None,
+            "--quantization-param-path",
+            "whether both servers have the same scales cannot be told",
+        ),
         (
             envs.SGLANG_DISAGG_STAGING_BUFFER.get(),
             "SGLANG_DISAGG_STAGING_BUFFER",

@@ -187,7 +187,7 @@ FIELDS: Fields = {
             "enable_hierarchical_cache enable_lora hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
-            "lora_paths max_total_tokens mem_fraction_static model_impl "
+            "lora_paths max_total_tokens mem_fraction_static model_impl quantization_param_path "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
             "tp_size weight_cache_mode"
         ),
