@@ -47,7 +47,8 @@ class RadixAttention(torch.nn.Module):
         self.layer_id = number
         of_checkpoint = number % 2 == 0
         self.k_scale, self.v_scale = (torch.tensor(scale) if of_checkpoint else scale for scale in SCALES)
-        self.k_scale_float, self.v_scale_float = SCALES if of_checkpoint else (None, None)
+        floats: tuple[float | None, float | None] = SCALES if of_checkpoint else (None, None)
+        self.k_scale_float, self.v_scale_float = floats
 
 
 class Server:
@@ -174,7 +175,9 @@ def test_what_is_read_is_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None
     noise = torch.Generator().manual_seed(1)
     # Less than half a step of an 8-bit float: what is stored stays the same.
     server.k, server.v = (x * (1 + 0.01 * torch.rand(x.shape, generator=noise)) for x in rounded)
-    for forwards in ([[range(30), range(30)]], [[range(9), range(1)], [range(9, 29), range(1, 29)], [[29], [29]]]):
+    whole: list[list[Sequence[int]]] = [[range(30), range(30)]]
+    in_parts: list[list[Sequence[int]]] = [[range(9), range(1)], [range(9, 29), range(1, 29)], [[29], [29]]]
+    for forwards in (whole, in_parts):
         for rows in forwards:
             mode = ForwardMode.DECODE if len(rows[0]) == 1 else ForwardMode.EXTEND
             server.alive([own[0] for own in rows], [own[-1] + 1 for own in rows])

@@ -43,16 +43,17 @@ def check_split(
     pools = [tuple(torch.full(shape, 7.0, dtype=pool_dtype, device=device) for _ in "kv") for shape in shapes]
     for store in (False, True):
         kv = (k, v) if store else (None, None)
-        parts = move_heads.split_heads(split, q, *kv, *at, *pools, scales)
+        parts = move_heads.split_heads(split, q, *kv, *at, *pools, scales=scales)
         for heads, where, pool, part in zip(classes, at, pools, parts, strict=True):
             assert torch.equal(part, q[:, heads.query])
             for rows_of_all, buffer, scale in zip((k, v), pool, scales, strict=True):
                 want = torch.full(buffer.shape, 7.0, device=device)
                 if store:
-                    of_class = rows_of_all[:, heads.kv.long()] / scale
+                    # On the CPU: on GPUs torch multiplies by the inverse.
+                    of_class = rows_of_all.cpu()[:, heads.kv.long().cpu()] / scale
                     if pool_dtype.itemsize == 1:
                         of_class = of_class.clamp(-torch.finfo(pool_dtype).max, torch.finfo(pool_dtype).max)
-                    want[where] = of_class.to(pool_dtype).float()
+                    want[where] = of_class.to(pool_dtype).float().to(device)
                 assert torch.equal(buffer.float(), want)
 
 

@@ -20,9 +20,7 @@ DIM = 2
 def make_pool(
     head_map: HeadMap, rank: int = 0, ranks: int = 1, dtype: torch.dtype = torch.float32, probe_width: int = 0
 ) -> HeadClassPool:
-    pool = HeadClassPool(
-        10, 6, head_map, DIM, dtype, "cpu", probe_width, 2, rank, ranks, model_dtype=torch.float32
-    )
+    pool = HeadClassPool(10, 6, head_map, DIM, dtype, "cpu", probe_width, 2, rank, ranks, model_dtype=torch.float32)
     pool.register_mapping(torch.tensor([0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, -1]))
     return pool
 

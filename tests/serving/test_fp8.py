@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_prefix_hit_never_changes_an_answer(servers: SharedServers, flags: tup
     prompts = [
         begin[: rng.randrange(200, 1500)] + noise(rng, rng.choice((1, 40, 300))) for _ in range(60 if full else 8)
     ]
-    cold = [_cold(server, lambda prompt=prompt: ask(server, prompt, ANSWER)) for prompt in prompts]
+    cold = [_cold(server, partial(ask, server, prompt, ANSWER)) for prompt in prompts]
     server.flush()
     warm = [ask(server, prompt, ANSWER) for prompt in prompts]
     again = [ask(server, prompt, ANSWER) for prompt in prompts]
@@ -74,7 +75,7 @@ def test_a_hit_on_documents_never_changes_an_answer(
         if policies == "question"
         else make_requests(rng, count, most=8, longest=300, limit=1300)
     )
-    cold = [_cold(server, lambda request=request: ask_segmented(server, request, ANSWER)) for request in requests]
+    cold = [_cold(server, partial(ask_segmented, server, request, ANSWER)) for request in requests]
     ways = {
         "warm": ask_all_segmented(server, requests, ANSWER, at_once=1),
         "after evictions": [_evicted(server, rng, request) for request in requests],
