@@ -40,20 +40,26 @@ def check_split(
     split = make_split(layer, device)
     classes = split.global_heads, split.local_heads
     shapes = [(slots + 1, len(heads.numbers), head_dim) for heads in classes]
-    pools = [tuple(torch.full(shape, 7.0, dtype=pool_dtype, device=device) for _ in "kv") for shape in shapes]
+
+    def pool(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full(shape, 7.0, device=device).to(pool_dtype), torch.full(shape, 7.0, device=device).to(
+            pool_dtype
+        )
+
+    pools = [pool(shape) for shape in shapes]
     for store in (False, True):
-        kv = (k, v) if store else (None, None)
-        parts = move_heads.split_heads(split, q, *kv, *at, *pools, scales=scales)
-        for heads, where, pool, part in zip(classes, at, pools, parts, strict=True):
+        keys, values = (k, v) if store else (None, None)
+        parts = move_heads.split_heads(split, q, keys, values, at[0], at[1], pools[0], pools[1], scales)
+        for heads, where, of_class, part in zip(classes, at, pools, parts, strict=True):
             assert torch.equal(part, q[:, heads.query])
-            for rows_of_all, buffer, scale in zip((k, v), pool, scales, strict=True):
+            for rows_of_all, buffer, scale in zip((k, v), of_class, scales, strict=True):
                 want = torch.full(buffer.shape, 7.0, device=device)
                 if store:
                     # On the CPU: on GPUs torch multiplies by the inverse.
-                    of_class = rows_of_all.cpu()[:, heads.kv.long().cpu()] / scale
+                    given = rows_of_all.cpu()[:, heads.kv.long().cpu()] / scale
                     if pool_dtype.itemsize == 1:
-                        of_class = of_class.clamp(-torch.finfo(pool_dtype).max, torch.finfo(pool_dtype).max)
-                    want[where] = of_class.to(pool_dtype).float().to(device)
+                        given = given.clamp(-torch.finfo(pool_dtype).max, torch.finfo(pool_dtype).max)
+                    want[where] = given.to(pool_dtype).float().to(device)
                 assert torch.equal(buffer.float(), want)
 
 

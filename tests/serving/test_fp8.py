@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,8 @@ KV = "--kv-cache-dtype=fp8_e4m3"
 ANSWER = 6
 # Sums in another order differ by 1e-7, which makes another 8-bit float of a few keys and values in a million: a step of 6 %.
 HIT_TOLERANCE = 5e-3
+# Numbers below 1/64 have fewer bits, and which those are depends on the scale.
+SCALED_TOLERANCE = 5e-2
 POOL = 24576
 T = TypeVar("T")
 
@@ -63,6 +66,25 @@ def test_a_prefix_hit_never_changes_an_answer(servers: SharedServers, flags: tup
     assert sum(answer.cached for answer in warm) > 0 and all(answer.cached > 0 for answer in again)
     print(f"largest logprob difference {max(_worst(warm, cold), _worst(again, cold)):.1e}")
     check_no_leak(server)
+
+
+def test_scales_of_a_file_are_divided_by_and_multiplied_with(
+    servers: SharedServers, flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Scales are powers of two, so that the same bits are stored but for the smallest numbers: answers stay what they were."""
+    config = json.loads((harness.MODEL / "config.json").read_text())
+    scales = {str(layer): (0.25, 2.0)[layer % 2] for layer in range(config["num_hidden_layers"])}
+    kv_cache = {"dtype": "float8_e4m3fn", "scaling_factor": {"0": scales}}
+    file = tmp_path_factory.mktemp("scales") / "scales.json"
+    file.write_text(json.dumps({"model_type": config["model_type"], "kv_cache": kv_cache}))
+    prompts = [mixed(random.Random("scales"), length) for length in (30, 400, 900)]
+    plain = [ask(servers.get(*flags), prompt, ANSWER) for prompt in prompts]
+    scaled = servers.get(*flags, f"--quantization-param-path={file}")
+    for _ in ("cold", "warm"):
+        for prompt, reference in zip(prompts, plain, strict=True):
+            agree(ask(scaled, prompt, ANSWER), reference, SCALED_TOLERANCE)
+    assert f"Loaded KV cache scaling factors from {file}" in scaled.log_text()
+    check_no_leak(scaled)
 
 
 @pytest.mark.parametrize("policies", ["none, boundary and blend", "question"])
