@@ -50,7 +50,8 @@ def test_all_global_map_equals_stock(servers: SharedServers, full: bool) -> None
     """SGLang serves such KV on a CPU, too, so that answers are compared token by token."""
     count = 100 if full else 12
     redknot = servers.get("--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}", KV)
-    check(compare(servers.get(KV), redknot, count), count)
+    # Both round sums of another order to 8 bits, as `HIT_TOLERANCE` says.
+    check(compare(servers.get(KV), redknot, count, HIT_TOLERANCE), count)
 
 
 def test_a_prefix_hit_never_changes_an_answer(servers: SharedServers, flags: tuple[str, ...], full: bool) -> None:
