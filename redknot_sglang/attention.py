@@ -24,6 +24,7 @@ from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExte
 from redknot_sglang.kernels.select import recorded_extend, scattered_extend, select_paths
 from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
+from redknot_sglang.reuse.kv_scales import kv_scales
 from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe_ranks import ONE_RANK, ProbeRanks
 from redknot_sglang.seams.sglang import AttentionBackend, get_parallel
@@ -58,6 +59,7 @@ class RedKnotAttention(AttentionBackend):
         query_heads = runner.model_config.get_num_attention_heads(ranks)
         self.group = query_heads // heads.num_kv_heads
         self.splits = [_split_of(heads, layer, self.group, self.device) for layer in range(heads.num_layers)]
+        pool.scales = kv_scales(runner.model, heads.num_layers, pool.dtype)
         spec = class_spec(heads, self.group, pool)
         self.paths = select_paths(config.attention, spec)
         # The path of the extend that is planned: rows at scattered positions have one of their own.
@@ -83,10 +85,12 @@ class RedKnotAttention(AttentionBackend):
         self.verify_path: ExtendPath | None = recorded_extend(self.paths.extend, spec) if pool.draft else None
 
     def follow_weights(self, model: Any) -> None:
-        """Make anew what is derived from weights: the matrix by which probes judge a change. After updates.
+        """Make anew what is derived from weights: the matrix by which probes judge a change, and scales of KV. After updates.
 
         model: SGLang's model.
         """
+        pool = self.token_to_kv_pool
+        pool.scales = kv_scales(model, pool.head_map.num_layers, pool.dtype)
         self.facts.follow_weights(model)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
@@ -270,7 +274,8 @@ class RedKnotAttention(AttentionBackend):
         else:
             k, v = (rows.reshape(-1, layer.tp_k_head_num, self.head_dim) for rows in (k, v))
         q = q.reshape(-1, layer.tp_q_head_num, self.head_dim)
-        queries = split_heads(split, q, k, v, forward_batch.out_cache_loc, self.local_loc, *pools)
+        scales = pool.scales[index]
+        queries = split_heads(split, q, k, v, forward_batch.out_cache_loc, self.local_loc, *pools, scales)
         out = self._output(forward_batch, q)
         if self._in_whole_graph:
             # The batch may have fewer rows than the graph; the rest must be numbers.
@@ -278,7 +283,8 @@ class RedKnotAttention(AttentionBackend):
 
         def attend(head_class: HeadClass, heads: ClassHeads, q: Tensor, kv: tuple[Tensor, Tensor]) -> None:
             if heads.numbers:
-                path.run(head_class, q, *kv, layer.scaling, target=Target(out, heads))
+                target = Target(out, heads)
+                path.run(head_class, q, *kv, layer.scaling, target=target, k_scale=scales[0], v_scale=scales[1])
 
         with self._beside(split):
             attend("local", split.local_heads, queries[1], pools[1])
@@ -335,7 +341,7 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
 
     heads: head map of this rank.
     group: query heads for each KV head.
-    pool: the buffers, for their dtype and device.
+    pool: the buffers, for their dtypes and device.
     """
     layers = range(heads.num_layers)
     return ClassSpec(
@@ -345,6 +351,8 @@ def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:
         local_widths=tuple(sorted({heads.num_local(layer) for layer in layers} - {0})),
         window=heads.window,
         sink=heads.sink,
-        dtype=pool.dtype,
+        dtype=pool.model_dtype,
         device=pool.buffer_device,
+        global_kv_dtype=pool.dtype,
+        local_kv_dtype=pool.dtype,
     )

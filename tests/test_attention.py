@@ -34,17 +34,39 @@ MAP = HeadMap(
     sink=2,
 )
 GROUP, DIM, SCALE, TOKENS = 2, 8, 0.4, 120
+FP8 = torch.float8_e4m3fn
+# Of keys and of values where KV is stored in 8 bits; powers of two, by which a division rounds nothing.
+SCALES = (0.5, 4.0)
+
+
+class RadixAttention(torch.nn.Module):
+    """SGLang's attention layer, as far as scales of KV go: those of a checkpoint, or those of a file, which are numbers."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer_id = number
+        of_checkpoint = number % 2 == 0
+        self.k_scale, self.v_scale = (torch.tensor(scale) if of_checkpoint else scale for scale in SCALES)
+        floats: tuple[float | None, float | None] = SCALES if of_checkpoint else (None, None)
+        self.k_scale_float, self.v_scale_float = floats
 
 
 class Server:
     """A backend with its pool, and what a model computed for two requests of 30 tokens: q, k and v of all positions."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, probe_width: int = 0, heads: HeadMap = MAP, draft: int = 0
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        probe_width: int = 0,
+        heads: HeadMap = MAP,
+        stored_as: torch.dtype = torch.float32,
+        draft: int = 0,
     ) -> None:
         monkeypatch.setattr(attention, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
         generator = torch.Generator().manual_seed(0)
-        self.pool = HeadClassPool(TOKENS, TOKENS, heads, DIM, torch.float32, "cpu", probe_width, GROUP, draft=draft)
+        self.pool = HeadClassPool(
+            TOKENS, TOKENS, heads, DIM, stored_as, "cpu", probe_width, GROUP, model_dtype=torch.float32, draft=draft
+        )
         # What nobody has written must not be read, however small its weight.
         for buffers in (self.pool.full_kv_pool, self.pool.swa_kv_pool):
             for buffer in (*buffers.k, *buffers.v):
@@ -59,13 +81,16 @@ class Server:
         shape = MAP.num_layers, 2, 30
         self.q = torch.randn(*shape, 4 * GROUP, DIM, generator=generator)
         self.k, self.v = (torch.randn(*shape, 4, DIM, generator=generator) for _ in "kv")
+        if stored_as == FP8:
+            # Numbers that the pool can store, so that all forwards read what the oracle is given.
+            self.k, self.v = ((x / s).to(FP8).float() * s for x, s in zip((self.k, self.v), SCALES, strict=True))
         self.backend = RedKnotAttention(
             SimpleNamespace(
                 token_to_kv_pool=self.pool,
                 server_args=SimpleNamespace(_redknot=SimpleNamespace(attention=None)),
                 req_to_token_pool=SimpleNamespace(req_to_token=req_to_token),
                 model_config=SimpleNamespace(context_len=32, get_num_attention_heads=lambda tp_size: 4 * GROUP),
-                model=torch.nn.Identity(),
+                model=torch.nn.ModuleList([RadixAttention(layer) for layer in range(MAP.num_layers)]),
             )
         )
 
@@ -137,9 +162,32 @@ class Server:
             torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    return Server(monkeypatch)
+@pytest.fixture(params=[torch.float32, FP8], ids=["float32", "fp8"])
+def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Server:
+    """Over both kinds of pools."""
+    return Server(monkeypatch, stored_as=request.param)
+
+
+def test_what_is_read_is_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a prompt see each other's keys and values as 8 bits hold them, as if they had been cached before: so a hit changes
+    nothing. In one chunk or in two, and in a decode step, the oracle of rounded keys and values agrees.
+    """
+    server = Server(monkeypatch, stored_as=FP8)
+    rounded = server.k, server.v
+    noise = torch.Generator().manual_seed(1)
+    # Less than half a step of an 8-bit float: what is stored stays the same.
+    server.k, server.v = (x * (1 + 0.01 * torch.rand(x.shape, generator=noise)) for x in rounded)
+    whole: list[list[Sequence[int]]] = [[range(30), range(30)]]
+    in_parts: list[list[Sequence[int]]] = [[range(9), range(1)], [range(9, 29), range(1, 29)], [[29], [29]]]
+    for forwards in (whole, in_parts):
+        for rows in forwards:
+            mode = ForwardMode.DECODE if len(rows[0]) == 1 else ForwardMode.EXTEND
+            server.alive([own[0] for own in rows], [own[-1] + 1 for own in rows])
+            outs = server.forward(mode, rows)
+            given, (server.k, server.v) = (server.k, server.v), rounded
+            for out, want in zip(outs, server.wanted(rows), strict=True):
+                torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+            server.k, server.v = given
 
 
 def test_prompts_in_chunks_and_then_answers(server: Server) -> None:
@@ -213,7 +261,7 @@ def test_a_forward_that_stores_nothing_leaves_the_pool_alone(server: Server) -> 
         out = server.backend.forward_extend(q, keys, values, layer, batch, save_kv_cache=False)
         torch.testing.assert_close(out, server.wanted(rows)[0], atol=1e-5, rtol=1e-5)
     after = (*server.pool.global_kv(0), *server.pool.local_kv(0))
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, before, strict=True))
+    assert all(torch.equal(a.float().nan_to_num(), b.float().nan_to_num()) for a, b in zip(after, before, strict=True))
 
 
 def test_the_output_goes_to_a_graphs_buffer_if_that_fits(server: Server) -> None:
@@ -355,4 +403,4 @@ def test_another_pool_is_refused() -> None:
 
 def test_a_model_that_rotates_otherwise_is_served_without_relocation(server: Server) -> None:
     facts = server.backend.facts
-    assert facts.rotation is None and facts.arithmetic is None and "not checked for Identity" in str(facts.why_not)
+    assert facts.rotation is None and facts.arithmetic is None and "not checked for ModuleList" in str(facts.why_not)

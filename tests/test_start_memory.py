@@ -59,6 +59,24 @@ def test_it_says_what_the_host_tier_takes() -> None:
         _estimate("--max-total-tokens=4096", "--enable-hierarchical-cache", "--hicache-ratio=0.001")
 
 
+def _held(*flags: str) -> int:
+    """Tokens that the same budget holds."""
+    found = re.search(r"(\d+) global slots of", _estimate("--redknot-kv-budget=256M", "--dtype=bfloat16", *flags))
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_kv_of_8_bits_holds_nearly_twice_the_tokens(dtype: str) -> None:
+    """What probes keep stays in the model's dtype; the longer requests are, the less it is of the whole."""
+    assert _held(f"--kv-cache-dtype={dtype}") >= 1.8 * _held()
+    assert _held("--kv-cache-dtype=bf16") == _held()
+    said = _estimate("--max-total-tokens=8192", "--redknot-context-length=1024", f"--kv-cache-dtype={dtype}")
+    # The model is served in float32: six global heads of 64, eighteen local ones, and four heads of probes in float32.
+    assert f"8192 global slots of {6 * 2 * 64} bytes" in said
+    assert f"local slots of {18 * 2 * 64 + 4 * 2 * 64 * 4} bytes" in said
+
+
 def test_without_a_size_it_says_what_sglang_would_take_and_what_makes_it_less() -> None:
     code, said = _doctor()
     assert code == 0 and re.search(r"KV \d+\.\d GiB \(SGLang's share of what is free now", said), said

@@ -20,6 +20,8 @@ IRRELEVANT = frozenset({"_name_or_path", "transformers_version", "torch_dtype", 
 REAL, DUMMY = "checkpoint", "dummy"
 # Arguments of SGLang that change weights while they are loaded.
 LOADING = ("quantization", "torchao_config", "modelopt_quant", "rl_quant_profile")
+# Arguments of SGLang that round KV to 8-bit floats, by which a model answers otherwise; other dtypes of KV do not count.
+_KV, _KV_SCALES = "kv_cache_dtype", "quantization_param_path"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ModelFingerprint:
     kind: `checkpoint`, or `dummy` for weights that SGLang makes up under `--load-format dummy`.
     config: SHA-256 of the fields of config.json that decide what the model computes, overrides applied; 64 hex digits.
     weights: `weights.sampled_digest`, or the word `dummy`.
-    loading: SGLang's arguments among `LOADING` that are set: they change weights while these are loaded.
+    loading: SGLang's arguments among `LOADING` that are set: they change weights while these are loaded. And how KV is stored, if
+        as 8-bit floats: `kv_cache_dtype`, and the SHA-256 of the file of scales in the place of its path.
     """
 
     kind: str
@@ -43,8 +46,11 @@ class ModelFingerprint:
             return f"the certificate is about {_KINDS[self.kind]}, and this server has {_KINDS[served.kind]}"
         if self.config != served.config:
             return f"config.json differs from the certified one ({served.config[:12]}, certified {self.config[:12]})"
-        if dict(self.loading) != dict(served.loading):
-            return f"weights are loaded with {_flags(served.loading)}, certified with {_flags(self.loading)}"
+        (loading, kv), (served_loading, served_kv) = _parted(self.loading), _parted(served.loading)
+        if kv != served_kv:
+            return f"KV is stored {_stored(served_kv)}, certified {_stored(kv)}"
+        if loading != served_loading:
+            return f"weights are loaded with {_flags(served_loading)}, certified with {_flags(loading)}"
         if self.weights != served.weights:
             return f"the weights differ from the certified ones ({served.weights[:12]}, certified {self.weights[:12]})"
         return None
@@ -64,8 +70,22 @@ def fingerprint_served(arguments: Mapping[str, Any]) -> ModelFingerprint:
         model_folder(str(arguments["model_path"]), arguments.get("revision"), arguments.get("download_dir")),
         dummy=arguments.get("load_format") == DUMMY,
         overrides=json.loads(overrides) if isinstance(overrides, str) else overrides,
-        loading={name: str(arguments[name]) for name in LOADING if arguments.get(name)},
+        loading={name: str(arguments[name]) for name in LOADING if arguments.get(name)} | _kv_of(arguments),
     )
+
+
+def _kv_of(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """How KV is stored, for `loading`. Raises CertificateError if the file of scales cannot be read."""
+    name, scales = str(arguments.get(_KV) or "auto"), arguments.get(_KV_SCALES)
+    if not name.startswith("fp8"):
+        return {}
+    # SGLang reads the file for this dtype alone.
+    if scales is None or name != "fp8_e4m3":
+        return {_KV: name}
+    try:
+        return {_KV: name, _KV_SCALES: hashlib.sha256(Path(scales).read_bytes()).hexdigest()}
+    except OSError as error:
+        raise CertificateError(f"--quantization-param-path {scales} cannot be read ({error.strerror})") from None
 
 
 def fingerprint_model(
@@ -143,6 +163,19 @@ def _relevant(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _relevant(item) for name, item in value.items() if name not in IRRELEVANT}
     return [_relevant(item) for item in value] if isinstance(value, list) else value
+
+
+def _parted(loading: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What `loading` says of weights, and what of KV."""
+    kv = {name: value for name, value in loading.items() if name in (_KV, _KV_SCALES)}
+    return {name: value for name, value in loading.items() if name not in kv}, kv
+
+
+def _stored(kv: Mapping[str, str]) -> str:
+    if not kv:
+        return "in 16 or 32 bits"
+    scales = kv.get(_KV_SCALES)
+    return f"as {kv[_KV]}" + (f" with the scales of a file ({scales[:12]})" if scales else "")
 
 
 def _flags(loading: Mapping[str, str]) -> str:

@@ -18,7 +18,8 @@ from redknot_sglang.heads import HeadMap
 from redknot_sglang.measure.table import format_table
 from redknot_sglang.versions import sglang_version
 
-# Recorded, not compared: a certificate holds on any device and in any number format.
+# Recorded, not compared: a certificate holds on any device and in any number format, but for KV of 8-bit floats, which the model's
+# fingerprint names.
 MEASURED_ON = ("device", "dtype", "tp_size", "attention_backend", "kv_cache_dtype")
 
 

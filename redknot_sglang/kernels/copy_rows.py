@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .stored import movable
+
 # SGLang's kernel moves a row in words of this many bytes.
 WORD = 8
 # Warps of a block of that kernel. A warp has one row under way at a time, and fewer bytes under way than this do not keep PCIe busy: with
@@ -25,7 +27,7 @@ def copy_rows(sources: Sequence[Tensor], targets: Sequence[Tensor], source_rows:
     """
     if not source_rows.is_cuda:
         for source, target in zip(sources, targets, strict=True):
-            target.index_copy_(0, target_rows, source.index_select(0, source_rows))
+            movable(target).index_copy_(0, target_rows, movable(source).index_select(0, source_rows))
         return
     # Only where there is a GPU can it be imported.
     from sgl_kernel import kvcacheio

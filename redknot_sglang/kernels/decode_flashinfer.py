@@ -17,7 +17,8 @@ from .batch import CLASSES, ClassSpec, DecodeBatch, HeadClass
 from .class_heads import Target
 from .flashinfer_wrappers import HEAD_DIMS, Decode, run_wrapper, workspace, workspace_bytes, workspace_of
 from .page_list import ALL_PAGES, PageRule, list_starts, near_pages, write_pages
-from .paths import check_rows, check_unscaled, needs_16_bits, needs_cuda, needs_head_dim, needs_stored_as_queries
+from .paths import check_rows, needs_16_bits, needs_cuda, needs_head_dim, needs_stored_as_queries
+from .stored import FP8
 from .trial import decode_trial_error
 
 
@@ -34,7 +35,7 @@ class _GraphLists:
 
 
 class FlashInferDecode:
-    """Decode by FlashInfer, bf16 or fp16, head dimension 64, 128 or 256.
+    """Decode by FlashInfer, bf16 or fp16, head dimension 64, 128 or 256; pools of that dtype, or of 8-bit floats with scales.
 
     The classes have a workspace each, so that a caller may run them on two streams.
     """
@@ -44,7 +45,7 @@ class FlashInferDecode:
     def __init__(self, spec: ClassSpec) -> None:
         self._spec = spec
         self._workspace = {c: workspace_of(spec, c) for c in CLASSES if spec.widths(c)}
-        self._wrappers = {(c, n): Decode.of(spec, n, self._workspace[c]) for c in CLASSES for n in spec.widths(c)}
+        self._wrappers = {(c, n): Decode.of(spec, c, n, self._workspace[c]) for c in CLASSES for n in spec.widths(c)}
         self._planned: Mapping[tuple[HeadClass, int], Decode] = {}
         self._rows = 0
         self._graph_lists: dict[HeadClass, _GraphLists] = {}
@@ -61,7 +62,7 @@ class FlashInferDecode:
             needs_cuda(spec)
             or needs_head_dim(spec, HEAD_DIMS)
             or needs_16_bits(spec)
-            or needs_stored_as_queries(spec)
+            or needs_stored_as_queries(spec, FP8)
             or decode_trial_error(FlashInferDecode, spec)
         )
 
@@ -110,7 +111,7 @@ class FlashInferDecode:
                 key = (bs, head_class, width)
                 if key not in self._graphs:
                     space = self._graph_space[head_class]
-                    self._graphs[key] = Decode.for_graph(spec, width, space, starts, lists.slots)
+                    self._graphs[key] = Decode.for_graph(spec, head_class, width, space, starts, lists.slots)
                 self._graphs[key].plan(indptr, starts, lists.slots)
                 planned[head_class, width] = self._graphs[key]
         self._planned, self._rows = planned, bs
@@ -128,8 +129,8 @@ class FlashInferDecode:
         v_scale: float = 1.0,
     ) -> Tensor:
         check_rows(q, self._rows)
-        check_unscaled(k_scale, v_scale)
-        return run_wrapper(self._planned[head_class, k.shape[1]].wrapper, q, k, v, scale, target)
+        wrapper = self._planned[head_class, k.shape[1]].wrapper
+        return run_wrapper(wrapper, q, k, v, scale * k_scale, target, v_scale)
 
     def _rule(self, head_class: HeadClass) -> PageRule:
         return near_pages(self._spec) if head_class == "local" else ALL_PAGES

@@ -13,7 +13,7 @@ from .batch import ClassSpec, DecodeBatch, HeadClass
 from .class_heads import Target
 from .move_heads import put_heads
 from .page_list import near_pages, write_pages
-from .paths import check_rows, check_unscaled
+from .paths import check_rows
 from .triton_decode_kernel import decode, splits_for
 from .triton_shapes import check_scale, triton_why_not
 
@@ -37,7 +37,7 @@ class PlannedDecode:
 
 
 class TritonDecode:
-    """Decode by a fused kernel whose parts are merged by a second one, in fp16, bf16 or fp32.
+    """Decode by a fused kernel whose parts are merged by a second one, in fp16, bf16 or fp32; pools may have another dtype and scales.
 
     After a plan, ``planned`` is what the kernel reads.
     """
@@ -104,8 +104,7 @@ class TritonDecode:
         if planned is None:
             raise RuntimeError("run needs a plan: call plan_decode or plan_graph first")
         check_rows(q, len(planned.seq_lens))
-        check_unscaled(k_scale, v_scale)
-        check_scale(scale)
+        check_scale(scale * k_scale)
         bs, heads = len(planned.seq_lens), k.shape[1]
         if head_class == "global":
             table, rows, width = planned.req_to_token, planned.req_pool_indices, planned.max_len
@@ -113,7 +112,7 @@ class TritonDecode:
             table, rows, width = planned.near, None, min(planned.near.shape[1], planned.max_len)
         splits = splits_for(bs, heads, width, self._spec.device)
         limit = table.shape[1]
-        out = decode(table, rows, table.stride(0), planned.seq_lens, limit, splits, q, k, v, scale)
+        out = decode(table, rows, table.stride(0), planned.seq_lens, limit, splits, q, k, v, scale * k_scale, v_scale)
         if target is None:
             return out
         put_heads(out, target)

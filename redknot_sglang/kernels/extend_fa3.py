@@ -31,7 +31,11 @@ HEAD_DIMS = (64, 96, 128, 192, 256)
 
 
 class Fa3Extend:
-    """Extend by FlashAttention-3, bf16 or fp16, on sm_90."""
+    """Extend by FlashAttention-3, bf16 or fp16, on sm_90.
+
+    Over pools of 8-bit floats the library would want queries of 8 bits, too, and round the weights to 8 bits. Decode and rows at
+    scattered positions do neither, so that what a row gets would depend on what computed it; these pools are left to other paths.
+    """
 
     name: ClassVar[str] = "fa3"
     scattered: ClassVar[bool] = False

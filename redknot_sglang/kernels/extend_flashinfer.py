@@ -15,13 +15,14 @@ from .batch import CLASSES, ClassSpec, ExtendBatch, HeadClass
 from .class_heads import Target
 from .flashinfer_wrappers import HEAD_DIMS, Prefill, run_wrapper, workspace_of
 from .page_list import ALL_PAGES, list_starts, window_pages, write_pages
-from .paths import check_rows, check_unscaled, needs_16_bits, needs_cuda, needs_head_dim, needs_stored_as_queries
+from .paths import check_rows, needs_16_bits, needs_cuda, needs_head_dim, needs_stored_as_queries
 from .sink_fold import SinksOfRows, sink_fold
+from .stored import FP8
 from .trial import extend_trial_error
 
 
 class FlashInferExtend:
-    """Extend by FlashInfer, bf16 or fp16, head dimension 64, 128 or 256.
+    """Extend by FlashInfer, bf16 or fp16, head dimension 64, 128 or 256; pools of that dtype, or of 8-bit floats with scales.
 
     The classes have a workspace each, so that a caller may run them on two streams.
     """
@@ -33,7 +34,7 @@ class FlashInferExtend:
         self._spec = spec
         # Kept: the workspaces are shared only as long as somebody holds them.
         self._workspace = {c: workspace_of(spec, c) for c in CLASSES if spec.widths(c)}
-        self._wrappers = {(c, n): Prefill.of(spec, n, self._workspace[c]) for c in CLASSES for n in spec.widths(c)}
+        self._wrappers = {(c, n): Prefill.of(spec, c, n, self._workspace[c]) for c in CLASSES for n in spec.widths(c)}
         self._sinks: SinksOfRows | None = None
         self._rows = 0
 
@@ -46,7 +47,7 @@ class FlashInferExtend:
             needs_cuda(spec)
             or needs_head_dim(spec, HEAD_DIMS)
             or needs_16_bits(spec)
-            or needs_stored_as_queries(spec)
+            or needs_stored_as_queries(spec, FP8)
             or extend_trial_error(FlashInferExtend, spec)
         )
 
@@ -87,12 +88,13 @@ class FlashInferExtend:
         v_scale: float = 1.0,
     ) -> Tensor:
         check_rows(q, self._rows)
-        check_unscaled(k_scale, v_scale)
         wrapper = self._wrappers[head_class, k.shape[1]].wrapper
         sinks = self._sinks if head_class == "local" else None
         if sinks is None:
-            return run_wrapper(wrapper, q, k, v, scale, target)
+            return run_wrapper(wrapper, q, k, v, scale * k_scale, target, v_scale)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        _, lse = wrapper.run(q, (k.unsqueeze(1), v.unsqueeze(1)), q_scale=scale, out=out, return_lse=True)
-        sink_fold(out, lse, "rows_heads", "2", q, k, v, sinks, self._spec.window, scale, target)
+        scale *= k_scale
+        pages = k.unsqueeze(1), v.unsqueeze(1)
+        _, lse = wrapper.run(q, pages, q_scale=scale, v_scale=v_scale, out=out, return_lse=True)
+        sink_fold(out, lse, "rows_heads", "2", q, k, v, sinks, self._spec.window, scale, target, v_scale)
         return out if target is None else target.out

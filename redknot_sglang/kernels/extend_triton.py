@@ -14,7 +14,7 @@ from .device_work import DeviceWork, Tiling
 from .extend_work import Work, split_tiles, tiles_of, whole_tiles
 from .move_heads import put_heads
 from .page_list import near_pages, write_pages
-from .paths import MAX_RUNS, check_rows, check_unscaled
+from .paths import MAX_RUNS, check_rows
 from .triton_extend_kernel import extend
 from .triton_merge import processors_of
 from .triton_recorded import RecordedWork
@@ -22,7 +22,7 @@ from .triton_shapes import check_scale, triton_why_not
 
 
 class TritonExtend:
-    """Extend by one fused kernel, in fp16, bf16 or fp32, for rows at any positions.
+    """Extend by one fused kernel, in fp16, bf16 or fp32, for rows at any positions; pools may have another dtype and scales.
 
     spec: the shape.
     processors: programs that the work is divided for, None for the device's; with 1 no tile is split. For measurements.
@@ -103,10 +103,9 @@ class TritonExtend:
         v_scale: float = 1.0,
     ) -> Tensor:
         check_rows(q, self._rows)
-        check_unscaled(k_scale, v_scale)
-        check_scale(scale)
+        check_scale(scale * k_scale)
         work, pages, spec = self.work[head_class, k.shape[1]], self.pages[head_class], self._spec
-        out = extend(head_class, work, self._tiling, *pages, q, k, v, spec.window, spec.sink, scale)
+        out = extend(head_class, work, self._tiling, *pages, q, k, v, spec.window, spec.sink, scale * k_scale, v_scale)
         if target is None:
             return out
         put_heads(out, target)

@@ -67,16 +67,19 @@ def workspace_of(spec: ClassSpec, head_class: HeadClass) -> Tensor:
     return space
 
 
-def run_wrapper(wrapper: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, target: Target | None) -> Tensor:
+def run_wrapper(
+    wrapper: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, target: Target | None, v_scale: float = 1.0
+) -> Tensor:
     """Run a planned wrapper over a class's pool.
 
     wrapper: FlashInfer's, planned.
-    q, k, v, scale, target: as in ``AttentionPath.run``.
+    q, k, v, target, v_scale: as in ``AttentionPath.run``.
+    scale: logits are this times the product of q and what is stored.
     Returns what ``AttentionPath.run`` returns.
     """
     view = None if target is None else target.contiguous_view
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if view is None else view
-    wrapper.run(q, (k.unsqueeze(1), v.unsqueeze(1)), q_scale=scale, out=out)
+    wrapper.run(q, (k.unsqueeze(1), v.unsqueeze(1)), q_scale=scale, v_scale=v_scale, out=out)
     if target is None:
         return out
     if view is None:
@@ -109,24 +112,26 @@ class Prefill:
     """An extend of one class and width.
 
     spec: the shape.
+    stored: dtype of the class's pool.
     width: KV heads of the layers that it serves.
     wrapper: FlashInfer's.
     pinned: guards the wrapper's pinned buffer.
     """
 
     spec: ClassSpec
+    stored: torch.dtype
     width: int
     wrapper: Any
     pinned: _PinnedBuffer = field(default_factory=_PinnedBuffer)
 
     @classmethod
-    def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Prefill:
-        """Build the wrapper of this width over the workspace ``space``."""
+    def of(cls, spec: ClassSpec, head_class: HeadClass, width: int, space: Tensor) -> Prefill:
+        """Build the wrapper of this class and width over the workspace ``space``."""
         from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
         wrapper = BatchPrefillWithPagedKVCacheWrapper(space, "NHD", backend="fa2")
         wrapper.reset_workspace_buffer(space, torch.empty(_INT_BYTES, dtype=torch.uint8, device=space.device))
-        return cls(spec, width, wrapper)
+        return cls(spec, spec.kv_dtype(head_class), width, wrapper)
 
     def plan(self, qo_indptr: Tensor, indptr: Tensor, slots: Tensor, window_left: int) -> None:
         """Plan a batch.
@@ -151,7 +156,7 @@ class Prefill:
                 sm_scale=1.0,
                 window_left=window_left,
                 q_data_type=spec.dtype,
-                kv_data_type=spec.dtype,
+                kv_data_type=self.stored,
             )
 
 
@@ -160,6 +165,7 @@ class Decode:
     """A decode of one class and width: of any batch, or for a graph of one batch size in fixed buffers.
 
     spec: the shape.
+    stored: dtype of the class's pool.
     width: KV heads of the layers that it serves.
     wrapper: FlashInfer's.
     planned: whether it was planned before, which loads the kernels.
@@ -167,25 +173,29 @@ class Decode:
     """
 
     spec: ClassSpec
+    stored: torch.dtype
     width: int
     wrapper: Any
     planned: bool = False
     pinned: _PinnedBuffer = field(default_factory=_PinnedBuffer)
 
     @classmethod
-    def of(cls, spec: ClassSpec, width: int, space: Tensor) -> Decode:
-        """Build the wrapper of this width over the workspace ``space``."""
+    def of(cls, spec: ClassSpec, head_class: HeadClass, width: int, space: Tensor) -> Decode:
+        """Build the wrapper of this class and width over the workspace ``space``."""
         from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
         wrapper = BatchDecodeWithPagedKVCacheWrapper(space, "NHD", use_tensor_cores=True, backend="fa2")
         wrapper.reset_workspace_buffer(space, torch.empty(_INT_BYTES, dtype=torch.uint8, device=space.device))
-        return cls(spec, width, wrapper)
+        return cls(spec, spec.kv_dtype(head_class), width, wrapper)
 
     @classmethod
-    def for_graph(cls, spec: ClassSpec, width: int, space: Tensor, starts: Tensor, slots: Tensor) -> Decode:
+    def for_graph(
+        cls, spec: ClassSpec, head_class: HeadClass, width: int, space: Tensor, starts: Tensor, slots: Tensor
+    ) -> Decode:
         """Build the wrapper of a graph, whose plans all fill the same buffers.
 
         spec: the shape.
+        head_class: the class.
         width: KV heads of the layers that it serves.
         space: the workspace.
         starts: int32 [bs + 1] on the device, where each request's list begins.
@@ -208,7 +218,7 @@ class Decode:
         blocks = 2 * torch.cuda.get_device_properties(spec.device).multi_processor_count
         ints = 4 * max(blocks, bs * (spec.group // 16 + 2)) + 4 * bs + 1024
         wrapper.reset_workspace_buffer(space, torch.empty(4 * ints, dtype=torch.uint8, device=space.device))
-        return cls(spec, width, wrapper)
+        return cls(spec, spec.kv_dtype(head_class), width, wrapper)
 
     def plan(self, indptr: Tensor, starts: Tensor, slots: Tensor) -> None:
         """Plan a batch.
@@ -223,7 +233,7 @@ class Decode:
         shape = (spec.group * self.width, self.width, spec.head_dim, 1)
         options: dict[str, Any] = {
             "q_data_type": spec.dtype,
-            "kv_data_type": spec.dtype,
+            "kv_data_type": self.stored,
             "sm_scale": 1.0,
         }
         if not self.planned:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .class_heads import Split, Target
+from .stored import movable, stored
 from .triton_heads import launch_put, launch_split
 
 
@@ -30,6 +31,7 @@ def split_heads(
     local_slots: Tensor,
     global_kv: tuple[Tensor, Tensor],
     local_kv: tuple[Tensor, Tensor],
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Store K and V of each class at its slots, and return each class's queries.
 
@@ -41,17 +43,19 @@ def split_heads(
     local_slots: int64 [N], the local slot of each row.
     global_kv: K and V of the global class, [slots, n, D] each, contiguous; what is stored is rounded to their dtype.
     local_kv: the same of the local class.
+    scales: of keys and of values; what is stored times this are the rows.
     Returns q of the global and of the local class, [N, G * n, D] each; a view of q where a class's heads are adjacent.
     """
     if q.is_cuda:
-        return launch_split(split, q, k, v, slots, local_slots, global_kv, local_kv)
+        return launch_split(split, q, k, v, slots, local_slots, global_kv, local_kv, scales)
     parts = []
     for heads, at, pools in (
         (split.global_heads, slots, global_kv),
         (split.local_heads, local_slots, local_kv),
     ):
         if heads.numbers and k is not None and v is not None:
-            for rows, pool in zip((k, v), pools, strict=True):
-                pool[at] = rows.index_select(1, heads.kv).to(pool.dtype)
+            for rows, pool, scale in zip((k, v), pools, scales, strict=True):
+                kept = stored(rows.index_select(1, heads.kv), pool.dtype, scale)
+                movable(pool)[at] = movable(kept)
         parts.append(q[:, heads.queries] if heads.adjacent else q.index_select(1, heads.query))
     return parts[0], parts[1]

@@ -7,6 +7,7 @@ the table of all paths.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -152,13 +153,17 @@ def needs_16_bits(spec: ClassSpec) -> str | None:
     return f"it serves float16 and bfloat16, not {spec.dtype}"
 
 
-def needs_stored_as_queries(spec: ClassSpec) -> str | None:
-    """Why a path that reads K and V as they are stored cannot serve ``spec``; None if they have the queries' dtype."""
+def needs_stored_as_queries(spec: ClassSpec, others: Sequence[torch.dtype] = ()) -> str | None:
+    """Why a path that reads K and V as they are stored cannot serve ``spec``; None if they have the queries' dtype.
+
+    others: dtypes from which the path can convert besides.
+    """
     for head_class in CLASSES:
         stored = spec.kv_dtype(head_class)
-        if spec.widths(head_class) and stored != spec.dtype:
+        if spec.widths(head_class) and stored not in (spec.dtype, *others):
+            more = f" or {', '.join(map(str, others))}" if others else ", and without a scale"
             return (
-                f"it reads keys and values in the queries' dtype, {spec.dtype}, and without a scale; "
+                f"it reads keys and values in the queries' dtype, {spec.dtype}{more}; "
                 f"those of {head_class} heads are stored as {stored}"
             )
     return None

@@ -3,7 +3,8 @@
 
 K'(p) = R(p) R(p0)^-1 K(p0) in float32 on the rotary dimensions, rounded once to the pool's dtype; V and the other
 dimensions are copied (RoPE: arXiv 2104.09864, section 3.4; relocation: arXiv 2606.06256). R comes from the model's own
-table, so that a moved key differs from one computed in place by rounding only, whatever scaling the table has.
+table, so that a moved key differs from one computed in place by rounding only, whatever scaling the table has. Where a
+pool stores keys divided by a layer's scale, a turn leaves them divided by it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .kv_layers import KVLayers
+from .stored import movable, stored
 from .triton_relocate import launch_relocate, launch_turn
 
 
@@ -74,8 +76,9 @@ def relocate_torch(layers: KVLayers, source: Tensor, target: Tensor, cos: Tensor
     for k, v in zip(layers.k, layers.v, strict=True):
         if not k.shape[1]:
             continue
-        v.index_copy_(0, target, v.index_select(0, source))
-        k.index_copy_(0, target, turned(k.index_select(0, source), cos, sin, is_neox))
+        values, keys = movable(v), turned(k.index_select(0, source), cos, sin, is_neox)
+        values.index_copy_(0, target, values.index_select(0, source))
+        movable(k).index_copy_(0, target, movable(keys))
 
 
 def turned(keys: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
@@ -92,5 +95,5 @@ def turned(keys: Tensor, cos: Tensor, sin: Tensor, is_neox: bool) -> Tensor:
     x, rest = keys[..., : 2 * half].float(), keys[..., 2 * half :]
     first, second = (x[..., :half], x[..., half:]) if is_neox else (x[..., ::2], x[..., 1::2])
     parts = first * cos - second * sin, second * cos + first * sin
-    moved = (torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2)).to(keys.dtype)
+    moved = stored(torch.cat(parts, -1) if is_neox else torch.stack(parts, -1).flatten(-2), keys.dtype)
     return torch.cat([moved, rest], -1) if rest.shape[-1] else moved

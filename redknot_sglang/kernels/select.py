@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from .batch import ClassSpec
+from .batch import CLASSES, ClassSpec
 from .decode_flashinfer import FlashInferDecode
 from .decode_torch import TorchDecode
 from .decode_triton import TritonDecode
@@ -157,7 +157,7 @@ def _build(name: str, spec: ClassSpec) -> Paths:
         spec.device,
         spec.head_dim,
         spec.group,
-        str(spec.dtype).removeprefix("torch."),
+        ", KV ".join(dict.fromkeys(str(x).removeprefix("torch.") for x in (spec.dtype, spec.kv_dtype(CLASSES[0])))),
         spec.window,
         spec.sink,
     )

@@ -78,6 +78,7 @@ def sink_fold(
     window: int,
     scale: float,
     target: Target | None = None,
+    v_scale: float = 1.0,
 ) -> None:
     """Fold sinks into the window's result. Sink s is folded into a row at position p if s <= p - window.
 
@@ -93,6 +94,7 @@ def sink_fold(
     window: positions in a row's window.
     scale: logits are ``scale * q.k``.
     target: where to write the folded result.
+    v_scale: v times this are the values, as they are in ``out``.
     """
     n_rows, n_q, dim = q.shape
     heads = k.shape[1]
@@ -114,6 +116,7 @@ def sink_fold(
         n_rows,
         window,
         scale,
+        v_scale,
         out.stride(0),
         out.stride(1),
         to.stride(0),
@@ -154,6 +157,7 @@ def _sink_fold_kernel(
     n_rows,
     window,
     scale,
+    v_scale,
     out_row,
     out_head,
     to_row,
@@ -221,12 +225,14 @@ def _sink_fold_kernel(
             wanted = valid[:, None] & (dims < DIM)[None, :]
             key = tl.load(k + (slots * k_slot + head * k_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
             value = tl.load(v + (slots * v_slot + head * v_head)[:, None] + dims[None, :], mask=wanted, other=0.0)
+            # 8-bit floats are converted to the queries' dtype.
+            key, value = key.to(query.dtype), value.to(query.dtype)
             logits = tl.dot(query, tl.trans(key)) * scale
             mine = (request == at)[:, None] & valid[None, :] & (sinks[None, :] <= last_sink[:, None])
             logits = tl.where(mine, logits, float("-inf"))
             new_top = tl.maximum(top, tl.max(logits, axis=1))
             kept, weights = tl.exp(top - new_top), tl.exp(logits - new_top[:, None])
-            result = result * kept[:, None] + tl.dot(weights.to(value.dtype), value)
+            result = result * kept[:, None] + tl.dot(weights.to(value.dtype), value) * v_scale
             total = total * kept + tl.sum(weights, axis=1)
             top = new_top
     tl.store(to_at, (result / total[:, None]).to(out.dtype.element_ty), mask=inside)

@@ -91,7 +91,7 @@ def _compare(path: AttentionPath, spec: ClassSpec, batch: ExtendBatch | DecodeBa
     for head_class in CLASSES:
         for width in spec.widths(head_class):
             q = random(rows, spec.group * width)
-            k, v = random(slots, width), random(slots, width)
+            k, v = (random(slots, width).to(spec.kv_dtype(head_class)) for _ in "kv")
             scale = spec.head_dim**-0.5
             out = path.run(head_class, q, k, v, scale).float()
             want, _ = attend_paged(batch, head_class, q, k, v, spec.window, spec.sink, scale)

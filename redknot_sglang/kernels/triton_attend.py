@@ -50,8 +50,10 @@ def attend_keys(
 ):
     """One step of the running softmax, in base 2: keys [KEYS, D] into rows [PACKED, D], where seen.
 
-    Without MASKED every row sees all keys, and ``seen`` may be None. ``scale`` is positive.
+    Without MASKED every row sees all keys, and ``seen`` may be None. ``scale`` is positive. Keys and values that are stored in
+    another dtype, as 8-bit floats, are converted to the queries'.
     """
+    key, value = key.to(query.dtype), value.to(query.dtype)
     logits = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     # The scale goes into the exponent, where it costs no instruction of its own: the largest logit stays the largest.
     to_base_2 = scale * 1.4426950408889634
@@ -70,11 +72,13 @@ def attend_keys(
 
 
 @triton.jit
-def store_part(parts, lse, part, acc, top, total, live, inside, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_part(parts, lse, part, acc, top, total, v_scale, live, inside, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows [PACKED, D] as one part of their softmax: normed to ``parts`` [*, DIM], its base-2 log-sum-exp to ``lse``,
-    both at the indices ``part`` int64 [PACKED]. A row that has seen nothing gives 0 and -inf.
+    both at the indices ``part`` int64 [PACKED]. A row that has seen nothing gives 0 and -inf. ``v_scale`` times what has been added up
+    are values.
     """
     some = total > 0.0
     norm = tl.where(some, total, 1.0)
-    tl.store(parts + (part * DIM)[:, None] + tl.arange(0, BLOCK_D)[None, :], acc / norm[:, None], mask=inside)
+    result = acc / norm[:, None] * v_scale
+    tl.store(parts + (part * DIM)[:, None] + tl.arange(0, BLOCK_D)[None, :], result, mask=inside)
     tl.store(lse + part, tl.where(some, top + tl.log2(norm), float("-inf")), mask=live)

@@ -43,6 +43,7 @@ def decode(
     k: Tensor,
     v: Tensor,
     scale: float,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Attention of one row of each request, in one class.
 
@@ -56,6 +57,7 @@ def decode(
     k: [slots, n, D], the keys of the pool.
     v: [slots, n, D], the values of the pool.
     scale: logits are ``scale * q.k``; positive.
+    v_scale: v times this are the values.
     Returns [B, G * n, D] in q's dtype.
     """
     bs, n_q, dim = q.shape
@@ -75,6 +77,7 @@ def decode(
         seq_lens,
         max_pages,
         scale,
+        v_scale,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -109,6 +112,7 @@ def _split_kernel(
     seq_lens,
     max_pages,
     scale,
+    v_scale,
     q_row,
     q_head,
     k_slot,
@@ -152,4 +156,4 @@ def _split_kernel(
         key, value = load_pages(k, v, k_slot, v_slot, pages + entry, listed, True, DIM, BLOCK_D)
         acc, top, total = attend_keys(acc, top, total, query, key, value, listed[None, :], scale, True, PRECISION)
     part = (request.to(tl.int64) * splits + split) * (tl.num_programs(1) * GROUP) + q_heads
-    store_part(parts, lse, part, acc, top, total, live, inside, DIM, BLOCK_D)
+    store_part(parts, lse, part, acc, top, total, v_scale, live, inside, DIM, BLOCK_D)

@@ -35,6 +35,7 @@ def extend(
     window: int,
     sink: int,
     scale: float,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Attention of a batch in one class. Where tiles are split, memory for their parts is allocated for the call.
 
@@ -49,6 +50,7 @@ def extend(
     window: positions that a local row sees up to and including its own.
     sink: first positions that a local row sees besides.
     scale: logits are ``scale * q.k``; positive.
+    v_scale: v times this are the values.
     Returns [N, G * n, D] in q's dtype.
     """
     n_rows, n_q, dim = q.shape
@@ -74,6 +76,7 @@ def extend(
         window,
         sink,
         scale,
+        v_scale,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -116,6 +119,7 @@ def _extend_kernel(
     window,
     sink,
     scale,
+    v_scale,
     q_row,
     q_head,
     k_slot,
@@ -193,8 +197,8 @@ def _extend_kernel(
         part = tl.load(item + 6)
         if part >= 0:
             at_part = (part.to(tl.int64) * ROWS + in_tile) * (heads * GROUP) + q_heads
-            store_part(parts, lse, at_part, acc, top, total, live, inside, DIM, BLOCK_D)
+            store_part(parts, lse, at_part, acc, top, total, v_scale, live, inside, DIM, BLOCK_D)
             return
-    result = acc / tl.where(live, total, 1.0)[:, None]
+    result = acc / tl.where(live, total, 1.0)[:, None] * v_scale
     out_at = out + (at_row * out_row + q_heads * out_head)[:, None] + dims[None, :]
     tl.store(out_at, result.to(out.dtype.element_ty), mask=inside)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .class_heads import ClassHeads, Split
+from .stored import largest
 
 # Rows of a program; a row of one head is 256 bytes at head_dim 128 in bf16.
 _ROWS = 16
@@ -28,6 +29,7 @@ def launch_split(
     local_slots: Tensor,
     global_kv: tuple[Tensor, Tensor],
     local_kv: tuple[Tensor, Tensor],
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """`move_heads.split_heads` by one kernel; same arguments, on the device."""
     n_rows, _, dim = q.shape
@@ -63,7 +65,9 @@ def launch_split(
             v.stride(1),
             len(classes[0].numbers),
             len(classes[1].numbers),
+            *scales,
             STORE=store,
+            LIMIT=largest(global_kv[0].dtype),
             GATHER_GLOBAL=gathers[0],
             GATHER_LOCAL=gathers[1],
             GROUP=split.global_heads.group,
@@ -75,16 +79,25 @@ def launch_split(
 
 
 @triton.jit
+def fitting(rows, scale, LIMIT: tl.constexpr):
+    """Keys or values as `stored.stored` prepares them for 8-bit floats up to LIMIT: divided by the scale, and no larger; float32."""
+    divided = tl.div_rn(rows.to(tl.float32), scale).to(rows.dtype).to(tl.float32)
+    return tl.clamp(divided, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _part(
     q, k, v, row, live, inside, dims, head, index, n, slots, pool_k, pool_v, part,
-    q_row, q_head, k_row, k_head, v_row, v_head,
-    STORE: tl.constexpr, GATHER: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
+    q_row, q_head, k_row, k_head, v_row, v_head, k_scale, v_scale,
+    STORE: tl.constexpr, LIMIT: tl.constexpr, GATHER: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     if STORE:
         slot = tl.load(slots + row, mask=live, other=0).to(tl.int64)
         to = ((slot * n + index) * DIM)[:, None] + dims[None, :]
         key = tl.load(k + (row * k_row + head * k_head)[:, None] + dims[None, :], mask=inside, other=0.0)
         value = tl.load(v + (row * v_row + head * v_head)[:, None] + dims[None, :], mask=inside, other=0.0)
+        if LIMIT > 0:
+            key, value = fitting(key, k_scale, LIMIT), fitting(value, v_scale, LIMIT)
         tl.store(pool_k + to, key.to(pool_k.dtype.element_ty), mask=inside)
         tl.store(pool_v + to, value.to(pool_v.dtype.element_ty), mask=inside)
     if GATHER:
@@ -119,7 +132,10 @@ def _split_kernel(
     v_head,
     n_global,
     n_local,
+    k_scale,
+    v_scale,
     STORE: tl.constexpr,
+    LIMIT: tl.constexpr,
     GATHER_GLOBAL: tl.constexpr,
     GATHER_LOCAL: tl.constexpr,
     GROUP: tl.constexpr,
@@ -136,12 +152,12 @@ def _split_kernel(
     if at >= 0:
         _part(
             q, k, v, row, live, inside, dims, head, at, n_global, slots, k_global, v_global, q_global,
-            q_row, q_head, k_row, k_head, v_row, v_head, STORE, GATHER_GLOBAL, GROUP, DIM,
+            q_row, q_head, k_row, k_head, v_row, v_head, k_scale, v_scale, STORE, LIMIT, GATHER_GLOBAL, GROUP, DIM,
         )  # fmt: skip
     else:
         _part(
             q, k, v, row, live, inside, dims, head, -1 - at, n_local, local_slots, k_local, v_local, q_local,
-            q_row, q_head, k_row, k_head, v_row, v_head, STORE, GATHER_LOCAL, GROUP, DIM,
+            q_row, q_head, k_row, k_head, v_row, v_head, k_scale, v_scale, STORE, LIMIT, GATHER_LOCAL, GROUP, DIM,
         )  # fmt: skip
 
 

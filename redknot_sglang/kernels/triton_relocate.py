@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kv_layers import KVLayers
+from .stored import largest
 
 # (row, head) pairs of a program: enough to keep the memory busy, also where layers have only one head of the class.
 _PAIRS = 32
@@ -32,6 +33,7 @@ def _relocate_kernel(
     HALF_BLOCK: tl.constexpr,
     NEOX: tl.constexpr,
     PAIRS: tl.constexpr,
+    LIMIT: tl.constexpr,
 ):
     layer = tl.program_id(1)
     pointer = tl.pointer_type(like.dtype.element_ty)
@@ -62,8 +64,13 @@ def _relocate_kernel(
     c = tl.load(cos + angle, mask=turned, other=1.0)
     s = tl.load(sin + angle, mask=turned, other=0.0)
     tl.store(v + there + dim, value, mask=whole)
-    tl.store(k + there + first, (x * c - y * s).to(like.dtype.element_ty), mask=turned)
-    tl.store(k + there + second, (y * c + x * s).to(like.dtype.element_ty), mask=turned)
+    turned_x, turned_y = x * c - y * s, y * c + x * s
+    if LIMIT > 0:
+        # A pair of numbers near the largest 8-bit float may turn into one beyond it.
+        turned_x = tl.clamp(turned_x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+        turned_y = tl.clamp(turned_y, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(k + there + first, turned_x.to(like.dtype.element_ty), mask=turned)
+    tl.store(k + there + second, turned_y.to(like.dtype.element_ty), mask=turned)
     if HEAD_DIM > 2 * HALF:
         rest = whole & (dim >= 2 * HALF)
         tl.store(k + there + dim, tl.load(k + here + dim, mask=rest), mask=rest)
@@ -90,6 +97,7 @@ def launch_relocate(layers: KVLayers, source: Tensor, target: Tensor, cos: Tenso
         HALF_BLOCK=triton.next_power_of_2(half),
         NEOX=is_neox,
         PAIRS=_PAIRS,
+        LIMIT=largest(like.dtype),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -19,6 +20,9 @@ def name_layout(kv_args: Any, pool: Any) -> None:
     """
     if isinstance(pool, HeadClassPool):
         kind = f"{pool.dtype}".removeprefix("torch.")
+        if any(scales != (1.0, 1.0) for scales in pool.scales):
+            digest = hashlib.sha256(repr(pool.scales).encode()).hexdigest()
+            kind = f"{kind} with scales {digest[:12]}"
         kv_args.kv_cache_dtype_str = f"{kind} per head class, heads {pool.dealing.digest}"
 
 
@@ -39,8 +43,8 @@ def note_refusal(kv_manager: Any, address: str, error: Exception) -> None:
     reason = str(error)
     if "kv_cache_dtype" in reason:
         reason = (
-            f"the prefill server at {address} keeps its KV in another way than this decode server: start both with the same model, --dtype "
-            f"and --redknot-head-map, and, of several ranks, with weights that both can deal out ({reason})"
+            f"the prefill server at {address} keeps its KV in another way than this decode server: start both with the same model, --dtype, "
+            f"--kv-cache-dtype and --redknot-head-map, and, of several ranks, with weights that both can deal out ({reason})"
         )
     kv_manager.__dict__.setdefault(_OF_PEER, {})[address] = reason
 

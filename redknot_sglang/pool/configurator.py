@@ -37,11 +37,11 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         model_config = configurator.model_config
         server_args = configurator.server_args
         dealing = dealing_of(model_config)
-        itemsize = configurator.kv_cache_dtype.itemsize
+        itemsizes = configurator.kv_cache_dtype.itemsize, model_config.dtype.itemsize
         self._head_map = dealing.heads
         width = probe_width(config, dealing.heads, dealing.group)
         ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
-        self._cost = ranks.widest(model_config.head_dim, itemsize, width)
+        self._cost = ranks.widest(model_config.head_dim, itemsizes[0], width, itemsizes[1])
         self._budget = config.kv_budget
         self._data_parallel = server_args.dp_size > 1
         self._context_length = config.context_length or model_config.context_len

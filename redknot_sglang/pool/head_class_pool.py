@@ -19,6 +19,7 @@ from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.heads.dealing import checkpoint_order
+from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.probe import ProbeBuffers
@@ -67,13 +68,13 @@ class ClassBuffers:
             buffer.zero_()
 
     def to_host(self, slots: Tensor) -> list[Tensor]:
-        """KV of some slots, of each buffer `[n, width, head_dim]` on the host. slots: int64 [n]."""
-        return [buffer[slots].cpu() for buffer in (*self.k, *self.v)]
+        """KV of some slots, of each buffer `[n, width, head_dim]` on the host, 8-bit floats as bytes. slots: int64 [n]."""
+        return [movable(buffer)[slots].cpu() for buffer in (*self.k, *self.v)]
 
     def from_host(self, slots: Tensor, rows: list[Tensor]) -> None:
         """Write what `to_host` has given. slots: int64 [n], other ones than then."""
         for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
-            buffer[slots] = kept.to(buffer.device)
+            movable(buffer)[slots] = movable(kept).to(buffer.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class HeadClassPool(SWAKVPool):
     size_local: usable local slots.
     head_map: of the whole model.
     head_dim: elements of one head's K or V.
-    dtype: of K and V.
+    dtype: of K and V as they are stored.
     device: where the buffers are.
     probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`) on all ranks together, 0
         for none.
@@ -106,6 +107,7 @@ class HeadClassPool(SWAKVPool):
     enable_memory_saver: whether the buffers lie in memory that SGLang can give back and take again (`/release_memory_occupation`);
         needs the package torch_memory_saver and a GPU.
     draft: tokens of a draft of speculative decoding, 0 without it.
+    model_dtype: of queries, and of what is kept for probes and retrieval heads; None for `dtype`.
 
     `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
     which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
@@ -129,11 +131,15 @@ class HeadClassPool(SWAKVPool):
         dealing: Dealing | None = None,
         enable_memory_saver: bool = False,
         draft: int = 0,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
         self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
         spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
         self.probe_width, self.draft = probe_width, draft
+        self.model_dtype = kept = model_dtype or dtype
+        # Of each layer the scales of its keys and values: what is stored times this is K or V. The attention backend sets them.
+        self.scales = [(1.0, 1.0)] * head_map.num_layers
         KVCache.__init__(
             self,
             size=size_global,
@@ -149,7 +155,7 @@ class HeadClassPool(SWAKVPool):
         self.head_dim = head_dim
         self.size_swa = size_local
         self.full_layer_nums = self.swa_layer_nums = head_map.num_layers
-        self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width)
+        self.bytes_per_slot = spread.together(head_dim, dtype.itemsize, probe_width, kept.itemsize)
         self.full_to_swa_index_mapping: Tensor | None = None
         self.relocations = RelocationQueue()
         region = partial(self.memory_saver_adapter.region, GPU_MEMORY_TYPE_KV_CACHE)
@@ -164,11 +170,11 @@ class HeadClassPool(SWAKVPool):
             if probe_width:
                 # On every rank, since all of them take part in a choice; some may have no global heads in the probe layer.
                 width = spread.own_probe_width(rank, probe_width)
-                self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, dtype, device)
+                self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, kept, device)
         self.asked: AskedQueries | None = None
         if self.whole_map.retrieval:
             # On every rank, since all of them take part in a choice; some may have no retrieval heads.
-            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, dtype, device, region)
+            self.asked = AskedQueries(size_local, head_map, spread.group_of_rank, head_dim, kept, device, region)
         total = sum(self.get_kv_size_bytes())
         self.mem_usage = total / 2**30
         logger.info(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.kernels.copy_rows import WORD, copy_rows
+from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool.head_class_pool import ClassBuffers, HeadClassPool
 from redknot_sglang.pool.sizing import PoolSlots
 from redknot_sglang.seams.sglang import ALLOC_MEMORY_FUNCS, HostKVCache, HostTensorAllocator
@@ -142,7 +143,7 @@ class ClassHostPool(HostKVCache):
         which: bool [rows], the chosen ones, n of them.
         """
         for host, rows in self._rows(which, data):
-            host.index_copy_(0, slots, rows[which])
+            movable(host).index_copy_(0, slots, movable(rows)[which])
 
     def _rows(self, rows: Tensor, data: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Each of the host's buffers, and its part of `data`. rows: has as many elements as `data` has rows."""

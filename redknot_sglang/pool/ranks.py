@@ -66,7 +66,9 @@ class Ranks:
             return probe_width
         return self.group_of_rank * self.share(rank).num_global(self.heads.global_layers[0])
 
-    def widest(self, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
+    def widest(
+        self, head_dim: int, itemsize: int, probe_width: int = 0, probe_itemsize: int | None = None
+    ) -> ClassBytes:
         """Bytes of a slot on the rank whose global slots take most, with what the busiest rank keeps for probes.
 
         All ranks have as many slots, since they decide alike, so this rank's memory limits them.
@@ -74,23 +76,25 @@ class Ranks:
             of `class_bytes`.
         Raises as `share`.
         """
-        costs = self._costs(head_dim, itemsize, probe_width)
+        costs = self._costs(head_dim, itemsize, probe_width, probe_itemsize)
         return replace(max(costs, key=lambda cost: cost.global_slot), probe=max(cost.probe for cost in costs))
 
-    def together(self, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
+    def together(
+        self, head_dim: int, itemsize: int, probe_width: int = 0, probe_itemsize: int | None = None
+    ) -> ClassBytes:
         """Bytes of a slot on all ranks together; a KV head that several ranks have takes room on each of them.
 
         Parameters as of `widest`. Raises as `share`.
         """
-        costs = self._costs(head_dim, itemsize, probe_width)
+        costs = self._costs(head_dim, itemsize, probe_width, probe_itemsize)
         return ClassBytes(
             sum(cost.global_slot for cost in costs),
             sum(cost.local_slot for cost in costs),
             sum(cost.probe for cost in costs),
         )
 
-    def _costs(self, head_dim: int, itemsize: int, probe_width: int) -> list[ClassBytes]:
+    def _costs(self, head_dim: int, itemsize: int, probe_width: int, probe_itemsize: int | None) -> list[ClassBytes]:
         return [
-            class_bytes(self.share(rank), head_dim, itemsize, self.own_probe_width(rank, probe_width))
+            class_bytes(self.share(rank), head_dim, itemsize, self.own_probe_width(rank, probe_width), probe_itemsize)
             for rank in range(self.count)
         ]

@@ -74,21 +74,24 @@ class Segments:
 NO_SEGMENTS = Segments()
 
 
-def class_bytes(head_map: HeadMap, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
+def class_bytes(
+    head_map: HeadMap, head_dim: int, itemsize: int, probe_width: int = 0, probe_itemsize: int | None = None
+) -> ClassBytes:
     """Bytes of a slot of each class.
 
     head_map: this rank's share of the head map.
     head_dim: elements of one head's K, and of its V.
     itemsize: bytes of an element.
     probe_width: query heads whose rows are kept for probes.
+    probe_itemsize: bytes of an element of these rows, and of queries of retrieval heads; None for `itemsize`.
     """
-    per_head = 2 * head_dim * itemsize
+    per_head, per_query = (2 * head_dim * size for size in (itemsize, probe_itemsize or itemsize))
     layers = range(head_map.num_layers)
     return ClassBytes(
         global_slot=per_head * sum(head_map.num_global(layer) for layer in layers),
         local_slot=per_head * sum(head_map.num_local(layer) for layer in layers),
         # Queries alone of retrieval heads, where a probe keeps queries and outputs.
-        probe=per_head * probe_width + per_head // 2 * len(head_map.retrieval),
+        probe=per_query * probe_width + per_query // 2 * len(head_map.retrieval),
     )
 
 

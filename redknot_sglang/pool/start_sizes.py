@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.dealing import dealing_of
@@ -43,6 +45,17 @@ def draft_tokens(server_args: Any) -> int:
     return max(server_args.speculative_num_draft_tokens, server_args.speculative_num_steps)
 
 
+def kv_dtype(name: str, model: torch.dtype) -> torch.dtype:
+    """The dtype in which KV is stored. name: `--kv-cache-dtype`, one that is not refused. model: the model's own dtype."""
+    named = {
+        "bf16": torch.bfloat16,
+        "bfloat16": torch.bfloat16,
+        "fp8_e4m3": torch.float8_e4m3fn,
+        "fp8_e5m2": torch.float8_e5m2,
+    }
+    return model if name == "auto" else named[name]
+
+
 class StartSizes:
     """Sizes on the tensor-parallel rank whose slots take most bytes, which limits all ranks.
 
@@ -55,9 +68,9 @@ class StartSizes:
         self.head_map = dealing.heads
         width = probe_width(config, dealing.heads, dealing.group)
         ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
-        # --kv-cache-dtype is auto, the model's own, or bfloat16: others are refused.
-        itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
-        self.cost: ClassBytes = ranks.widest(model_config.head_dim, itemsize, width)
+        dtype = model_config.dtype
+        itemsize = kv_dtype(server_args.kv_cache_dtype, dtype).itemsize
+        self.cost: ClassBytes = ranks.widest(model_config.head_dim, itemsize, width, dtype.itemsize)
         context_length = config.context_length or model_config.context_len
         self._draft = draft_tokens(server_args)
         self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config), self._draft

@@ -32,6 +32,7 @@ from torch import Tensor
 from redknot_sglang.kernels.causal import causal_attention
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import turned
+from redknot_sglang.kernels.stored import loaded
 from redknot_sglang.plan.spans import Positions, Span
 from redknot_sglang.reuse.model_facts import ModelFacts
 from redknot_sglang.reuse.probe_ranks import ONE_RANK, ProbeRanks
@@ -113,7 +114,10 @@ def choose_rows(
     shown = torch.zeros(2, len(slots) - first, layer.readout.shape[1], device=device)
     # A rank may have none of the probe layer's global heads.
     if probes.width:
-        k, v = (buffer[slots] for buffer in pool.global_kv(probes.layer))
+        k, v = (
+            loaded(buffer[slots], pool.model_dtype, scale)
+            for buffer, scale in zip(pool.global_kv(probes.layer), pool.scales[probes.layer], strict=True)
+        )
         local = mapping[slots[first:]]
         asked = turned(probes.asked[local], cos[first:], sin[first:], rotation.is_neox)
         got = causal_attention(asked, turned(k, cos, sin, rotation.is_neox), v, layer.scale)

@@ -103,6 +103,10 @@ def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Pi
     here = torch.arange(text.origin, text.origin + len(text.slots), device=device)
     cos, sin = rotation.turn(here, here + longest)
     q = turned(pool.asked.rows[mapping[text.slots]], cos, sin, rotation.is_neox).float()
+    # Keys are read as they are stored, divided by their layers' scales.
+    scales = [pool.scales[layer][0] for layer, _ in pool.asked.heads]
+    if any(scale != 1.0 for scale in scales):
+        q *= to_device(np.array(scales)[:, None], device, torch.float32)
     sums = (sums_by_kernel if q.is_cuda else sums_by_torch)(pool, documents, q)
     shares = sums.softmax(-1).mean(1, dtype=torch.float64)
     return (shares * _WHOLE).round().long().sum(0)

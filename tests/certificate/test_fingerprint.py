@@ -52,6 +52,35 @@ def test_arguments_that_change_the_model_count(arguments: dict[str, Any], clause
     assert difference is not None and clause in difference
 
 
+def test_kv_of_8_bits_is_certified_on_its_own(tmp_path: Path) -> None:
+    """Figures of KV in 16 bits say nothing of it, nor the other way round; scales count by what the file says."""
+    plain = fingerprint_served(served())
+    for dtype in ("auto", "bf16", "bfloat16"):
+        assert fingerprint_served(served(kv_cache_dtype=dtype)) == plain
+    scales, copy, others = (tmp_path / name for name in ("scales.json", "copy.json", "others.json"))
+    for file, text in ((scales, "1"), (copy, "1"), (others, "2")):
+        file.write_text(text)
+    e4m3, e5m2, scaled, copied, other = (
+        fingerprint_served(served(kv_cache_dtype=dtype, quantization_param_path=path))
+        for dtype, path in (
+            ("fp8_e4m3", None),
+            ("fp8_e5m2", None),
+            ("fp8_e4m3", str(scales)),
+            ("fp8_e4m3", str(copy)),
+            ("fp8_e4m3", str(others)),
+        )
+    )
+    assert plain.difference(e4m3) == "KV is stored as fp8_e4m3, certified in 16 or 32 bits"
+    assert e4m3.difference(plain) == "KV is stored in 16 or 32 bits, certified as fp8_e4m3"
+    assert "as fp8_e5m2, certified as fp8_e4m3" in str(e4m3.difference(e5m2))
+    assert "with the scales of a file" in str(e4m3.difference(scaled)) and scaled.difference(copied) is None
+    assert scaled.difference(other) is not None
+    # Of other dtypes SGLang reads no scales.
+    assert fingerprint_served(served(kv_cache_dtype="fp8_e5m2", quantization_param_path=str(scales))) == e5m2
+    with pytest.raises(CertificateError, match="cannot be read"):
+        fingerprint_served(served(kv_cache_dtype="fp8_e4m3", quantization_param_path=str(tmp_path / "none")))
+
+
 def test_dummy_weights_equal_dummy_weights_only() -> None:
     dummy, real = fingerprint_model(MODEL, dummy=True), fingerprint_model(MODEL)
     assert dummy.difference(fingerprint_model(MODEL, dummy=True)) is None

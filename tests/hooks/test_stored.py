@@ -47,6 +47,8 @@ def test_another_model_map_or_layout_has_other_names(tmp_path: Path) -> None:
         digest(model, layout=[[("torch.float32", [2, 4])]]),
         digest(model, load_format="dummy"),
         digest(model, quantization="fp8"),
+        digest(model, kv_cache_dtype="fp8_e4m3"),
+        digest(model, kv_cache_dtype="fp8_e4m3", quantization_param_path=str(model / "config.json")),
     ]
     assert len({here, *others}) == len(others) + 1
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,13 @@ class Case:
         pools = self.q[head_class], self.k[head_class], self.v[head_class]
         return path.run(head_class, *pools, SCALE, k_scale=scales[0], v_scale=scales[1])
 
-    def run_to_targets(self, path: AttentionPath, head_class: HeadClass, rows: int | None = None) -> Tensor:
+    def run_to_targets(
+        self,
+        path: AttentionPath,
+        head_class: HeadClass,
+        rows: int | None = None,
+        scales: tuple[float, float] = (1.0, 1.0),
+    ) -> Tensor:
         """As `run`, but to the class's heads of a wider output: the whole of it, neighbours in it, every other head.
 
         Returns the last; raises AssertionError if they differ in the first `rows` rows (None: all), or if another head is
@@ -46,7 +52,8 @@ class Case:
             width = n if numbers == range(n) else 2 * n
             target = Target(torch.full((len(q), width * self.spec.group, q.shape[2]), 7.0).to(q), heads)
             kv = self.k[head_class], self.v[head_class]
-            assert path.run(head_class, q, *kv, SCALE, target=target) is target.out
+            out = path.run(head_class, q, *kv, SCALE, target=target, k_scale=scales[0], v_scale=scales[1])
+            assert out is target.out
             outs.append(target.out[:, heads.query].clone())
             others = [i for i in range(target.out.shape[1]) if i not in set(heads.query.tolist())]
             assert bool((target.out[:, others] == 7.0).all()), "another class's heads were written"
@@ -74,6 +81,12 @@ class Case:
     def store_as(self, dtype: torch.dtype) -> None:
         """Round the pools to another dtype."""
         self.k, self.v = ({c: x.to(dtype) for c, x in pools.items()} for pools in (self.k, self.v))
+        self.spec = stored_as(self.spec, dtype)
+
+
+def stored_as(spec: ClassSpec, dtype: torch.dtype) -> ClassSpec:
+    """The spec with both pools in this dtype."""
+    return replace(spec, global_kv_dtype=dtype, local_kv_dtype=dtype)
 
 
 def make_spec(

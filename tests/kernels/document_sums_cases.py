@@ -15,6 +15,8 @@ SHAPES = [
     (64, 1, (5,), torch.float32),
     (80, 33, (70, 64, 3), torch.float16),
     (8, 16, (2, 66), torch.float32),
+    (64, 17, (70, 5), torch.float8_e4m3fn),
+    (24, 3, (66,), torch.float8_e5m2),
 ]
 SKIPPED = 4
 # KV heads of each query head's layer, and its place among them.
@@ -40,7 +42,7 @@ def check(head_dim: int, rows: int, sizes: tuple[int, ...], dtype: torch.dtype, 
     for number, (first, end) in enumerate(pairwise(starts.tolist())):
         counted = slots[first + min(SKIPPED, end - first - 1) : end]
         for head, (keys, (_, place)) in enumerate(zip(layers, PLACES, strict=True)):
-            wanted = (q[:, head].double() @ keys[counted, place].double().T * 0.3).logsumexp(1)
+            wanted = (q[:, head].double() @ keys.double()[counted, place].T * 0.3).logsumexp(1)
             torch.testing.assert_close(got[head, :, number].double(), wanted, atol=2e-5, rtol=2e-5)
         alone = sums(first, end, torch.tensor([0, end - first]))
         assert torch.equal(alone[:, :, 0], got[:, :, number])

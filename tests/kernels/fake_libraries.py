@@ -107,7 +107,8 @@ class _Wrapper:
         heads, kv_heads, dim, page_size = shape
         assert page_size == 1 and heads % kv_heads == 0 and indptr.dtype == indices.dtype == torch.int32
         assert ones.tolist() == [1] * (len(indptr) - 1)
-        assert options["sm_scale"] == 1.0 and options["q_data_type"] == options["kv_data_type"]
+        assert options["sm_scale"] == 1.0
+        self.dtypes = options["q_data_type"], options["kv_data_type"]
         assert self not in _queued, "this plan overwrites the schedule of a queued batch"
         _queued.add(self)
         self.shape = (heads, kv_heads, dim)
@@ -119,11 +120,13 @@ class _Wrapper:
         pages: tuple[Tensor, Tensor],
         *,
         q_scale: float,
+        v_scale: float,
         out: Tensor,
         return_lse: bool = False,
     ) -> Any:
         k, v = pages
         assert self.indptr is not None and self.indices is not None
+        assert (q.dtype, k.dtype) == self.dtypes and v.dtype == k.dtype
         assert (q.shape[1], k.shape[2], q.shape[2]) == self.shape and k.shape[1] == 1 and out.is_contiguous()
         kv_starts, starts = self.indptr.tolist(), self.qo_starts()
         assert q.shape[0] == starts[-1]
@@ -131,6 +134,7 @@ class _Wrapper:
         for i, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
             own = self.indices[kv_starts[i] : kv_starts[i + 1]].long()
             out[a:b], lse[a:b] = _rows(q[a:b], k[own, 0], v[own, 0], q_scale, self.window_left)
+        out *= v_scale
         return (out, lse / math.log(2.0)) if return_lse else out
 
     window_left = -1

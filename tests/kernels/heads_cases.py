@@ -20,29 +20,47 @@ def make_split(layer: str, device: str) -> Split:
 
 
 def check_split(
-    layer: str, rows: int, head_dim: int, pool_dtype: torch.dtype = torch.float32, device: str = "cpu"
+    layer: str,
+    rows: int,
+    head_dim: int,
+    pool_dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> None:
     """KV lands in the slots of its class, the rest of the pools stays, and queries come class by class."""
     seed = torch.Generator().manual_seed(rows)
     n, slots = len(layer), 2 * rows
     # As a projection gives them: views of one wider row.
-    qkv = torch.randn(rows, (GROUP + 2) * n, head_dim, generator=seed).to(device)
+    qkv = torch.randn(rows, (GROUP + 2) * n, head_dim, generator=seed)
+    # Beyond the largest 8-bit float, once divided by a scale.
+    qkv[:, :, 0] *= 900
+    qkv = qkv.to(device)
     q, k, v = qkv[:, : GROUP * n], qkv[:, GROUP * n : (GROUP + 1) * n], qkv[:, (GROUP + 1) * n :]
     at = [(torch.randperm(slots, generator=seed)[:rows] + 1).to(device) for _ in layer[:2]]
     split = make_split(layer, device)
     classes = split.global_heads, split.local_heads
     shapes = [(slots + 1, len(heads.numbers), head_dim) for heads in classes]
-    pools = [tuple(torch.full(shape, 7.0, dtype=pool_dtype, device=device) for _ in "kv") for shape in shapes]
+
+    def pool(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full(shape, 7.0, device=device).to(pool_dtype), torch.full(shape, 7.0, device=device).to(
+            pool_dtype
+        )
+
+    pools = [pool(shape) for shape in shapes]
     for store in (False, True):
-        kv = (k, v) if store else (None, None)
-        parts = move_heads.split_heads(split, q, *kv, *at, *pools)
-        for heads, where, pool, part in zip(classes, at, pools, parts, strict=True):
+        keys, values = (k, v) if store else (None, None)
+        parts = move_heads.split_heads(split, q, keys, values, at[0], at[1], pools[0], pools[1], scales)
+        for heads, where, of_class, part in zip(classes, at, pools, parts, strict=True):
             assert torch.equal(part, q[:, heads.query])
-            for rows_of_all, buffer in zip((k, v), pool, strict=True):
-                want = torch.full_like(buffer, 7.0)
+            for rows_of_all, buffer, scale in zip((k, v), of_class, scales, strict=True):
+                want = torch.full(buffer.shape, 7.0, device=device)
                 if store:
-                    want[where] = rows_of_all[:, heads.kv.long()].to(pool_dtype)
-                assert torch.equal(buffer, want)
+                    # On the CPU: on GPUs torch multiplies by the inverse.
+                    given = rows_of_all.cpu()[:, heads.kv.long().cpu()] / scale
+                    if pool_dtype.itemsize == 1:
+                        given = given.clamp(-torch.finfo(pool_dtype).max, torch.finfo(pool_dtype).max)
+                    want[where] = given.to(pool_dtype).float().to(device)
+                assert torch.equal(buffer.float(), want)
 
 
 def check_put(rows: int, head_dim: int, device: str = "cpu") -> None:

@@ -17,8 +17,9 @@ from redknot_sglang.kernels.decode_flashinfer import FlashInferDecode
 from redknot_sglang.kernels.extend_fa3 import Fa3Extend
 from redknot_sglang.kernels.extend_flashinfer import FlashInferExtend
 from redknot_sglang.kernels.paths import ExtendPath
+from redknot_sglang.kernels.stored import FP8
 from tests.kernels import fake_libraries
-from tests.kernels.cases import make_case, make_spec, scatter
+from tests.kernels.cases import make_case, make_spec, scatter, stored_as
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +34,38 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", fake_libraries.Event)
 
 
-def _check(path: ExtendPath, spec: ClassSpec, prefixes: list[int], rows: list[int], seed: int = 0) -> None:
+def _check(
+    path: ExtendPath,
+    spec: ClassSpec,
+    prefixes: list[int],
+    rows: list[int],
+    seed: int = 0,
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> None:
     case = make_case(spec, prefixes, rows, seed)
+    case.store_as(spec.kv_dtype("global"))
     path.plan_extend(case.extend)
     for head_class in CLASSES:
-        want, _ = case.expected(case.extend, head_class)
+        want, _ = case.expected(case.extend, head_class, scales)
         for run in (case.run, case.run_to_targets):
-            torch.testing.assert_close(run(path, head_class).float(), want, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(run(path, head_class, scales=scales).float(), want, atol=4e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("stored", FP8)
+@pytest.mark.parametrize("sink", [0, 4])
+def test_flashinfer_over_pools_of_8_bits(stored: torch.dtype, sink: int) -> None:
+    """Extend, decode and decode graphs, each with scales of keys and values."""
+    scales = 0.5, 2.0
+    spec = stored_as(make_spec(group=3, window=12, sink=sink, dtype=torch.float16), stored)
+    _check(FlashInferExtend(spec), spec, [0, 2, 60, 130], [17, 1, 5, 20], scales=scales)
+    case, path = make_case(spec, [0, 5, 250], [1, 1, 1]), FlashInferDecode(spec)
+    case.store_as(stored)
+    path.init_graph(max_bs=4, max_context=300)
+    for plan in (path.plan_decode, path.plan_graph):
+        plan(case.decode)
+        for head_class in CLASSES:
+            want, _ = case.expected(case.decode, head_class, scales)
+            torch.testing.assert_close(case.run(path, head_class, scales).float(), want, atol=4e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("build", [FlashInferExtend, Fa3Extend])
@@ -142,10 +168,9 @@ def test_an_extend_and_a_decode_of_one_shape_share_their_workspaces() -> None:
     assert extend._workspace["global"] is not extend._workspace["local"]
 
 
-@pytest.mark.parametrize("build", [FlashInferExtend, Fa3Extend])
-def test_scales_are_refused(build: type[ExtendPath]) -> None:
+def test_fa3_takes_no_scales() -> None:
     case = make_case(make_spec(dtype=torch.float16), [0], [4])
-    path = build(case.spec)
+    path = Fa3Extend(case.spec)
     path.plan_extend(case.extend)
     with pytest.raises(ValueError, match=r"v_scale 2.0, but this attention path reads keys and values as they are"):
         path.run("global", case.q["global"], case.k["global"], case.v["global"], 1.0, v_scale=2.0)

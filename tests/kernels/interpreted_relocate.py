@@ -9,6 +9,7 @@ import torch
 from redknot_sglang.kernels import relocate
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.kernels.triton_relocate import launch_relocate, launch_turn
+from tests.kernels.interpreter_rounding import round_as_a_gpu_does
 from tests.kernels.relocation_cases import SHAPES, check, make_case
 
 
@@ -18,6 +19,7 @@ from tests.kernels.relocation_cases import SHAPES, check, make_case
 def test_kernel_moves_and_turns(
     head_dim: int, rotary_dim: int, is_neox: bool, dtype: torch.dtype, magnitude: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    round_as_a_gpu_does(monkeypatch)
     monkeypatch.setattr(relocate, "relocate_torch", launch_relocate)
     monkeypatch.setattr(Rotation, "turn_torch", lambda self, *positions: launch_turn(self.table, *positions))
     check(make_case(head_dim, rotary_dim, is_neox, dtype, magnitude))

@@ -144,14 +144,3 @@ def test_sink_fold_completes_a_window(
     assert bool((target.out[:, :group] == 7.0).all())
     sink_fold(out, lse, lse_layout, lse_base, *pools, sinks, 12, SCALE)
     torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_scales_are_refused() -> None:
-    case = make_case(make_spec(), [0], [1])
-    pools = case.q["local"], case.k["local"], case.v["local"]
-    extend, decode = TritonExtend(case.spec), TritonDecode(case.spec)
-    extend.plan_extend(case.extend)
-    decode.plan_decode(case.decode)
-    for path in (extend, decode):
-        with pytest.raises(ValueError, match=r"k_scale is 0.5 .* stored: use scales of 1, or the torch path"):
-            path.run("local", *pools, 1.0, k_scale=0.5)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redknot_sglang.kernels.kv_layers import KVLayers
 from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.kernels.stored import is_fp8, largest, stored
 
 SLOTS = 64
 WIDTHS = (2, 0, 1, 3)
@@ -44,7 +45,9 @@ def make_case(
 ) -> Case:
     """Random KV in pools whose layers have different numbers of heads, and moves forwards, backwards and to itself."""
     seed = torch.Generator().manual_seed(rows)
-    pools = [[torch.randn(SLOTS, n, head_dim, generator=seed).to(dtype) for n in WIDTHS] for _ in "kv"]
+    # Some keys of 8-bit floats turn into larger ones than there are.
+    size = 250.0 if is_fp8(dtype) else 1.0
+    pools = [[stored(size * torch.randn(SLOTS, n, head_dim, generator=seed), dtype) for n in WIDTHS] for _ in "kv"]
     slots = torch.randperm(SLOTS, generator=seed)
     origin = torch.randint(0, 4000, (rows,), generator=seed)
     position = torch.randint(0, 4000, (rows,), generator=seed)
@@ -54,14 +57,14 @@ def make_case(
 
 
 def expected(case: Case) -> list[tuple[Tensor, Tensor]]:
-    """K (float64, before rounding) and V of the moved rows in every layer, by complex multiplication."""
+    """K (float64, before rounding, no larger than the dtype has it) and V of the moved rows in every layer, by complex multiplication."""
     half = case.rotation.table.shape[1] // 2
     table = case.rotation.table.double()
     phase = torch.complex(table[:, :half], table[:, half:])
     turn = phase[case.position] / phase[case.origin]
     out = []
     for k, v in zip(case.layers.k, case.layers.v, strict=True):
-        keys = k[case.source].double()
+        keys = k.double()[case.source]
         x = keys[..., : 2 * half]
         first, second = (x[..., :half], x[..., half:]) if case.rotation.is_neox else (x[..., ::2], x[..., 1::2])
         moved = torch.complex(first.contiguous(), second.contiguous()) * turn[:, None]
@@ -69,7 +72,8 @@ def expected(case: Case) -> list[tuple[Tensor, Tensor]]:
             keys[..., :half], keys[..., half : 2 * half] = moved.real, moved.imag
         else:
             keys[..., 0 : 2 * half : 2], keys[..., 1 : 2 * half : 2] = moved.real, moved.imag
-        out.append((keys, v[case.source].clone()))
+        bound = largest(k.dtype) or torch.inf
+        out.append((keys.clamp(-bound, bound), v.float()[case.source]))
     return out
 
 
@@ -89,13 +93,16 @@ def check(case: Case, device: str = "cpu") -> None:
     dtype = case.layers.k[0].dtype
     # One rounding to the pool's dtype, and float32 arithmetic before it.
     bound = torch.finfo(dtype).eps / 2 + 4e-6
+    # The smallest steps of 8-bit floats are absolute.
+    least = float(torch.finfo(dtype).smallest_normal) if is_fp8(dtype) else bound
     for layer, (keys, values) in enumerate(wanted):
-        k, v = layers.k[layer].cpu(), layers.v[layer].cpu()
+        k, v = layers.k[layer].cpu().float(), layers.v[layer].cpu().float()
+        before = case.layers.k[layer].float(), case.layers.v[layer].float()
         assert torch.equal(v[case.target], values)
-        assert torch.equal(k[case.target][stays], case.layers.k[layer][case.source][stays])
-        torch.testing.assert_close(k[case.target].double(), keys, rtol=bound, atol=bound)
-        assert torch.equal(k[others], case.layers.k[layer][others])
-        assert torch.equal(v[others], case.layers.v[layer][others])
+        assert torch.equal(k[case.target][stays], before[0][case.source][stays])
+        torch.testing.assert_close(k[case.target].double(), keys, rtol=bound, atol=least)
+        assert torch.equal(k[others], before[0][others])
+        assert torch.equal(v[others], before[1][others])
 
 
 SHAPES = [
@@ -105,4 +112,7 @@ SHAPES = [
     (24, 8, False, torch.bfloat16, 1.0),
     (24, 24, True, torch.bfloat16, 1.35),
     (64, 64, True, torch.float16, 1.0),
+    (64, 64, True, torch.float8_e4m3fn, 1.0),
+    (24, 8, False, torch.float8_e4m3fn, 1.0),
+    (16, 16, True, torch.float8_e5m2, 1.0),
 ]

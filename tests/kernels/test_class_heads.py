@@ -13,6 +13,7 @@ from tests.kernels.heads_cases import LAYERS, check_put, check_split
 @pytest.mark.parametrize("layer", LAYERS)
 def test_split(layer: str) -> None:
     check_split(layer, rows=5, head_dim=8)
+    check_split(layer, rows=5, head_dim=8, pool_dtype=torch.float8_e4m3fn, scales=(0.3, 1.7))
 
 
 def test_put() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from redknot_sglang.config import ATTENTION_CHOICES
-from redknot_sglang.kernels import select
+from redknot_sglang.kernels import decode_flashinfer, extend_flashinfer, select
 from redknot_sglang.kernels.batch import ClassSpec
 from redknot_sglang.kernels.decode_flashinfer import FlashInferDecode
 from redknot_sglang.kernels.decode_torch import TorchDecode
@@ -20,7 +20,7 @@ from redknot_sglang.kernels.extend_fa3 import Fa3Extend
 from redknot_sglang.kernels.extend_flashinfer import FlashInferExtend
 from redknot_sglang.kernels.extend_torch import TorchExtend
 from redknot_sglang.kernels.extend_triton import TritonExtend
-from tests.kernels.cases import make_spec
+from tests.kernels.cases import make_spec, stored_as
 
 CUDA = make_spec(device="cuda")
 Reasons = dict[str, str | None]
@@ -156,13 +156,35 @@ def test_fa3_knows_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("head_class", ["global", "local"])
-@pytest.mark.parametrize("path", [Fa3Extend, FlashInferExtend, FlashInferDecode, TritonExtend, TritonDecode])
-def test_no_path_for_gpus_reads_kv_of_8_bits(path: Any, head_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fa3_does_not_read_kv_of_8_bits(head_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would round queries, too, which decode does not."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     stored: dict[str, Any] = {f"{head_class}_kv_dtype": torch.float8_e4m3fn}
-    spec = replace(CUDA, head_dim=64, dtype=torch.bfloat16, **stored)
-    reason = str(path.why_not(spec))
+    reason = str(Fa3Extend.why_not(replace(CUDA, head_dim=64, dtype=torch.bfloat16, **stored)))
     assert "without a scale" in reason and f"those of {head_class} heads are stored as torch.float8_e4m3fn" in reason
+
+
+@pytest.mark.parametrize("path", [FlashInferExtend, FlashInferDecode])
+def test_flashinfer_reads_kv_of_8_bits_but_of_no_other_dtype(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in (extend_flashinfer, decode_flashinfer):
+        for name in ("extend_trial_error", "decode_trial_error"):
+            monkeypatch.setattr(library, name, lambda build, spec: None, raising=False)
+    spec = replace(CUDA, head_dim=64, dtype=torch.bfloat16)
+    for stored in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        assert path.why_not(stored_as(spec, stored)) is None
+    assert "or torch.float8_e4m3fn, torch.float8_e5m2; those of global" in str(
+        path.why_not(stored_as(spec, torch.float16))
+    )
+
+
+@pytest.mark.parametrize("path", [TritonExtend, TritonDecode])
+def test_triton_converts_where_the_gpu_does(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an A100")
+    for capability, serves in (((9, 0), True), ((8, 9), True), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        reason = path.why_not(stored_as(CUDA, torch.float8_e4m3fn))
+        assert reason is None if serves else "8.9 or more, this is an A100" in str(reason)
+        assert path.why_not(stored_as(CUDA, torch.float8_e5m2)) is None
 
 
 def test_the_torch_paths_read_kv_of_8_bits() -> None:

@@ -18,6 +18,7 @@ import pytest
     [
         "interpreted_triton.py",
         "interpreted_split.py",
+        "interpreted_stored.py",
         "interpreted_paths.py",
         "interpreted_relocate.py",
         "interpreted_heads.py",

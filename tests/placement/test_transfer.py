@@ -227,16 +227,19 @@ def test_an_answer_longer_than_the_pool_is_no_reason_to_wait() -> None:
 # ---- peers --------------------------------------------------------------------------------------------------------------------
 
 
-def layout(head_map: HeadMap, dtype: torch.dtype = torch.float32) -> str:
+def layout(head_map: HeadMap, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> str:
     kv_args = SimpleNamespace(kv_cache_dtype_str="auto")
-    name_layout(kv_args, HeadClassPool(4, 4, head_map, 2, dtype, "cpu"))
+    pool = HeadClassPool(4, 4, head_map, 2, dtype, "cpu")
+    pool.scales[-1] = 1.0, scale
+    name_layout(kv_args, pool)
     return str(kv_args.kv_cache_dtype_str)
 
 
 def test_servers_whose_kv_is_not_the_same_call_it_by_other_names() -> None:
     maps = [HEADS, one_of_two(window=17, sink=4), one_of_two(16, 5), HeadMap(1, 2, ((False, True),), window=16, sink=4)]
-    names = {layout(head_map) for head_map in maps} | {layout(HEADS, torch.bfloat16)}
-    assert len(names) == 5 and layout(HEADS) in names
+    others = [layout(HEADS, torch.bfloat16), *(layout(HEADS, torch.float8_e4m3fn, scale) for scale in (1.0, 2.0, 3.0))]
+    names = {layout(head_map) for head_map in maps} | set(others)
+    assert len(names) == 8 and layout(HEADS) in names
     untouched = SimpleNamespace(kv_cache_dtype_str="auto")
     name_layout(untouched, object())
     assert untouched.kv_cache_dtype_str == "auto"
@@ -278,7 +281,7 @@ def test_requests_for_a_server_that_was_refused_end_with_the_reason_and_others_w
     assert left == waiting["b:1"]
     assert waiting["a:1"][0].kv_receiver.conclude_state == KVPoll.Failed
     assert (
-        "start both with the same model, --dtype and --redknot-head-map" in manager.failed[3]
+        "start both with the same model, --dtype, --kv-cache-dtype and --redknot-head-map" in manager.failed[3]
         and 4 not in manager.failed
     )
     assert end_refused(manager, waiting, left) == left, "a reason is used once"

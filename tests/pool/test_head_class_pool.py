@@ -19,8 +19,10 @@ MAP = HeadMap(3, 4, ((True, False, True, False), (False,) * 4, (True,) * 4), win
 DIM = 2
 
 
-def make_pool(head_map: HeadMap, rank: int = 0, ranks: int = 1) -> HeadClassPool:
-    pool = HeadClassPool(10, 6, head_map, DIM, torch.float32, "cpu", group=2, rank=rank, ranks=ranks)
+def make_pool(
+    head_map: HeadMap, rank: int = 0, ranks: int = 1, dtype: torch.dtype = torch.float32, probe_width: int = 0
+) -> HeadClassPool:
+    pool = HeadClassPool(10, 6, head_map, DIM, dtype, "cpu", probe_width, 2, rank, ranks, model_dtype=torch.float32)
     pool.register_mapping(torch.tensor([0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, -1]))
     return pool
 
@@ -50,6 +52,30 @@ def test_a_token_without_local_slot_writes_to_the_dummy_only() -> None:
     written(pool, 1, torch.ones(3, 4, DIM))
     touched = pool.local_kv(1)[0].abs().sum((1, 2)).nonzero().flatten().tolist()
     assert touched == [0, 1, 3]
+
+
+def test_kv_of_8_bits_takes_a_quarter_of_float32_and_probes_what_they_took() -> None:
+    heads = replace(MAP, retrieval=((0, 1),))
+    narrow, wide = (make_pool(heads, dtype=dtype, probe_width=4) for dtype in (torch.float8_e4m3fn, torch.float32))
+    assert wide.bytes_per_slot.stock == 4 * narrow.bytes_per_slot.stock
+    assert narrow.bytes_per_slot.probe == wide.bytes_per_slot.probe
+    for pool in (narrow, wide):
+        assert pool.probes is not None and pool.asked is not None
+        assert pool.probes.asked.dtype == pool.asked.rows.dtype == torch.float32
+
+
+def test_kv_of_8_bits_moves_within_the_pool_and_to_the_host_and_back() -> None:
+    pool = make_pool(MAP, dtype=torch.float8_e4m3fn)
+    k = (torch.arange(3 * 4 * DIM) % 13).float().view(3, 4, DIM) / 2
+    for layer in range(3):
+        written(pool, layer, k)
+    kept = pool.get_cpu_copy(torch.tensor([2, 3, 5]))
+    pool.move_kv_cache(torch.tensor([7, 8]), torch.tensor([3, 2]))
+    assert torch.equal(pool.global_kv(2)[1][[7, 8]].float(), -k[[1, 0]])
+    pool.register_mapping(torch.tensor([0, 0, 0, 0, 4, 5, 0, 0, 0, 0, 0, -1]))
+    pool.load_cpu_copy(kept, torch.tensor([4, 5, 6]))
+    assert torch.equal(pool.global_kv(2)[0][[4, 5, 6]].float(), k)
+    assert torch.equal(pool.local_kv(1)[1][[4, 5]].float(), -k[:2])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8])

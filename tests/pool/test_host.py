@@ -15,6 +15,7 @@ import torch
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool import relocation
 from redknot_sglang.pool.dealing import Dealing, attach
 from redknot_sglang.pool.head_class_pool import HeadClassPool
@@ -31,26 +32,27 @@ ROWS = ((True, False, False), (False, False, False), (True, True, True))
 MAP = HeadMap(3, 3, ROWS, window=8, sink=2, retrieval=((2, 1), (0, 0)))
 
 
-def make_pool() -> HeadClassPool:
-    pool = HeadClassPool(20, 12, MAP, DIM, torch.float32, "cpu", probe_width=1, group=1)
+def make_pool(dtype: torch.dtype = torch.float32) -> HeadClassPool:
+    pool = HeadClassPool(20, 12, MAP, DIM, dtype, "cpu", probe_width=1, group=1, model_dtype=torch.float32)
     assert pool.probes is not None and pool.asked is not None
     for buffers in (pool.full_kv_pool, pool.swa_kv_pool):
         for buffer in (*buffers.k, *buffers.v):
-            buffer.normal_()
+            buffer.copy_(torch.randn(buffer.shape))
     for buffer in (pool.probes.asked, pool.probes.got, pool.asked.rows):
         buffer.normal_()
     return pool
 
 
 def local_buffers(pool: HeadClassPool) -> list[torch.Tensor]:
-    """All that has a row for each local slot."""
+    """All that has a row for each local slot, 8-bit floats as bytes."""
     assert pool.probes is not None and pool.asked is not None
     buffers = pool.swa_kv_pool
-    return [*buffers.k, *buffers.v, pool.probes.asked, pool.probes.got, pool.asked.rows]
+    return [*map(movable, (*buffers.k, *buffers.v)), pool.probes.asked, pool.probes.got, pool.asked.rows]
 
 
-def test_rows_come_back_as_they_went_with_what_probes_and_questions_keep() -> None:
-    pool = make_pool()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_rows_come_back_as_they_went_with_what_probes_and_questions_keep(dtype: torch.dtype) -> None:
+    pool = make_pool(dtype)
     global_pool, local_pool = host_pools(pool, PoolSlots(30, 15))
     before = [buffer.clone() for buffer in local_buffers(pool)]
     device, host = torch.tensor([3, 9, 4]), torch.tensor([14, 0, 7])
@@ -63,7 +65,7 @@ def test_rows_come_back_as_they_went_with_what_probes_and_questions_keep() -> No
     for buffer, old in zip(local_buffers(pool), before, strict=True):
         assert torch.equal(buffer[back], old[device])
         assert not buffer[[0, 3, 4, 6]].any()
-    assert global_pool.size_per_token == 4 * 2 * DIM * 4
+    assert global_pool.size_per_token == 4 * 2 * DIM * dtype.itemsize
     assert global_pool.size_per_token == pool.bytes_per_slot.global_slot
     assert local_pool.size_per_token == pool.bytes_per_slot.local
 
@@ -80,10 +82,11 @@ def test_a_layer_comes_back_by_itself() -> None:
     assert torch.equal(pool.full_kv_pool.k[2][slots], kept) and not pool.full_kv_pool.k[0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
 @pytest.mark.parametrize("kind", [0, 1])
-def test_rows_are_packed_and_unpacked_bit_by_bit(kind: int) -> None:
+def test_rows_are_packed_and_unpacked_bit_by_bit(kind: int, dtype: torch.dtype) -> None:
     """Into other slots, and some of them only."""
-    host = host_pools(make_pool(), PoolSlots(30, 15))[kind]
+    host = host_pools(make_pool(dtype), PoolSlots(30, 15))[kind]
     host.kv_buffer.random_(0, 256)
     slots = torch.tensor([3, 14, 0, 7])
     data = torch.zeros(4 * host.size_per_token, dtype=torch.uint8)

@@ -47,6 +47,9 @@ def test_the_widest_rank_is_not_always_the_first() -> None:
     head_map = HeadMap(3, 4, rows, window=8, sink=1)
     assert Ranks(head_map, 1, 2).widest(64, 2) == class_bytes(head_map.shard(1, 2), 64, 2)
     assert Ranks(head_map, 1, 1).widest(64, 2, probe_width=3) == class_bytes(head_map, 64, 2, probe_width=3)
+    # KV of 8 bits, and what probes keep in 16.
+    narrow = Ranks(head_map, 1, 1).widest(64, 1, 3, 2)
+    assert narrow == replace(class_bytes(head_map, 64, 1), probe=3 * 2 * 64 * 2)
 
 
 def test_the_rank_with_most_retrieval_heads_limits_all() -> None:

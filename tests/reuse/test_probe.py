@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
+from redknot_sglang.kernels.stored import loaded, stored
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.pool.probe import ProbeBuffers, probe_width
 from redknot_sglang.reuse.model_facts import ModelFacts, ProbeLayer, readout_of
@@ -44,8 +45,11 @@ def turned(key: Tensor, steps: int, is_neox: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("is_neox", [True, False])
-@pytest.mark.parametrize(("share", "origin", "first"), [(0.1, 0, 0), (0.34, 5, 0), (1.0, 0, 0), (0.2, 3, 2)])
-def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: bool) -> None:
+@pytest.mark.parametrize(
+    ("share", "origin", "first", "fp8"),
+    [(0.1, 0, 0, False), (0.34, 5, 0, False), (1.0, 0, 0, False), (0.2, 3, 2, False), (0.34, 5, 0, True)],
+)
+def test_rows_that_change_most(share: float, origin: int, first: int, fp8: bool, is_neox: bool) -> None:
     torch.manual_seed(1)
     slots, k, v = torch.randperm(150)[:61] + 1, torch.randn(160, HEADS, 8), torch.randn(160, HEADS, 8)
     mapping = torch.zeros(160, dtype=torch.int64)
@@ -55,7 +59,15 @@ def test_rows_that_change_most(share: float, origin: int, first: int, is_neox: b
     probes.got.normal_()
     layer = ProbeLayer(make_map("LL GG LG"), 8, 0.4, torch.randn(WIDTH * 8, 8))
     facts = ModelFacts(rotation(99, is_neox), probe=layer)
-    pool = SimpleNamespace(probes=probes, global_kv=lambda layer: (k, v))
+    scales = [(1.0, 1.0)] * 3
+    if fp8:
+        # What a pool of 8-bit floats holds, and what that stands for.
+        scales[1] = 0.5, 4.0
+        kept = tuple(stored(x, torch.float8_e4m3fn, scale) for x, scale in zip((k, v), scales[1], strict=True))
+        k, v = (loaded(x, torch.float32, scale) for x, scale in zip(kept, scales[1], strict=True))
+    else:
+        kept = k, v
+    pool = SimpleNamespace(probes=probes, global_kv=lambda layer: kept, scales=scales, model_dtype=torch.float32)
     pieces = [Piece((a, b), origin if (a, b) in SEGMENTS else 0, slots[a:b]) for a, b in SPANS]
     shift = {p: piece.span[0] - piece.origin for piece in pieces for p in range(*piece.span)}
 

@@ -122,7 +122,10 @@ class Model:
         queries = [query for query in own if query // GROUP in kv]
         assert len(queries) == width
         probes.asked[:], probes.got[:] = self.asked[:, queries], self.got[:, queries]
-        return SimpleNamespace(probes=probes, global_kv=lambda layer: (self.k[:, kv], self.v[:, kv]))
+        kept = self.k[:, kv], self.v[:, kv]
+        return SimpleNamespace(
+            probes=probes, global_kv=lambda layer: kept, scales=[(1.0, 1.0)] * 3, model_dtype=torch.float32
+        )
 
 
 @pytest.mark.parametrize("heads", MAPS)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.stored import loaded, stored
 from redknot_sglang.pool.asked import AskedQueries
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.reuse import question
@@ -52,7 +53,13 @@ def on_ranks(
         asked = AskedQueries(SLOTS, share, group, DIM, torch.float32, device)
         first = rank * kv_heads // ranks
         of_rank = [keys[layer][:, [first + head for head in share.global_heads(layer)]] for layer in range(3)]
-        pools.append(SimpleNamespace(asked=asked, global_kv=lambda layer, of_rank=of_rank: (of_rank[layer], None)))
+        pools.append(
+            SimpleNamespace(
+                asked=asked,
+                global_kv=lambda layer, of_rank=of_rank: (of_rank[layer], None),
+                scales=[(1.0, 1.0)] * 3,
+            )
+        )
         for layer in range(3):
             mine = queries[layer, :, rank * kv_heads * GROUP // ranks :][:, : share.num_kv_heads * group].unflatten(
                 1, (-1, group)
@@ -87,6 +94,18 @@ def test_shares_of_attention(is_neox: bool, limit: int, monkeypatch: pytest.Monk
     got = wants(pool, rotation(99, is_neox), mapping, documents, text) / 2**40 / len(MAP.retrieval)
     assert torch.allclose(got.float(), by_hand(pool, mapping, documents, text, is_neox), atol=1e-5)
     assert float(got.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_keys_of_8_bits_count_by_what_they_stand_for() -> None:
+    """Each layer has a scale of its own."""
+    pool, mapping, documents, text = make(4)
+    scales, keys = (0.5, 1.0, 4.0), [pool.global_kv(layer)[0] for layer in range(3)]
+    kept = [stored(x, torch.float8_e4m3fn, scale) for x, scale in zip(keys, scales, strict=True)]
+    meant = [loaded(x, torch.float32, scale) for x, scale in zip(kept, scales, strict=True)]
+    plain = SimpleNamespace(asked=pool.asked, global_kv=lambda layer: (meant[layer], None))
+    pool.global_kv, pool.scales = lambda layer: (kept[layer], None), [(scale, 1.0) for scale in scales]
+    got = wants(pool, rotation(99, True), mapping, documents, text) / 2**40 / len(MAP.retrieval)
+    assert torch.allclose(got.float(), by_hand(plain, mapping, documents, text, True), atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -117,7 +117,14 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--disaggregation-mode=prefill", "--redknot-mode=segmented", "--redknot-repair=question:2"],
         "the decode server would not know which",
     ),
-    "fp8 KV": (["--kv-cache-dtype=fp8_e5m2"], "--kv-cache-dtype fp8_e5m2"),
+    "scales that are not there": (
+        ["--kv-cache-dtype=fp8_e4m3", "--quantization-param-path=/nowhere.json"],
+        "--quantization-param-path /nowhere.json is no file",
+    ),
+    "scales of prefill servers": (
+        ["--disaggregation-mode=prefill", "--kv-cache-dtype=fp8_e4m3", f"--quantization-param-path={__file__}"],
+        "--quantization-param-path cannot be used with --disaggregation-mode prefill",
+    ),
     "attention backend": (["--attention-backend=triton"], "--attention-backend triton"),
     "pipeline stages": (["--pp-size=2"], "--pp-size 2"),
     "more ranks than KV heads on a CPU": (["--device=cpu", "--tp-size=8"], "--tp-size 8 cannot be used"),

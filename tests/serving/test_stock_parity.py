@@ -11,7 +11,7 @@ import pytest
 from eval.agreement import compare as agreement
 from eval.agreement import replies
 from tests.serving import harness
-from tests.serving.answers import agree, ask_all
+from tests.serving.answers import TOLERANCE, agree, ask_all
 from tests.serving.harness import Server
 from tests.serving.prompts import mixed
 
@@ -60,12 +60,12 @@ def check(parity: Parity, count: int) -> None:
     assert parity.ties <= count // 8
 
 
-def compare(stock: Server, redknot: Server, count: int) -> Parity:
-    """Ask both servers `count` prompts. Raises AssertionError at the first difference that is no tie."""
+def compare(stock: Server, redknot: Server, count: int, tolerance: float = TOLERANCE) -> Parity:
+    """Ask both servers `count` prompts. Raises AssertionError at the first difference beyond the tolerance that is no tie."""
     prompts = random_prompts(count)
     expected = ask_all(stock, prompts, ANSWER, AT_ONCE)
     found = ask_all(redknot, prompts, ANSWER, AT_ONCE)
-    compared = [agree(answer, reference) for answer, reference in zip(found, expected, strict=True)]
+    compared = [agree(answer, reference, tolerance) for answer, reference in zip(found, expected, strict=True)]
     return Parity(max(one.worst for one in compared), sum(one.tied is not None for one in compared))
 
 

@@ -48,6 +48,7 @@ def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
         dealing=dealing,
         enable_memory_saver=self.server_args.enable_memory_saver,
         draft=draft_tokens(self.server_args),
+        model_dtype=self.model_config.dtype,
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from redknot_sglang.errors import RedKnotError
@@ -76,7 +77,11 @@ ARGUMENTS: Arguments = (
     ),
     ("rl_on_policy_target", (None,), "it makes inference deterministic, as --enable-deterministic-inference does"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
-    ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
+    (
+        "kv_cache_dtype",
+        ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
+        "KV with a scale for each block of numbers is not kept per head class",
+    ),
 )
 
 
@@ -124,6 +129,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
         )
     if server_args.speculative_algorithm is not None:
         _refuse_with_drafts(server_args)
+    scales = server_args.quantization_param_path
+    if scales is not None and not Path(scales).is_file():
+        raise RedKnotError(
+            f"--quantization-param-path {scales} is no file, and SGLang would store KV without scales: name the file, or leave the flag out"
+        )
     if server_args.disaggregation_mode != "null":
         _refuse_apart(server_args)
     if server_args.enable_memory_saver and server_args.device == "cpu":
@@ -190,6 +200,11 @@ def _refuse_apart(server_args: Any) -> None:
             server_args.enable_memory_saver,
             "--enable-memory-saver",
             "the other server has the addresses of the pools, and to take them back and give them out again was not tried",
+        ),
+        (
+            server_args.quantization_param_path is not None,
+            "--quantization-param-path",
+            "whether both servers have the same scales cannot be told",
         ),
         (
             envs.SGLANG_DISAGG_STAGING_BUFFER.get(),

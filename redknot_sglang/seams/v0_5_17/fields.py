@@ -38,7 +38,9 @@ FIELDS: Fields = {
         "ParallelState": "dp_rank",
     },
     "layers.radix_attention": {
-        "RadixAttention": "layer_id logit_cap scaling tp_k_head_num tp_q_head_num",
+        "RadixAttention": (
+            "k_scale k_scale_float layer_id logit_cap scaling tp_k_head_num tp_q_head_num v_scale v_scale_float"
+        ),
     },
     "managers.io_struct": {
         "GenerateReqInput": "input_ids logprob_start_len return_logprob sampling_params session_params text",
@@ -185,7 +187,7 @@ FIELDS: Fields = {
             "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
-            "lora_paths max_total_tokens mem_fraction_static model_impl "
+            "lora_paths max_total_tokens mem_fraction_static model_impl quantization_param_path "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
             "speculative_algorithm speculative_ngram_external_sam_budget speculative_ngram_max_bfs_breadth speculative_num_draft_tokens "
             "speculative_num_steps "
