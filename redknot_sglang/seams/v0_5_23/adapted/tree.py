@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree. SGLang 0.5.23 caches requests in one function, `checkpoint`, frees their slots by itself, and keeps locks as objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import MatchResult
+from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, FreeDeviceKVFullOnly
+from sglang.srt.mem_cache.unified_cache.tree_core_registry import get_tree_core_factory, register_tree_core_backend
+from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore as _Core
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache as _Tree
+
+from redknot_sglang.seams.v0_5_23.adapted.components import outward
+
+_CORE = "redknot"
+
+
+class _Match(MatchResult):
+    """A match that knows its slots, as 0.5.17's does: found along its path when they are asked for."""
+
+    tree: Any
+
+    @property
+    def device_indices(self) -> Any:
+        """int64 [n], the global slots of the prefix that can be reused as it is."""
+        return self.tree.path_device_indices(self.last_device_node)[: self.device_prefix_len]
+
+
+class TreeCore(_Core):
+    """The structure of the tree. What our rooms evict has no list of actions; they are carried out at once."""
+
+    cache: Any
+
+    def _evict_component_and_detach_lru(
+        self,
+        node: Any,
+        comp: Any,
+        device_frees: Any,
+        host_frees: Any,
+        cache_actions: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        actions: list[Any] = [] if cache_actions is None else cache_actions
+        freed = super()._evict_component_and_detach_lru(node, comp, device_frees, host_frees, actions, **kwargs)
+        if cache_actions is None:
+            comp.cache._apply_cache_actions(actions)
+        return freed
+
+
+class UnifiedRadixCache(_Tree):
+    """SGLang's tree as 0.5.17 has it.
+
+    caching_chunk: whether what is being cached is a part of a prompt of which more follows.
+    """
+
+    local_heads: Any
+    local_window: int
+
+    def __init__(self, params: Any) -> None:
+        if get_tree_core_factory(_CORE) is None:
+            register_tree_core_backend(_CORE, TreeCore)
+        params.tree_core_backend = _CORE
+        params.component_registry_override = {
+            kind: outward(component) for kind, component in params.component_registry_override.items()
+        }
+        self.caching_chunk = False
+        super().__init__(params)
+
+    @property
+    def swa_retain_window(self) -> int:
+        """The window that a row sees, by which SGLang frees local slots; `sliding_window_size` is for budgets."""
+        return self.local_window
+
+    def match_prefix(self, params: Any) -> Any:
+        """As in 0.5.17."""
+        match = _Match(*super().match_prefix(params))
+        match.tree = self
+        return match
+
+    # ---- slots ------------------------------------------------------------------------------------------------------
+
+    def _apply_cache_action(self, action: Any) -> None:
+        if isinstance(action, FreeDeviceKV | FreeDeviceKVFullOnly):
+            for slots in action.indices:
+                self._free_both(slots)
+            return
+        super()._apply_cache_action(action)
+
+    def free_kv_row(self, kv: Any, ranges: Any) -> None:
+        """Free slots that a request owns, by their positions. SGLang would go by the one frontier of a window."""
+        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        for start, end in ranges:
+            if start < end:
+                self._free_both(row[start:end])
+
+    def _free_both(self, slots: Any) -> None:
+        """Free global slots, and the local slots of those that have one; SGLang takes all or none to have one."""
+        allocator = self.token_to_kv_pool_allocator
+        slots = slots.to(torch.int64)
+        live = slots[allocator.full_to_swa_index_mapping[slots] > 0]
+        allocator.free_swa(live)
+        allocator.free_full(slots)
+
+    # ---- SGLang's calls, as 0.5.17's --------------------------------------------------------------------------------
+
+    def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """A part of a request's prompt, all of it, or the request with its answer is there: cache it."""
+        if req.finished():
+            self._cached(req, up_to, **kwargs)
+        else:
+            self.caching_chunk = up_to < len(req.full_untruncated_fill_ids)
+            self.cache_unfinished_req(req, chunked=self.caching_chunk, **kwargs)
+            self.caching_chunk = False
+
+    def _cached(self, req: Any, up_to: int, **kwargs: Any) -> None:
+        self.cache_finished_req(req, True, kv_len_to_handle=up_to, **kwargs)
+
+    def on_release(self, req: Any, *, checkpointed: bool) -> None:
+        """A request's slots have been freed. One that was not cached ends here."""
+        super().on_release(req, checkpointed=checkpointed)
+        if not checkpointed:
+            self.cache_finished_req(req, False, kv_len_to_handle=0)
+
+    def unlock(self, lock: Any) -> None:
+        """Release a request's lock. If that of its window went early, the sinks' did not."""
+        if lock is not None and lock.swa_released and not self.disable:
+            self.local_heads.release_sinks(self.tree_core.node_by_id(lock.node))
+        super().unlock(lock)
+
+    # ---- 0.5.17's calls of SGLang -----------------------------------------------------------------------------------
+
+    def cache_unfinished_req(self, req: Any, chunked: bool = False, **kwargs: Any) -> None:
+        """Put what a request has computed into the tree, and move its lock there."""
+        super().checkpoint(req, up_to=req.extend_end, **kwargs)
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
+        """Put prompt and answer into the tree; SGLang frees the other slots and the lock later."""
+        if is_insert:
+            super().checkpoint(req, up_to=kv_len_to_handle, **kwargs)
