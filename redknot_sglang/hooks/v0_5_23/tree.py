@@ -18,5 +18,6 @@ def build_tree(context: Any) -> Any:
 
     with one_line(context.server_args.dp_size > 1):
         seams.verify()
-    requests.install()
-    return tree.build_tree(replace(context, server_args=resolved(context.server_args)))
+    made = tree.build_tree(replace(context, server_args=resolved(context.server_args)))
+    requests.install(made)
+    return made

@@ -13,6 +13,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache as _Tree
 
 from redknot_sglang.seams.v0_5_23.adapted.components import outward
+from redknot_sglang.seams.v0_5_23.adapted.requests import given_prefix
 
 _CORE = "redknot"
 
@@ -78,6 +79,11 @@ class UnifiedRadixCache(_Tree):
         match = _Match(*super().match_prefix(params))
         match.tree = self
         return match
+
+    def prefix_device_indices(self, req: Any) -> Any:
+        """Slots of the prefix of a request that has no row yet: along its path, or those that it was given."""
+        given = given_prefix(req)
+        return super().prefix_device_indices(req) if given is None else given
 
     # ---- slots ------------------------------------------------------------------------------------------------------
 
