@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.managers.schedule_policy import PrefillAdder
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 # Fields of a request that have gone into its `kv`.
@@ -43,10 +45,11 @@ class _Range:
 
 
 def install(tree: Any) -> None:
-    """Give requests and adders the names. Raises AttributeError if SGLang uses one of them for something else; idempotent.
+    """Give requests, adders and schedulers the names. Raises AttributeError if SGLang uses one of them for something else; idempotent.
 
     tree: of this process, the prefix cache.
     """
+    _add(Scheduler, "ps", property(lambda scheduler: get_parallel()))
     for name in _IN_KV:
         _add(Req, name, _inside("kv", name))
     for name, inner in _IN_BUDGET.items():

@@ -74,6 +74,10 @@ class UnifiedRadixCache(_Tree):
         """The window that a row sees, by which SGLang frees local slots; `sliding_window_size` is for budgets."""
         return self.local_window
 
+    def is_chunk_cache(self) -> bool:
+        """Whether nothing is reused."""
+        return bool(self.disable)
+
     def match_prefix(self, params: Any) -> Any:
         """As in 0.5.17."""
         match = _Match(*super().match_prefix(params))
