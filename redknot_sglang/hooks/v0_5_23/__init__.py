@@ -13,8 +13,6 @@ _GONE = (
     *(seam.target for seam in (*prefill_graphs.SEAMS, *disaggregation.SEAMS)),
     "server_args.ServerArgs.__init__",
     "managers.scheduler.Scheduler._abort_on_waiting_timeout",
-    "managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes",
-    "managers.schedule_batch.ScheduleBatch._evict_swa",
     "managers.schedule_batch.ScheduleBatch.maybe_evict_swa",
     "managers.schedule_policy.PrefillAdder._swa_req_never_fits",
 )

@@ -9,6 +9,9 @@ from redknot_sglang.seams.v0_5_18.surface import SURFACE as BEFORE
 SURFACE: Surface = changed(
     BEFORE,
     {
+        "mem_cache.prefill_budget": {
+            "SWAPrefillBudget.swa_never_fits": "(self, extend_input_len, max_new_tokens, **kwargs)",
+        },
         "server_args": {"add_radix_eviction_policy_choices": "(iterable)", "ServerArgs.resolve_once": "(self)"},
         "disaggregation.common.conn": {
             "CommonKVReceiver.send_metadata": "(self, kv_indices, aux_index=, "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchResult
+from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, FreeDeviceKVFullOnly
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import get_tree_core_factory, register_tree_core_backend
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore as _Core
@@ -105,13 +106,27 @@ class UnifiedRadixCache(_Tree):
             if start < end:
                 self._free_both(row[start:end])
 
+    def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
+        """Free the local slots of a decoding request that have left the window a row sees."""
+        free_swa_out_of_window_slots(
+            req,
+            pre_len,
+            sliding_window_size=self.swa_retain_window,
+            page_size=self.page_size,
+            req_to_token_pool=self.req_to_token_pool,
+            token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
+            free_segment=self._free_local,
+            eviction_interval=eviction_interval,
+        )
+
+    def _free_local(self, slots: Any, start_pos: int) -> None:
+        allocator, slots = self.token_to_kv_pool_allocator, slots.to(torch.int64)
+        allocator.free_swa(slots[allocator.full_to_swa_index_mapping[slots] > 0])
+
     def _free_both(self, slots: Any) -> None:
         """Free global slots, and the local slots of those that have one; SGLang takes all or none to have one."""
-        allocator = self.token_to_kv_pool_allocator
-        slots = slots.to(torch.int64)
-        live = slots[allocator.full_to_swa_index_mapping[slots] > 0]
-        allocator.free_swa(live)
-        allocator.free_full(slots)
+        self._free_local(slots, 0)
+        self.token_to_kv_pool_allocator.free_full(slots.to(torch.int64))
 
     # ---- SGLang's calls, as 0.5.17's --------------------------------------------------------------------------------
 
