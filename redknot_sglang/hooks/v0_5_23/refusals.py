@@ -9,7 +9,6 @@ from redknot_sglang.hooks.v0_5_18 import refusals
 _NEW = "was not tried with SGLang 0.5.23"
 ARGUMENTS: Arguments = (
     *refusals.ARGUMENTS,
-    ("disable_radix_cache", (False,), "the cache without reuse is served with SGLang 0.5.17 and 0.5.18 only"),
     ("attn_dp_size", (1,), "data-parallel attention shards KV heads in another way"),
     ("radix_eviction_policy", ("lru",), f"another order {_NEW}"),
 )

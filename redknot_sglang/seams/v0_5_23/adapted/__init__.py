@@ -9,6 +9,7 @@ from __future__ import annotations
 # By name: the module of this folder that has it.
 NAMES = {
     "FullComponent": "components",
+    "SWAChunkCache": "tree",
     "SWAComponent": "components",
     "UnifiedRadixCache": "tree",
     "next_component_uuid": "components",

@@ -9,6 +9,7 @@ import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchResult
 from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 from sglang.srt.mem_cache.unified_cache.cache_action import FreeDeviceKV, FreeDeviceKVFullOnly
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import get_tree_core_factory, register_tree_core_backend
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore as _Core
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache as _Tree
@@ -51,14 +52,72 @@ class TreeCore(_Core):
         return freed
 
 
-class UnifiedRadixCache(_Tree):
+class _Slots(_Tree):
+    """What both caches free: global slots, and local ones by what the allocator's mapping says.
+
+    local_window: tokens that a row of local heads sees.
+    """
+
+    local_window: int
+
+    @property
+    def swa_retain_window(self) -> int:
+        """The window that a row sees, by which SGLang frees local slots; `sliding_window_size` is for budgets."""
+        return self.local_window
+
+    def is_chunk_cache(self) -> bool:
+        """Whether nothing is reused."""
+        return bool(self.disable)
+
+    def on_release(self, req: Any, *, checkpointed: bool) -> None:
+        """A request's slots have been freed. One that was not cached ends here."""
+        super().on_release(req, checkpointed=checkpointed)
+        if not checkpointed:
+            self.cache_finished_req(req, False, kv_len_to_handle=0)
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
+        """Put prompt and answer into the tree; SGLang frees the other slots and the lock later."""
+        if is_insert:
+            super().checkpoint(req, up_to=kv_len_to_handle, **kwargs)
+
+    def free_kv_row(self, kv: Any, ranges: Any) -> None:
+        """Free slots that a request owns, by their positions. SGLang would go by the one frontier of a window."""
+        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        for start, end in ranges:
+            if start < end:
+                self._free_both(row[start:end])
+
+    def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
+        """Free the local slots of a decoding request that have left the window a row sees."""
+        free_swa_out_of_window_slots(
+            req,
+            pre_len,
+            sliding_window_size=self.swa_retain_window,
+            page_size=self.page_size,
+            req_to_token_pool=self.req_to_token_pool,
+            token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
+            supports_prefix_sharing=self.supports_prefix_sharing(),
+            free_segment=self._free_local,
+            eviction_interval=eviction_interval,
+        )
+
+    def _free_local(self, slots: Any, start_pos: int) -> None:
+        allocator, slots = self.token_to_kv_pool_allocator, slots.to(torch.int64)
+        allocator.free_swa(slots[allocator.full_to_swa_index_mapping[slots] > 0])
+
+    def _free_both(self, slots: Any) -> None:
+        """Free global slots, and the local slots of those that have one; SGLang takes all or none to have one."""
+        self._free_local(slots, 0)
+        self.token_to_kv_pool_allocator.free_full(slots.to(torch.int64))
+
+
+class UnifiedRadixCache(_Slots):
     """SGLang's tree as 0.5.17 has it.
 
     caching_chunk: whether what is being cached is a part of a prompt of which more follows.
     """
 
     local_heads: Any
-    local_window: int
 
     def __init__(self, params: Any) -> None:
         if get_tree_core_factory(_CORE) is None:
@@ -69,15 +128,6 @@ class UnifiedRadixCache(_Tree):
         }
         self.caching_chunk = False
         super().__init__(params)
-
-    @property
-    def swa_retain_window(self) -> int:
-        """The window that a row sees, by which SGLang frees local slots; `sliding_window_size` is for budgets."""
-        return self.local_window
-
-    def is_chunk_cache(self) -> bool:
-        """Whether nothing is reused."""
-        return bool(self.disable)
 
     def match_prefix(self, params: Any) -> Any:
         """As in 0.5.17."""
@@ -99,54 +149,16 @@ class UnifiedRadixCache(_Tree):
             return
         super()._apply_cache_action(action)
 
-    def free_kv_row(self, kv: Any, ranges: Any) -> None:
-        """Free slots that a request owns, by their positions. SGLang would go by the one frontier of a window."""
-        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
-        for start, end in ranges:
-            if start < end:
-                self._free_both(row[start:end])
-
-    def evict_sliding_windows(self, req: Any, pre_len: int, *, eviction_interval: int = 1) -> None:
-        """Free the local slots of a decoding request that have left the window a row sees."""
-        free_swa_out_of_window_slots(
-            req,
-            pre_len,
-            sliding_window_size=self.swa_retain_window,
-            page_size=self.page_size,
-            req_to_token_pool=self.req_to_token_pool,
-            token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
-            free_segment=self._free_local,
-            eviction_interval=eviction_interval,
-        )
-
-    def _free_local(self, slots: Any, start_pos: int) -> None:
-        allocator, slots = self.token_to_kv_pool_allocator, slots.to(torch.int64)
-        allocator.free_swa(slots[allocator.full_to_swa_index_mapping[slots] > 0])
-
-    def _free_both(self, slots: Any) -> None:
-        """Free global slots, and the local slots of those that have one; SGLang takes all or none to have one."""
-        self._free_local(slots, 0)
-        self.token_to_kv_pool_allocator.free_full(slots.to(torch.int64))
-
     # ---- SGLang's calls, as 0.5.17's --------------------------------------------------------------------------------
 
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """A part of a request's prompt, all of it, or the request with its answer is there: cache it."""
         if req.finished():
-            self._cached(req, up_to, **kwargs)
+            self.cache_finished_req(req, True, kv_len_to_handle=up_to, **kwargs)
         else:
             self.caching_chunk = up_to < len(req.full_untruncated_fill_ids)
             self.cache_unfinished_req(req, chunked=self.caching_chunk, **kwargs)
             self.caching_chunk = False
-
-    def _cached(self, req: Any, up_to: int, **kwargs: Any) -> None:
-        self.cache_finished_req(req, True, kv_len_to_handle=up_to, **kwargs)
-
-    def on_release(self, req: Any, *, checkpointed: bool) -> None:
-        """A request's slots have been freed. One that was not cached ends here."""
-        super().on_release(req, checkpointed=checkpointed)
-        if not checkpointed:
-            self.cache_finished_req(req, False, kv_len_to_handle=0)
 
     def unlock(self, lock: Any) -> None:
         """Release a request's lock. If that of its window went early, the sinks' did not."""
@@ -160,7 +172,28 @@ class UnifiedRadixCache(_Tree):
         """Put what a request has computed into the tree, and move its lock there."""
         super().checkpoint(req, up_to=req.extend_end, **kwargs)
 
-    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
-        """Put prompt and answer into the tree; SGLang frees the other slots and the lock later."""
-        if is_insert:
-            super().checkpoint(req, up_to=kv_len_to_handle, **kwargs)
+
+class SWAChunkCache(_Slots):
+    """The cache that reuses nothing: SGLang's tree, switched off.
+
+    sliding_window_size: local slots that a sequence holds at most, for budgets; set by ours.
+    """
+
+    def __init__(self, params: Any) -> None:
+        params.tree_components = (ComponentType.FULL, ComponentType.SWA)
+        self._reported = 0
+        super().__init__(params)
+
+    @property
+    def sliding_window_size(self) -> int:
+        """As above."""
+        return self._reported
+
+    @sliding_window_size.setter
+    def sliding_window_size(self, slots: int) -> None:
+        self._reported = slots
+
+    def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """Nothing is kept; a request that has ended is told to our listeners."""
+        if req.finished():
+            self.cache_finished_req(req, True, kv_len_to_handle=up_to, **kwargs)
