@@ -31,6 +31,7 @@ _FROM = "redknot_sglang.seams.sglang"
 # Rooms with classes that derive from SGLang's.
 DERIVING = (
     "radix.cache",
+    "radix.chunk_cache",
     "radix.global_heads",
     "radix.local_heads",
     "radix.host_tier",
