@@ -6,6 +6,7 @@ from __future__ import annotations
 from redknot_sglang.hooks.v0_5_17 import disaggregation, prefill_graphs
 from redknot_sglang.hooks.v0_5_18 import SEAMS as BEFORE
 from redknot_sglang.hooks.v0_5_23 import arguments, kv_cache, model_config, scheduler
+from redknot_sglang.hooks.v0_5_23.engine import offer_keywords as fill
 from redknot_sglang.seams import Seam, changed_seams
 
 # What is refused with this version needs no hooks; some functions are gone, and their work is done in `seams/v0_5_23/adapted/`.
@@ -19,3 +20,5 @@ _GONE = (
 SEAMS: tuple[Seam, ...] = changed_seams(
     BEFORE, (*arguments.SEAMS, *model_config.SEAMS, *kv_cache.SEAMS, *scheduler.SEAMS), gone=_GONE
 )
+
+__all__ = ["SEAMS", "fill"]

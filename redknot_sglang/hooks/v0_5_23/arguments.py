@@ -22,6 +22,9 @@ from redknot_sglang.hooks.v0_5_23.tree import build_tree
 from redknot_sglang.seams import Seam
 from redknot_sglang.seams.v0_5_23.arguments import resolved
 
+# Attribute of arguments that came from a command line: what is wrong with them is one line, and not a traceback.
+_EXITS = "_redknot_exits"
+
 
 def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any:
     options = take_options(vars(args))
@@ -34,6 +37,7 @@ def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any
         vars(args).update(before._with_forced(_as_given(vars(args))))
         server_args = original(cls, args)
         active.attach(server_args, config)
+        setattr(server_args, _EXITS, True)
         return server_args
     except (RedKnotError, HeadMapError, CertificateError, SeamError) as error:
         sys.exit(f"redknot: error: {error}")
@@ -61,7 +65,9 @@ def _resolving(original: Any, server_args: Any) -> None:
         # Last, for it reads weights.
         active.attach(server_args, replace(config, certification=before._certify(view, config, chosen)))
     except (RedKnotError, HeadMapError, CertificateError, SeamError) as error:
-        sys.exit(f"redknot: error: {error}")
+        if getattr(server_args, _EXITS, False):
+            sys.exit(f"redknot: error: {error}")
+        raise
 
 
 SEAMS = (
