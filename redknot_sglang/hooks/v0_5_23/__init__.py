@@ -10,7 +10,7 @@ from redknot_sglang.hooks.v0_5_23.engine import offer_keywords as fill
 from redknot_sglang.seams import Seam, changed_seams
 
 # What is refused with this version needs no hooks; some functions are gone, and their work is done in `seams/v0_5_23/adapted/`.
-_GONE = (
+GONE = (
     *(seam.target for seam in (*prefill_graphs.SEAMS, *disaggregation.SEAMS)),
     "server_args.ServerArgs.__init__",
     "managers.scheduler.Scheduler._abort_on_waiting_timeout",
@@ -18,7 +18,7 @@ _GONE = (
     "managers.schedule_policy.PrefillAdder._swa_req_never_fits",
 )
 SEAMS: tuple[Seam, ...] = changed_seams(
-    BEFORE, (*arguments.SEAMS, *model_config.SEAMS, *kv_cache.SEAMS, *scheduler.SEAMS), gone=_GONE
+    BEFORE, (*arguments.SEAMS, *model_config.SEAMS, *kv_cache.SEAMS, *scheduler.SEAMS), gone=GONE
 )
 
-__all__ = ["SEAMS", "fill"]
+__all__ = ["GONE", "SEAMS", "fill"]
