@@ -8,7 +8,8 @@ python -m eval.bench_retention --lifetimes [...]     # what lifetimes do, in a s
 Traces are files in the form of Mooncake's (eval/retention/traces.py says what a line is), or made up here where no file is given;
 `--write FOLDER` keeps those. A cache holds a share of a trace's distinct tokens and is empty at first. `redknot` is what a
 server decides with (redknot_sglang/radix/retention.py) under the cost of Qwen3-8B with one global KV head of eight in each
-layer; the others are SGLang's policies. Whether the tree of a server agrees with this count is checked by tests/radix/test_retention_tree.py.
+layer; the others are SGLang's policies. Of a segmented request those tokens count as found that its own path has, and those of
+documents behind them that are cached by themselves. Whether the tree of a server agrees with this count is checked by tests/radix/test_retention_tree.py.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pathlib import Path
 from statistics import median
 
 from eval.provenance import origin
-from eval.retention.block_tree import POLICIES, token_hits
+from eval.retention.block_tree import POLICIES, distinct_tokens, request_hits
 from eval.retention.eviction import eviction_times
 from eval.retention.lifetime import with_and_without
-from eval.retention.traces import MADE, Request, make, read, write
+from eval.retention.traces import MADE, PLAIN, Request, make, read, write
 from redknot_sglang.measure.table import format_table
 from redknot_sglang.plan.arithmetic import Arithmetic
 
@@ -33,16 +34,17 @@ _COST = Arithmetic(row=13_890_000_000, pair=512, wide=144, near=1008, probe=4, w
 
 
 def _run(name: str, requests: list[Request], shares: list[float], policies: list[str]) -> list[dict[str, object]]:
-    paths = [request.blocks() for request in requests]
-    distinct = sum({block: tokens for path in paths for block, tokens in path}.values())
+    distinct = distinct_tokens(requests)
     found: list[dict[str, object]] = []
     for share in shares:
         capacity = max(1, int(distinct * share))
         rates: dict[str, float] = {}
         for policy in policies:
-            hits, total = token_hits(paths, capacity, POLICIES[policy](capacity, _COST))
+            hits, total = request_hits(requests, capacity, POLICIES[policy](capacity, _COST))
             rates[policy] = round(100 * hits / total, 2)
-        found.append({"trace": name, "requests": len(paths), "share": share, "capacity": capacity, "hit_rate": rates})
+        found.append(
+            {"trace": name, "requests": len(requests), "share": share, "capacity": capacity, "hit_rate": rates}
+        )
         print(f"{name} {share}: {rates}", flush=True)
     return found
 
@@ -70,7 +72,9 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", nargs="*", type=Path, help="files (default: made-up traces)")
-    parser.add_argument("--kinds", default=",".join(MADE), help="kinds of made-up traces (%(default)s)")
+    parser.add_argument(
+        "--kinds", help=f"kinds of made-up traces ({','.join(MADE)}; lifetimes: those without segmented requests)"
+    )
     parser.add_argument(
         "--shares", default=SHARES, help="sizes of the cache, in distinct tokens of the trace (%(default)s)"
     )
@@ -93,7 +97,8 @@ def main() -> None:
         policies, shares = args.policies.split(","), [float(share) for share in args.shares.split(",")]
         traces = {path.name: read(path) for path in args.traces}
         if not traces:
-            traces = {kind: make(kind, args.seed, args.requests) for kind in args.kinds.split(",")}
+            kinds = args.kinds.split(",") if args.kinds else PLAIN if args.lifetimes else MADE
+            traces = {kind: make(kind, args.seed, args.requests) for kind in kinds}
         found = []
         begin = time.monotonic()
         for name, requests in traces.items():

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What policies of routers compute anew behind them, on made-up traffic.
 
-python -m eval.bench_route [--skews S,...] [--topics T,...] [--slots N,...] [--loads L,...] [--requests N] [--seeds N] [--json F]
+python -m eval.bench_route [--skews S,...] [--topics T,...] [--slots N,...] [--loads L,...] [--answer-seconds S] [--requests N]
+    [--seeds N] [--json F]
 
 Four servers answer requests with 16 documents of a corpus of 256, in a random order, which come at random times (Poisson). How
 often a document is asked for follows Zipf's law; with topics, most documents of a request are of one part of the corpus. What is
@@ -70,6 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--slots", default="524288,1048576", help="tokens that a server caches (%(default)s)")
     parser.add_argument("--loads", default="2.0", help="load if nothing were cached (%(default)s)")
+    parser.add_argument(
+        "--answer-seconds", type=float, default=Cluster.answer_seconds, help="how long answers take (%(default)s)"
+    )
     parser.add_argument("--requests", type=int, default=4000, help="of each run (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each cell (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the result")
@@ -80,7 +84,8 @@ def main() -> None:
             for slots in map(int, args.slots.split(",")):
                 for load in map(float, args.loads.split(",")):
                     traffic = replace(Traffic(), skew=skew, topics=topics)
-                    cells.append(cell(Cluster(slots=slots), traffic, load, args.requests, args.seeds))
+                    cluster = Cluster(slots=slots, answer_seconds=args.answer_seconds)
+                    cells.append(cell(cluster, traffic, load, args.requests, args.seeds))
                     print(_row(cells[-1]), flush=True)
     head = ["Zipf", "topics", "slots", "load", *(f"{name}: anew / max over mean / p99" for name in COMPARED)]
     print(format_table([*head, "documents / cache_aware"], [_row(one) for one in cells]))

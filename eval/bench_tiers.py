@@ -6,8 +6,9 @@
 
 Each device holds one and a half prompts, each host more than three. Three prompts are asked in turn, each time with new text
 behind them: whatever the device still has of one when the next comes goes before its turn comes again, so that all of it is on the
-host only. A request that found it elsewhere is an error and not a figure. One token is asked for, so the time of a request is its time to first token. Both servers get the same requests, one
-at a time, while the other server is stopped.
+host only. A request that found it elsewhere is an error and not a figure. One token is asked for, so the time of a request is its
+time to first token. Both servers get the same requests, one at a time. They run one after the other: two devices' and two hosts' KV
+of 131,072 tokens are more than one GPU and its host hold.
 
 Stock SGLang pins host memory and needs a GPU for that; on a CPU only RedKnot is measured.
 
@@ -21,9 +22,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ import requests
 
 from eval.gpu.ask import NotMeasured, Reply, generate, noise
 from eval.provenance import origin
-from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, start
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments
 from redknot_sglang.errors import ServerError
-from redknot_sglang.measure.launch import Server
+from redknot_sglang.measure.launch import Server, launch
 from redknot_sglang.measure.table import format_table
 
 # A prompt that is loaded may miss what a page or a window costs.
@@ -142,25 +142,40 @@ def decoding(server: Server, side: str, prompts: Prompts, length: int, args: arg
     return {"device_s": statistics.median(near), "host_s": statistics.median(far)}
 
 
-def flags(length: int, args: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
-    """Flags of both servers, and of each. length: of the longest prompt."""
+def commands(served: Served, length: int, args: argparse.Namespace) -> dict[str, list[str]]:
+    """All flags of each server. length: tokens of a prompt."""
+    context = length + args.tail_tokens + 64
     device = 3 * (length + args.tail_tokens) // 2 + _STREAMS * (_CONTEXT + args.stream_tokens)
     common = [
-        f"--context-length={length + args.tail_tokens + 64}",
+        *served.flags(),
+        *served.context_flags(context),
+        *([f"--mem-fraction-static={args.mem_fraction}"] if served.shape else []),
         f"--max-total-tokens={device}",
         f"--chunked-prefill-size={args.chunk}",
         f"--max-running-requests={_STREAMS + 2}",
-        *([f"--cuda-graph-max-bs-decode={_STREAMS + 2}"] if args.shape else []),
+        *([f"--cuda-graph-max-bs-decode={_STREAMS + 2}"] if served.shape else []),
         "--enable-hierarchical-cache",
         "--hicache-ratio=3",
         "--enable-cache-report",
     ]
-    own = [f"--redknot-context-length={length + args.tail_tokens + 64}", "--redknot-mode=exact"]
-    return common, {STOCK: args.stock_flags.split(), REDKNOT: own}
+    own = {STOCK: args.stock_flags.split(), REDKNOT: [f"--redknot-context-length={context}", "--redknot-mode=exact"]}
+    sides = (STOCK, REDKNOT) if served.shape else (REDKNOT,)
+    return {side: [*common, *served.side_flags()[side], *own[side]] for side in sides}
+
+
+def measure(
+    server: Server, side: str, vocabulary: int, length: int, args: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is measured of one server, part by part. Raises what `loads` and `decoding` raise."""
+    # Each server gets the same requests, tails included.
+    prompts = Prompts(vocabulary, args.tail_tokens)
+    yield "loads", loads(server, side, prompts, length, args)
+    if args.repeats:
+        yield "decoding", decoding(server, side, prompts, length, args)
 
 
 def main() -> None:
-    """Start both servers for each length, measure one side after the other, print, write."""
+    """Measure one server after the other for each length, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, threads=2)
     parser.add_argument("--lengths", default="4096", help="tokens of the prompts (%(default)s)")
@@ -171,6 +186,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of the streams; 0 leaves them out (%(default)s)")
     parser.add_argument("--stream-tokens", type=int, default=256, help="tokens that each stream decodes (%(default)s)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds for copies to the host (%(default)s)")
+    parser.add_argument("--mem-fraction", type=float, default=0.8, help="of the GPU, for weights and KV (%(default)s)")
     parser.add_argument("--stock-flags", default="", help="further flags of stock SGLang, in one word")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
@@ -179,42 +195,30 @@ def main() -> None:
     args.token_bytes = served.token_bytes
     result: dict[str, Any] = {**origin(args), "lengths": {}}
     for length in map(int, args.lengths.split(",")):
-        common, own = flags(length, args)
-        prompts = Prompts(served.config["vocab_size"], args.tail_tokens)
-        sides: dict[str, Any] = {}
+        sides: dict[str, dict[str, Any]] = {}
         result["lengths"][length] = sides
-        try:
-            with ExitStack() as stack:
-                commands = {
-                    side: [*served.flags(), *common, *served.side_flags()[side], *own[side]]
-                    for side in ((STOCK, REDKNOT) if args.shape else (REDKNOT,))
-                }
-                begun = start(stack, commands, served.environment(), args.json.parent / f"tiers-{length}")
-                servers = {side: server for side, server in begun.items() if isinstance(server, Server)}
-                if len(servers) < len(commands):
-                    raise next(error for error in begun.values() if isinstance(error, ServerError))
-                for side in servers:
-                    with alone(servers, side) as server:
-                        sides[side] = loads(server, side, prompts, length, args)
-                        if args.repeats:
-                            sides[side]["decoding"] = decoding(server, side, prompts, length, args)
-                    args.json.write_text(json.dumps(result, indent=1))
-        except (ServerError, NotMeasured, requests.RequestException) as error:
-            sides["error"] = str(error)
+        for side, command in commands(served, length, args).items():
+            log = args.json.parent / f"tiers-{length}-{side}.log"
+            found = sides[side] = {}
+            try:
+                with launch(command, log, env=served.environment(), timeout=TIMEOUT) as server:
+                    for part, figures in measure(server, side, served.config["vocab_size"], length, args):
+                        found[part] = figures
+            except (ServerError, NotMeasured, requests.RequestException) as error:
+                found["error"] = str(error)
+                print(f"{side}, {length} tokens: {error}", flush=True)
             args.json.write_text(json.dumps(result, indent=1))
-            print(f"{length} tokens: {error}", flush=True)
     print(table(result["lengths"]))
 
 
 def table(lengths: dict[int, dict[str, Any]]) -> str:
-    """A line for each length and side."""
+    """A line for each length and side whose loads were measured."""
     lines = []
     for length, sides in lengths.items():
-        for side in (STOCK, REDKNOT):
-            if side not in sides:
-                continue
-            found, stock = sides[side], sides.get(STOCK)
-            beside = found.get("decoding")
+        measured = {side: found for side, found in sides.items() if "loads" in found}
+        stock = measured[STOCK]["loads"] if STOCK in measured else None
+        for side, parts in measured.items():
+            found, beside = parts["loads"], parts.get("decoding")
             lines.append([
                 str(length), side,
                 f"{1000 * statistics.median(found['cold_s']):.1f}",

@@ -96,7 +96,7 @@ def lines(results: Path, name: str = DEFAULT) -> list[tuple[str, str, str, str]]
             f"{_each(f'{100 * cell.dense:.1f}' for cell in own)} %",
             f"{_each(f'{100 * cell.own:.1f}' for cell in own)} % (`{name}`)",
             f"{_each(_points(-cell.lost) for cell in own)} points; "
-            f"{_each(f'{100 * cell.flops:.1f}' for cell in own)} % of the prefill FLOPs",
+            f"{_each(f'{100 * cell.flops:.1f}' for cell in own)} % of a dense prefill's FLOPs",
         ))  # fmt: skip
     return made
 

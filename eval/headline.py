@@ -2,7 +2,7 @@
 """README's table: the figures that a newcomer asks for first, each from a raw file under eval/.
 
     python -m eval.headline            # print it
-    python -m eval.headline --write    # write it into README.md, and those of eval.certified and eval.pretrained into docs/measurements.md
+    python -m eval.headline --write    # write it into README.md, and those of eval.certified, eval.pretrained and eval.retrieved into docs/measurements.md
 
 Every cell is computed from the file that its function reads. What a file does not record (the GPU of an accuracy run,
 say) is said in the row's words, and in eval/NOTES.md.
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import certified, pretrained
+from eval import certified, pretrained, retrieved
 from eval.demo.settings import SERVERS as DEMO_SERVERS
 from eval.gpu.table import read_all, rows, times, value
 from eval.marked import with_block
@@ -259,6 +259,7 @@ def pages(root: Path) -> dict[Path, str]:
         ("others", others(root)),
         ("pretrained", pretrained.table(results)),
         ("certified", certified.table(results)),
+        ("retrieved", retrieved.table(results)),
     ):
         page = with_block(page, name, text)
     return {readme: with_block(readme.read_text(), "headline", headline(root)), measurements: page}

@@ -78,6 +78,14 @@ class Served:
         weights = [] if self.checkpoint else ["--load-format=dummy"]
         return [f"--model-path={self.checkpoint or self.folder}", *weights, *FLAGS, "--mem-fraction-static=0.42"]
 
+    def context_flags(self, context: int) -> list[str]:
+        """Flags of either server for requests of `context` tokens, also beyond the positions that the model's config names."""
+        flags = [f"--context-length={context}"]
+        if context > self.config["max_position_embeddings"]:
+            # Benchmarks measure times, which do not mind what the weights have learned; the table of angles must reach so far.
+            flags.append(f"--json-model-override-args={json.dumps({'max_position_embeddings': context})}")
+        return flags
+
     def side_flags(self) -> dict[str, list[str]]:
         """Flags of one server only."""
         head_map = self.folder / (self.head_map if self.shape else "head_map.json")

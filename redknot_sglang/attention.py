@@ -25,6 +25,7 @@ from redknot_sglang.kernels.select import scattered_extend, select_paths
 from redknot_sglang.plan.gather import Runs
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.model_facts import ModelFacts
+from redknot_sglang.reuse.probe_ranks import ONE_RANK, ProbeRanks
 from redknot_sglang.seams.sglang import AttentionBackend, get_parallel
 
 
@@ -71,9 +72,10 @@ class RedKnotAttention(AttentionBackend):
         self._most_rows = 0
         self.forwards = PrefillForwards()
         self._begin()
-        probe_width = 0 if pool.probes is None else pool.probes.asked.shape[1]
         # What the scheduler asks for when it builds the prefix cache.
-        self.facts = ModelFacts.of(runner.model, runner.model_config, pool.whole_map, self.head_dim, probe_width, ranks)
+        self.facts = ModelFacts.of(
+            runner.model, runner.model_config, pool.dealing.dealt, self.head_dim, pool.probe_width, _probe_ranks(ranks)
+        )
         self.scattered_path: ExtendPath = self.paths.extend
         if self.facts.rotation is not None:
             self.scattered_path = scattered_extend(self.paths.extend, spec)
@@ -262,7 +264,7 @@ class RedKnotAttention(AttentionBackend):
         self._join(split)
         # A graph is the same for all batches, so it keeps rows that nobody will look at as well; others skip the launches.
         keeps = self.probed or self._in_whole_graph
-        if keeps and pool.probes is not None and index == pool.probes.layer:
+        if keeps and pool.probes is not None and pool.probes.width and index == pool.probes.layer:
             pool.probes.store(self.local_loc, queries[0], out.index_select(1, split.global_heads.query))
         if keeps and pool.asked is not None:
             pool.asked.store(index, self.local_loc, queries[0], layer.scaling)
@@ -295,6 +297,15 @@ class RedKnotAttention(AttentionBackend):
 
 def _split_of(heads: HeadMap, layer: int, group: int, device: torch.device) -> Split:
     return Split.of(*(ClassHeads.of(of(layer), group, device) for of in (heads.global_heads, heads.local_heads)))
+
+
+def _probe_ranks(count: int) -> ProbeRanks:
+    """This rank among all `count` of them."""
+    if count == 1:
+        return ONE_RANK
+    parallel = get_parallel()
+    group = parallel.attn_tp_group
+    return ProbeRanks(parallel.attn_tp_rank, count, group.device_group, group.cpu_group)
 
 
 def class_spec(heads: HeadMap, group: int, pool: HeadClassPool) -> ClassSpec:

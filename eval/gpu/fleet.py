@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -173,12 +172,9 @@ def _segments_need(head_map: HeadMap, served: Served, length: int, chunk: int) -
 def _model(served: Served, args: argparse.Namespace, context: int) -> list[str]:
     """Flags of every server: model, positions, decode graphs, memory."""
     # A server that is stopped for minutes must not find, when it goes on, that it was stuck.
-    flags = [*served.flags(), f"--context-length={context}", "--watchdog-timeout=3600"]
+    flags = [*served.flags(), *served.context_flags(context), "--watchdog-timeout=3600"]
     if not served.shape:
         return flags
-    if context > served.config["max_position_embeddings"]:
-        # Random weights do not mind where their positions end; the table of angles does.
-        flags.append(f"--json-model-override-args={json.dumps({'max_position_embeddings': context})}")
     return [*flags, f"--mem-fraction-static={args.mem_fraction}", "--cuda-graph-bs-decode", *map(str, GRAPH_BATCHES)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from eval.retention.traces import BLOCK, Request
 from redknot_sglang.radix.retention import Retention
 from redknot_sglang.radix.uses import Uses
 from redknot_sglang.radix.victims import Victims
@@ -30,8 +31,12 @@ class Node:
 class Policy(Protocol):
     """What is kept."""
 
-    def admit(self, path: Blocks) -> None:
-        """A request comes; its blocks are made and used next."""
+    def admit(self, path: Blocks, found: int | None = None) -> int | None:
+        """A request comes; its blocks are made and used next.
+
+        found: of a segmented request's own path, the tokens from which it went on; None for any other path.
+        Returns the position up to which it counts as a use; None for all of it.
+        """
 
     def known(self, name: int) -> int:
         """What is remembered of a block, before the request that brings it was admitted."""
@@ -39,8 +44,8 @@ class Policy(Protocol):
     def started(self, known: int) -> Any:
         """What is known of a new block."""
 
-    def use(self, uses: Sequence[Any]) -> None:
-        """A request uses blocks, the last first."""
+    def use(self, uses: Sequence[tuple[Any, bool]]) -> None:
+        """A request uses blocks, the last first; each with whether that counts."""
 
     def rank(self, node: Node) -> Any:
         """What compares smaller goes first."""
@@ -55,7 +60,7 @@ class Counting:
     def __init__(self, order: Callable[[int, int], Any]) -> None:
         self._order, self._time = order, 0
 
-    def admit(self, path: Blocks) -> None:
+    def admit(self, path: Blocks, found: int | None = None) -> None:
         """Nothing depends on what comes."""
 
     def known(self, name: int) -> int:
@@ -66,9 +71,9 @@ class Counting:
         """Last use and number of uses."""
         return [0, 0]
 
-    def use(self, uses: Sequence[list[int]]) -> None:
+    def use(self, uses: Sequence[tuple[list[int], bool]]) -> None:
         """The later, the higher."""
-        for found in uses:
+        for found, _ in uses:
             self._time += 1
             found[0], found[1] = self._time, found[1] + 1
 
@@ -112,20 +117,43 @@ class BlockTree:
         self.policy = policy
         self.nodes: dict[int, Node] = {}
         self._busy: set[int] = set()
+        self._held: set[int] = set()
         self._victims: Victims[Node] = Victims(policy.rank, self._may_go)
 
-    def access(self, path: Blocks) -> int:
-        """A request with these blocks; returns how many of its tokens were cached."""
-        policy, nodes = self.policy, self.nodes
-        hits, known = 0, list[int]()
+    def ask(self, request: Request) -> int:
+        """A request; returns how many of its tokens were cached: in its own path, and in documents behind what was found of that."""
+        own = request.blocks()
+        if not request.documents:
+            return self.access(own)
+        hits = begin = self._found(own)
+        # What was found is needed until the request's end.
+        self._held = {name for name, _ in own}
+        for first, names in request.documents:
+            covered = max(0, begin - first * BLOCK)
+            if covered < len(names) * BLOCK:
+                hits += max(0, self.access([(name, BLOCK) for name in names]) - covered)
+        self._held = set()
+        self.access(own, begin)
+        return hits
+
+    def _found(self, path: Blocks) -> int:
+        hits = 0
         for name, tokens in path:
-            if name in nodes and not known:
-                hits += tokens
-            else:
-                known.append(policy.known(name))
+            if name not in self.nodes:
+                break
+            hits += tokens
+        return hits
+
+    def access(self, path: Blocks, went_on: int | None = None) -> int:
+        """A path comes to be used; returns how many of its tokens were cached.
+
+        went_on: of a segmented request's own path, the tokens from which it went on; None for any other path.
+        """
+        policy, nodes = self.policy, self.nodes
+        hits, known = self._found(path), [policy.known(name) for name, _ in path if name not in nodes]
         missing = iter(known)
-        policy.admit(path)
-        parent, start, used = None, 0, []
+        counted = policy.admit(path, went_on)
+        parent, start, used = None, 0, list[Node]()
         for name, tokens in path:
             node = nodes.get(name)
             if node is None:
@@ -135,7 +163,7 @@ class BlockTree:
                     parent.children += 1
             used.append(node)
             parent, start = node, start + tokens
-        policy.use([node.uses for node in reversed(used)])
+        policy.use([(node.uses, counted is None or node.start < counted) for node in reversed(used)])
         self._victims.offer(used[-1])
         self._shrink({name for name, _ in path}, used)
         return hits
@@ -149,7 +177,7 @@ class BlockTree:
             self._victims.offer(used[-1])
 
     def _may_go(self, node: Node) -> bool:
-        return not node.children and node.name not in self._busy
+        return not node.children and node.name not in self._busy and node.name not in self._held
 
     def _remove(self, node: Node) -> None:
         del self.nodes[node.name]
@@ -160,10 +188,18 @@ class BlockTree:
                 self._victims.offer(node.parent)
 
 
-def token_hits(requests: Sequence[Blocks], capacity: int, policy: Policy) -> tuple[int, int]:
-    """Tokens that were cached, and all tokens, of a trace that meets an empty cache of `capacity` tokens."""
-    tree, hits, total = BlockTree(capacity, policy), 0, 0
-    for path in requests:
-        hits += tree.access(path)
-        total += sum(tokens for _, tokens in path)
-    return hits, total
+def distinct_tokens(requests: Sequence[Request]) -> int:
+    """Tokens of a trace's paths, each block once; documents that are parts of them are not counted again."""
+    return sum({name: tokens for request in requests for name, tokens in request.blocks()}.values())
+
+
+def token_hits(paths: Sequence[Blocks], capacity: int, policy: Policy) -> tuple[int, int]:
+    """Tokens that were cached, and all tokens, of paths that meet an empty cache of `capacity` tokens."""
+    tree = BlockTree(capacity, policy)
+    return sum(map(tree.access, paths)), sum(tokens for path in paths for _, tokens in path)
+
+
+def request_hits(requests: Sequence[Request], capacity: int, policy: Policy) -> tuple[int, int]:
+    """The same of a trace's requests, some of which may be segmented."""
+    tree = BlockTree(capacity, policy)
+    return sum(map(tree.ask, requests)), sum(request.input_length for request in requests)

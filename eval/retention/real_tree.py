@@ -83,8 +83,8 @@ class RealTree:
         """A request with this prompt and no answer; returns how many tokens were reused."""
         ids = array("q", tokens)
         req: Any = SimpleNamespace(
-            origin_input_ids=ids, output_ids=array("q"), extra_key=None, priority=0, session=None, req_pool_idx=_ROW,
-            swa_prefix_lock_released=False, swa_evict_floor=0, skip_lock_node_ids={}, finished_reason=None,
+            origin_input_ids=ids, output_ids=array("q"), extra_key=None, cache_salt=None, priority=0, session=None,
+            req_pool_idx=_ROW, swa_prefix_lock_released=False, swa_evict_floor=0, skip_lock_node_ids={}, finished_reason=None,
             redknot=RequestState(),
         )  # fmt: skip
         match = self.tree.match_prefix(MatchPrefixParams(key=RadixKey(ids), req=req))

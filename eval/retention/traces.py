@@ -4,19 +4,22 @@
 A line is a request: `timestamp` in milliseconds, `input_length` and `output_length` in tokens, and `hash_ids`, one number for
 each block of 512 tokens of the input, the last of which may be shorter. Equal numbers mean the same block behind the same
 blocks. Only the order of requests matters here.
+
+A segmented request has one more field, `documents`: of each, the place of its first block in `hash_ids`, and numbers for its blocks as
+they are by themselves, the same wherever it stands.
 """
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import accumulate, count
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from eval.retention.maker import Maker, zipf
+from eval.retention.segmented import SEGMENTED
+
 BLOCK = 512  # tokens
-_DOCUMENT = (1, 2, 4, 4, 8)  # blocks of a document, equally likely
 _ANSWER = 128  # tokens; nothing here depends on it
 
 
@@ -28,6 +31,7 @@ class Request:
     input_length: int
     output_length: int
     hash_ids: list[int]
+    documents: list[tuple[int, list[int]]] = field(default_factory=list)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Name and tokens of each block."""
@@ -43,9 +47,13 @@ def read(path: Path) -> list[Request]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            request = Request(*(row[name] for name in ("timestamp", "input_length", "output_length", "hash_ids")))
+            known = [row[name] for name in ("timestamp", "input_length", "output_length", "hash_ids")]
+            documents = [(first, names) for first, names in row.get("documents", [])]
+            request = Request(known[0], known[1], known[2], known[3], documents)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path.name}, line {number} is no request of a Mooncake trace: {error!r}") from error
+        if any(first + len(names) > len(request.hash_ids) for first, names in request.documents):
+            raise ValueError(f"{path.name}, line {number}: a document ends behind the last block")
         if request.hash_ids and not (len(request.hash_ids) - 1) * BLOCK < request.input_length:
             raise ValueError(
                 f"{path.name}, line {number}: {request.input_length} tokens in {len(request.hash_ids)} blocks"
@@ -57,32 +65,12 @@ def read(path: Path) -> list[Request]:
 
 def write(path: Path, requests: list[Request]) -> None:
     """Write requests as a trace."""
-    path.write_text("".join(json.dumps(asdict(request)) + "\n" for request in requests))
-
-
-class _Maker:
-    """Draws requests; equal seeds make equal traces."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self._names = count()
-
-    def new(self, blocks: int) -> list[int]:
-        """Blocks that nobody has seen."""
-        return [next(self._names) for _ in range(blocks)]
-
-    def documents(self, number: int) -> list[list[int]]:
-        """Documents of a few blocks each."""
-        return [self.new(self.rng.choice(_DOCUMENT)) for _ in range(number)]
-
-
-def _zipf(number: int, exponent: float) -> list[float]:
-    """Cumulative weights of ranks: the i-th is drawn i ** -exponent times as often as the first."""
-    return list(accumulate((rank + 1) ** -exponent for rank in range(number)))
+    rows = [{name: value for name, value in asdict(request).items() if value != []} for request in requests]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _documents(seed: int, requests: int, exponent: float, shuffle: int = 0) -> Iterator[list[int]]:
-    maker, weights = _Maker(seed), _zipf(2000, exponent)
+    maker, weights = Maker(seed), zipf(2000, exponent)
     known = maker.documents(2000)
     for number in range(requests):
         if shuffle and number and number % shuffle == 0:
@@ -112,7 +100,7 @@ def fast_drifting(seed: int, requests: int) -> Iterator[list[int]]:
 
 def news(seed: int, requests: int) -> Iterator[list[int]]:
     """Documents; every 50 requests a new one is among the 20 most popular, and the others move down."""
-    maker, weights = _Maker(seed), _zipf(2000, 1.0)
+    maker, weights = Maker(seed), zipf(2000, 1.0)
     known = maker.documents(2000)
     for number in range(requests):
         if number % 50 == 49:
@@ -123,7 +111,7 @@ def news(seed: int, requests: int) -> Iterator[list[int]]:
 
 def conversations(seed: int, requests: int) -> Iterator[list[int]]:
     """60 conversations at a time behind 3 system prompts; the later one spoke last, the likelier it goes on."""
-    maker, open_at_once = _Maker(seed), 60
+    maker, open_at_once = Maker(seed), 60
     rng, systems, live = maker.rng, [maker.new(1) for _ in range(3)], list[list[int]]()
     for _ in range(requests):
         if len(live) < open_at_once or rng.random() < 0.25:
@@ -139,7 +127,7 @@ def conversations(seed: int, requests: int) -> Iterator[list[int]]:
 
 def agents(seed: int, requests: int) -> Iterator[list[int]]:
     """20 agents at a time, each with one of 40 long prefixes, take up to 15 steps that append to their prompt."""
-    maker, weights = _Maker(seed), _zipf(40, 0.8)
+    maker, weights = Maker(seed), zipf(40, 0.8)
     rng, live = maker.rng, list[tuple[list[int], int]]()
     prefixes = [maker.new(rng.choice((4, 8, 16))) for _ in range(40)]
     for _ in range(requests):
@@ -153,7 +141,7 @@ def agents(seed: int, requests: int) -> Iterator[list[int]]:
 
 def scans(seed: int, requests: int) -> Iterator[list[int]]:
     """300 documents, and now and then 20 long prompts that come once."""
-    maker, weights = _Maker(seed), _zipf(300, 0.9)
+    maker, weights = Maker(seed), zipf(300, 0.9)
     known, made = maker.documents(300), 0
     while made < requests:
         if maker.rng.random() < 0.02:
@@ -165,7 +153,7 @@ def scans(seed: int, requests: int) -> Iterator[list[int]]:
             yield maker.rng.choices(known, cum_weights=weights)[0] + maker.new(1)
 
 
-MADE: dict[str, Callable[[int, int], Iterator[list[int]]]] = {
+PLAIN: dict[str, Callable[[int, int], Iterator[list[int]]]] = {
     "conversations": conversations,
     "documents": documents,
     "flat_documents": flat_documents,
@@ -177,6 +165,9 @@ MADE: dict[str, Callable[[int, int], Iterator[list[int]]]] = {
 }
 
 
+MADE = (*PLAIN, *SEGMENTED)
+
+
 def make(kind: str, seed: int, requests: int) -> list[Request]:
     """A made-up trace.
 
@@ -184,5 +175,8 @@ def make(kind: str, seed: int, requests: int) -> list[Request]:
     seed: of the random numbers.
     requests: how many.
     """
-    paths = MADE[kind](seed, requests)
-    return [Request(100 * i, BLOCK * len(path), _ANSWER, path) for i, path in enumerate(paths)]
+    if kind in SEGMENTED:
+        made = SEGMENTED[kind](seed, requests)
+    else:
+        made = ((path, []) for path in PLAIN[kind](seed, requests))
+    return [Request(100 * i, BLOCK * len(path), _ANSWER, path, documents) for i, (path, documents) in enumerate(made)]

@@ -60,6 +60,60 @@ def make_texts(tokenizer: Any, traffic: Traffic) -> Texts:
     return Texts(documents, words)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A request and what became of it.
+
+    at: when it was sent, in seconds of `time.monotonic()`. seconds: until its answer had ended.
+    status: of HTTP; 0 if the connection broke.
+    """
+
+    at: float
+    seconds: float
+    status: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was not answered."""
+        return self.status != 200
+
+
+async def send(
+    session: aiohttp.ClientSession,
+    router: str,
+    traffic: Traffic,
+    texts: Texts,
+    requests: Sequence[Arrival],
+    first: int = 0,
+) -> list[Sent]:
+    """Send requests at their times, the first one now, and wait for all answers; what became of each, in their order.
+
+    router: address of a router. first: number of the first request, by which questions differ.
+    """
+    begin = time.monotonic() - requests[0].at if requests else 0.0
+
+    async def one(arrival: Arrival, number: int) -> Sent:
+        await asyncio.sleep(max(0.0, begin + arrival.at - time.monotonic()))
+        params = {"redknot_mode": "segmented", "redknot_repair": POLICY}
+        sampling = {
+            "temperature": 0,
+            "max_new_tokens": traffic.answer_tokens,
+            "ignore_eos": True,
+            "custom_params": params,
+        }
+        at = time.monotonic()
+        body = {"text": texts.prompt(traffic, arrival, number), "sampling_params": sampling}
+        try:
+            async with session.post(router + "/generate", json=body) as answer:
+                await answer.read()
+                status = answer.status
+        except aiohttp.ClientError:
+            status = 0
+        return Sent(at, time.monotonic() - at, status)
+
+    return list(await asyncio.gather(*(one(request, first + n) for n, request in enumerate(requests))))
+
+
 async def drive(
     router: str, servers: Sequence[str], traffic: Traffic, texts: Texts, requests: Sequence[Arrival], warm: int
 ) -> dict[str, Any]:
@@ -73,48 +127,24 @@ async def drive(
         for server in servers:
             async with session.post(server + "/flush_cache", params={"timeout": 30}) as answer:
                 answer.raise_for_status()
-        waits: list[float] = []
-        failed = 0
-
-        async def one(arrival: Arrival, number: int, begin: float) -> None:
-            nonlocal failed
-            await asyncio.sleep(max(0.0, begin + arrival.at - time.monotonic()))
-            params = {"redknot_mode": "segmented", "redknot_repair": POLICY}
-            sampling = {
-                "temperature": 0,
-                "max_new_tokens": traffic.answer_tokens,
-                "ignore_eos": True,
-                "custom_params": params,
-            }
-            sent = time.monotonic()
-            body = {"text": texts.prompt(traffic, arrival, number), "sampling_params": sampling}
-            async with session.post(router + "/generate", json=body) as answer:
-                await answer.read()
-                failed += answer.status != 200
-            waits.append(time.monotonic() - sent)
-
-        async def part(first: int, last: int) -> None:
-            begin = time.monotonic() - requests[first].at
-            await asyncio.gather(*(one(requests[n], n, begin) for n in range(first, last)))
-
-        await part(0, warm)
+        await send(session, router, traffic, texts, requests[:warm])
         before = [await _rows(session, server) for server in servers]
-        waits.clear()
-        await part(warm, len(requests))
+        sent = await send(session, router, traffic, texts, requests[warm:], warm)
         after = [await _rows(session, server) for server in servers]
     gained = [{kind: b.get(kind, 0) - a.get(kind, 0) for kind in b} for a, b in zip(before, after, strict=True)]
     work = [sum(rows.get(kind, 0) for kind in COMPUTED) for rows in gained]
     documents = sum(rows.get("relocated", 0) for rows in gained)
     if not documents:
         raise CliError("the servers counted no documents: start them with --enable-metrics")
+    seconds = sorted(one.seconds for one in sent)
     return {
-        "requests": len(requests) - warm,
-        "failed": failed,
+        "requests": len(sent),
+        "failed": sum(one.failed for one in sent),
         "share_anew": round(sum(rows.get("isolated", 0) for rows in gained) / documents, 4),
         "max_over_mean": round(max(work) * len(work) / sum(work), 3),
         "work": work,
-        "seconds_median": round(median(waits), 3),
-        "seconds_p99": round(sorted(waits)[int(0.99 * len(waits))], 3),
+        "seconds_median": round(median(seconds), 3),
+        "seconds_p99": round(seconds[int(0.99 * len(seconds))], 3),
     }
 
 

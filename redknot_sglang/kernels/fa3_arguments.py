@@ -159,17 +159,20 @@ class RecordedFa3Arguments:
 
 
 def splits_for(rows: int, heads: int, spec: ClassSpec) -> int:
-    """Parts to cut each tile's keys into, so that there are about two for each processor of the device.
+    """Parts to cut each tile's keys into, so that there are a few more than processors.
 
     Left to itself, the library would judge by the MAX_RUNS requests that a graph's call is laid out for, and cut
-    nothing.
+    nothing. Where tiles occupy half of the processors already, nothing is cut: to put parts together again takes the longer the more
+    rows there are, with 1,088 rows twice as long as to compute them. Measured by `eval/bench_splits.py`.
 
     rows: rows of the graph.
     heads: KV heads.
     spec: the shape.
     """
-    tiles = max(1, rows * spec.group * heads // _TILE)
-    return max(1, min(_MAX_SPLITS, -(-2 * processors_of(spec.device) // tiles)))
+    tiles, processors = max(1, rows * spec.group * heads // _TILE), processors_of(spec.device)
+    if 2 * tiles > processors:
+        return 1
+    return min(_MAX_SPLITS, round(4 * processors / (3 * tiles)))
 
 
 def _pages(rule: PageRule, batch: ExtendBatch, lens: Tensor) -> Pages:

@@ -12,13 +12,14 @@ _OF_PEER = "redknot_refused"
 
 
 def name_layout(kv_args: Any, pool: Any) -> None:
-    """Write how this server keeps its KV into what servers tell each other, where SGLang has the KV's dtype.
+    """Write how this server keeps its KV, and which head on which rank, into what servers tell each other, where
+    SGLang has the KV's dtype.
 
     kv_args: SGLang's KVArgs. pool: the KV pool; no-op unless it is ours.
     """
     if isinstance(pool, HeadClassPool):
         kind = f"{pool.dtype}".removeprefix("torch.")
-        kv_args.kv_cache_dtype_str = f"{kind} per head class, head map {pool.whole_map.fingerprint[:16]}"
+        kv_args.kv_cache_dtype_str = f"{kind} per head class, heads {pool.dealing.digest}"
 
 
 def check_ranks(kv_manager: Any, info: Any) -> None:
@@ -39,7 +40,7 @@ def note_refusal(kv_manager: Any, address: str, error: Exception) -> None:
     if "kv_cache_dtype" in reason:
         reason = (
             f"the prefill server at {address} keeps its KV in another way than this decode server: start both with the same model, --dtype "
-            f"and --redknot-head-map ({reason})"
+            f"and --redknot-head-map, and, of several ranks, with weights that both can deal out ({reason})"
         )
     kv_manager.__dict__.setdefault(_OF_PEER, {})[address] = reason
 

@@ -41,7 +41,7 @@ class Arithmetic:
 
     @classmethod
     def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int, ranks: int = 1) -> Arithmetic:
-        """The counts of a model with a dense gated MLP.
+        """The counts of a model with gated MLPs, or with experts in their place, of which a row goes through a few.
 
         config: its Hugging Face config.
         heads: the head map of the whole model, not of one rank.
@@ -51,11 +51,10 @@ class Arithmetic:
         """
         group = config.num_attention_heads // config.num_key_value_heads
         values = head_dim * (2 * config.num_attention_heads + 2 * max(config.num_key_value_heads, ranks))
-        weights = config.hidden_size * (values + 3 * config.intermediate_size)
+        weights = config.hidden_size * (heads.num_layers * values + sum(_widths(config, heads.num_layers)))
         wide = group * sum(heads.num_global(layer) for layer in range(heads.num_layers))
         near = group * heads.num_kv_heads * heads.num_layers - wide
-        row = 2 * heads.num_layers * weights
-        return cls(row, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
+        return cls(2 * weights, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
 
     def computed(self, rows: Positions) -> int:
         """Operations of the rows at these positions (int64 [n]) under the head map."""
@@ -77,3 +76,19 @@ class Arithmetic:
     def probed(self, rows: Positions) -> int:
         """Operations of a probe that looks at the rows at these positions (int64 [n])."""
         return self.pair * self.probe * int((rows + 1).sum())
+
+
+def _widths(config: Any, layers: int) -> list[int]:
+    """Of each layer the values that its MLP computes of a row for each value that goes in: the gates, the projections up and
+    down, and the router's scores if the layer has experts.
+    """
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    dense = 3 * config.intermediate_size
+    if not experts:
+        return [dense] * layers
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    # Qwen2-MoE has one more expert for all rows, and a gate of its own.
+    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
+    some = experts + 3 * config.num_experts_per_tok * width + (3 * shared + 1 if shared else 0)
+    step, without = getattr(config, "decoder_sparse_step", 1) or 1, getattr(config, "mlp_only_layers", None) or ()
+    return [dense if layer in without or (layer + 1) % step else some for layer in range(layers)]

@@ -89,6 +89,7 @@ class RequestState:
     start: tokens of its prompt that were reused from the tree when it was last admitted; what a retraction left is not
         counted.
     counted: tokens of its path whose use has been counted for the eviction policy `redknot`.
+    worth: position of its path up to which its use counts for that policy; None for all of it.
     loaded: tokens whose global KV, and tokens whose local KV, was loaded from the host when it was last admitted.
     dead: relocated positions that have no local slot, because no row of a local head sees them.
     feasible_at: how many tokens it had, prompt and answer, when the pools were found to be large enough for it; None
@@ -123,6 +124,7 @@ class RequestState:
     found: int = 0
     start: int = 0
     counted: int = 0
+    worth: int | None = None
     loaded: tuple[int, int] = (0, 0)
     dead: Spans = field(default_factory=list)
     feasible_at: int | None = None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,7 @@ class AskedQueries:
         check_retrieval(heads, group)
         self.rows = torch.zeros(slots + 1, len(heads.retrieval), head_dim, dtype=dtype, device=device)
         self.scale = 0.0
+        self._addresses: Tensor | None = None
         self.heads = [(layer, heads.global_heads(layer).index(head // group)) for layer, head in heads.retrieval]
         columns: dict[int, tuple[list[int], list[int]]] = {}
         for number, ((layer, head), (_, place)) in enumerate(zip(heads.retrieval, self.heads, strict=True)):
@@ -63,6 +66,18 @@ class AskedQueries:
             layer: (torch.tensor(kept, device=device), torch.tensor(asked, device=device))
             for layer, (kept, asked) in columns.items()
         }
+
+    def addresses(self, global_kv: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
+        """Of each retrieval head the address of its layer's keys, its KV head's place among the layer's global heads, and their
+        number: int64 [3, retrieval heads] on the device.
+
+        global_kv: K and V of a layer's global heads, `HeadClassPool.global_kv`; they stay where they are.
+        """
+        if self._addresses is None:
+            keys = [global_kv(layer)[0] for layer, _ in self.heads]
+            found = [(key.data_ptr(), place, key.shape[1]) for key, (_, place) in zip(keys, self.heads, strict=True)]
+            self._addresses = torch.tensor(found, dtype=torch.int64).t().contiguous().to(self.rows.device)
+        return self._addresses
 
     def store(self, layer: int, slots: Tensor, queries: Tensor, scale: float) -> None:
         """Keep a layer's rows; nothing happens if it has no retrieval heads.

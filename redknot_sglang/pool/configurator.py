@@ -8,6 +8,7 @@ from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.pool.dealing import dealing_of
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
@@ -19,8 +20,7 @@ from redknot_sglang.pool.sizing import (
 )
 from redknot_sglang.pool.start_sizes import prefill_chunk
 from redknot_sglang.refuse import one_line
-from redknot_sglang.seams.model_config import head_map_of
-from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator, get_parallel
+from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,14 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         configurator: SGLang's own one, which knows the model configuration, the server's arguments and the KV dtype.
         config: RedKnot's settings.
         """
-        parallel = get_parallel()
         model_config = configurator.model_config
         server_args = configurator.server_args
-        whole = head_map_of(model_config)
-        ranks = parallel.attn_tp_size
+        dealing = dealing_of(model_config)
         itemsize = configurator.kv_cache_dtype.itemsize
-        group = model_config.num_attention_heads // whole.num_kv_heads
-        self._head_map = whole
-        width = probe_width(config, whole, group, ranks)
-        self._cost = Ranks(whole, group, ranks).widest(model_config.head_dim, itemsize, width)
+        self._head_map = dealing.heads
+        width = probe_width(config, dealing.heads, dealing.group)
+        ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
+        self._cost = ranks.widest(model_config.head_dim, itemsize, width)
         self._budget = config.kv_budget
         self._data_parallel = server_args.dp_size > 1
         self._context_length = config.context_length or model_config.context_len

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.heads.dealing import checkpoint_order
 from redknot_sglang.pool.asked import AskedQueries
+from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.probe import ProbeBuffers
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.relocation import RelocationQueue
@@ -99,12 +101,14 @@ class HeadClassPool(SWAKVPool):
     head_dim: elements of one head's K or V.
     dtype: of K and V.
     device: where the buffers are.
-    probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`), 0 for none.
+    probe_width: query heads whose rows are kept for the repair policy `blend` (`probe.py`) on all ranks together, 0
+        for none.
     group: query heads for each KV head of the whole model, by which the map's retrieval heads are found.
     rank, ranks: number of this tensor-parallel rank, and how many there are.
+    dealing: which heads each rank has, by the same map, group and number of ranks; None for the checkpoint's order.
 
-    `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`;
-    `bytes_per_slot` is what a slot takes on all ranks together.
+    `head_map` is this rank's share. What all ranks have to decide alike must not depend on it, but on `whole_map`,
+    which is the model's in the checkpoint's order; `bytes_per_slot` is what a slot takes on all ranks together.
 
     `full_kv_pool` holds the global class and `swa_kv_pool` the local class: SGLang's two-pool allocator knows them by
     these names.
@@ -122,9 +126,12 @@ class HeadClassPool(SWAKVPool):
         group: int = 1,
         rank: int = 0,
         ranks: int = 1,
+        dealing: Dealing | None = None,
     ) -> None:
-        spread = Ranks(head_map, group, ranks)
+        self.dealing = dealing or Dealing(head_map, group, ranks, checkpoint_order(head_map))
+        spread = Ranks(self.dealing.dealt, group, ranks)
         self.whole_map, head_map = head_map, spread.share(rank)
+        self.probe_width = probe_width
         KVCache.__init__(
             self,
             size=size_global,
@@ -151,7 +158,9 @@ class HeadClassPool(SWAKVPool):
         self.relocations = RelocationQueue()
         self.probes: ProbeBuffers | None = None
         if probe_width:
-            self.probes = ProbeBuffers(size_local, probe_width, head_map, head_dim, dtype, device)
+            # On every rank, since all of them take part in a choice; some may have no global heads in the probe layer.
+            width = spread.own_probe_width(rank, probe_width)
+            self.probes = ProbeBuffers(size_local, width, self.whole_map, head_dim, dtype, device)
         self.asked: AskedQueries | None = None
         if self.whole_map.retrieval:
             # On every rank, since all of them take part in a choice; some may have no retrieval heads.

@@ -15,21 +15,20 @@ from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.heads import HeadMap
 
 WHY_NO_PROBES = (
-    "needs one GPU and a head map with global heads in at least two layers; where all heads are global it needs a "
+    "needs a head map with global heads in at least two layers; where all heads are global it needs a "
     "server with --redknot-mode segmented or --redknot-segment-length"
 )
 
 
-def probe_width(config: RedKnotConfig, heads: HeadMap, group: int, tp_size: int) -> int:
-    """Query heads whose rows are kept for probes, 0 if the server keeps none.
+def probe_width(config: RedKnotConfig, heads: HeadMap, group: int) -> int:
+    """Query heads whose rows are kept for probes, on all tensor-parallel ranks together; 0 if the server keeps none.
 
     config: the server's settings. A map whose heads are all global is there to equal stock SGLang, so memory goes to
         probes only where the flags say that segments are expected.
     heads: the whole model's map.
     group: query heads for each KV head.
-    tp_size: tensor-parallel ranks; with more than one there are no probes.
     """
-    if tp_size > 1 or len(heads.global_layers) < 2 or (heads.all_global and not config.expects_segments):
+    if len(heads.global_layers) < 2 or (heads.all_global and not config.expects_segments):
         return 0
     return group * heads.num_global(heads.global_layers[0])
 
@@ -39,17 +38,20 @@ class ProbeBuffers:
     `blend` every row of a document has one.
 
     slots: usable local slots.
-    width: query heads of the layer's global heads.
+    width: query heads of those of the layer's global heads that this tensor-parallel rank has; there may be none.
+    heads: the whole model's map, which decides the layers on all ranks.
     The other parameters are those of the class buffers.
 
     Attributes:
 
+    width: as given.
     asked: [slots + 1, width, D], the queries of the layer's global heads, in the model's dtype.
     got: [slots + 1, width, D], their attention output.
     """
 
     def __init__(self, slots: int, width: int, heads: HeadMap, head_dim: int, dtype: torch.dtype, device: str) -> None:
         self.layer, self.next_layer = heads.global_layers[:2]
+        self.width = width
         self.asked = torch.zeros(slots + 1, width, head_dim, dtype=dtype, device=device)
         self.got = torch.zeros_like(self.asked)
 

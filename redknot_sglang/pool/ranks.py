@@ -12,12 +12,12 @@ from redknot_sglang.pool.sizing import ClassBytes, class_bytes
 
 @dataclass(frozen=True)
 class Ranks:
-    """The heads of a model on its tensor-parallel ranks, as SGLang places them.
+    """The heads of a model on its tensor-parallel ranks, as SGLang places them once they are dealt out (`dealing.py`).
 
     A rank has consecutive query heads, and the KV heads that these need. Where there are more ranks than KV heads, a KV
     head is on several ranks, each with another part of its query heads: a query head is on one rank only.
 
-    heads: the whole model's map.
+    heads: the whole model's map, in the order in which the ranks take its heads (`Dealing.dealt`).
     group: query heads for each KV head.
     count: ranks.
     """
@@ -55,11 +55,24 @@ class Ranks:
         own = tuple((layer, head - rank * width) for layer, head in self.heads.retrieval if head // width == rank)
         return replace(share, retrieval=own)
 
+    def own_probe_width(self, rank: int, probe_width: int) -> int:
+        """Query heads whose rows one rank keeps for probes: those of its own global heads in the probe layer, perhaps
+        none.
+
+        probe_width: on all ranks together, 0 if there are no probes.
+        Raises as `share`.
+        """
+        if self.count == 1 or not probe_width:
+            return probe_width
+        return self.group_of_rank * self.share(rank).num_global(self.heads.global_layers[0])
+
     def widest(self, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
         """Bytes of a slot on the rank whose global slots take most, with what the busiest rank keeps for probes.
 
         All ranks have as many slots, since they decide alike, so this rank's memory limits them.
-        The parameters are those of `class_bytes`. Raises as `share`.
+        probe_width: query heads whose rows are kept for probes, on all ranks together. The other parameters are those
+            of `class_bytes`.
+        Raises as `share`.
         """
         costs = self._costs(head_dim, itemsize, probe_width)
         return replace(max(costs, key=lambda cost: cost.global_slot), probe=max(cost.probe for cost in costs))
@@ -67,7 +80,7 @@ class Ranks:
     def together(self, head_dim: int, itemsize: int, probe_width: int = 0) -> ClassBytes:
         """Bytes of a slot on all ranks together; a KV head that several ranks have takes room on each of them.
 
-        The parameters are those of `class_bytes`. Raises as `share`.
+        Parameters as of `widest`. Raises as `share`.
         """
         costs = self._costs(head_dim, itemsize, probe_width)
         return ClassBytes(
@@ -77,5 +90,7 @@ class Ranks:
         )
 
     def _costs(self, head_dim: int, itemsize: int, probe_width: int) -> list[ClassBytes]:
-        shares = (self.share(rank) for rank in range(self.count))
-        return [class_bytes(share, head_dim, itemsize, probe_width) for share in shares]
+        return [
+            class_bytes(self.share(rank), head_dim, itemsize, self.own_probe_width(rank, probe_width))
+            for rank in range(self.count)
+        ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
+from redknot_sglang.pool.dealing import dealing_of
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
@@ -19,7 +20,6 @@ from redknot_sglang.pool.sizing import (
     segments_for,
     split_budget,
 )
-from redknot_sglang.seams.model_config import head_map_of
 
 
 def prefill_chunk(server_args: Any, context_length: int) -> int:
@@ -41,13 +41,13 @@ class StartSizes:
     """
 
     def __init__(self, server_args: Any, model_config: Any, config: RedKnotConfig) -> None:
-        self.head_map = head_map_of(model_config)
-        ranks = server_args.tp_size
-        group = model_config.num_attention_heads // self.head_map.num_kv_heads
-        width = probe_width(config, self.head_map, group, ranks)
+        dealing = dealing_of(model_config)
+        self.head_map = dealing.heads
+        width = probe_width(config, dealing.heads, dealing.group)
+        ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
         # --kv-cache-dtype is auto, the model's own, or bfloat16: others are refused.
         itemsize = model_config.dtype.itemsize if server_args.kv_cache_dtype == "auto" else 2
-        self.cost: ClassBytes = Ranks(self.head_map, group, ranks).widest(model_config.head_dim, itemsize, width)
+        self.cost: ClassBytes = ranks.widest(model_config.head_dim, itemsize, width)
         context_length = config.context_length or model_config.context_len
         self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config)
 

@@ -21,6 +21,7 @@ from redknot_sglang.plan.request import is_own_work, state_of
 from redknot_sglang.pool.sizing import decode_window, local_slots_per_sequence
 from redknot_sglang.radix.ages import Ages, nodes_used
 from redknot_sglang.radix.cooling import Cooling
+from redknot_sglang.radix.events import Events
 from redknot_sglang.radix.global_heads import GlobalHeads
 from redknot_sglang.radix.inventory import mark_document
 from redknot_sglang.radix.keeper import POLICY, Keeper
@@ -54,6 +55,7 @@ class HeadClassRadixCache(StoredCache):
     keeper: counts uses for the eviction policy `redknot`; None under SGLang's own policies.
     cooling: turns nodes cold whose lifetime is over, under that policy.
     ages: knows how long ago what was used.
+    events: what routers are told, with --kv-events-config; else None.
     """
 
     def __init__(self, params: Any, cost: Callable[[int], int] | None = None) -> None:
@@ -67,6 +69,8 @@ class HeadClassRadixCache(StoredCache):
         self.keeper: Keeper | None = None
         self.cooling: Cooling | None = None
         self.ages = Ages()
+        # SGLang's own events would name what no router may rely on.
+        tells, params.enable_kv_cache_events = params.enable_kv_cache_events, False
         super().__init__(params)
         if ranked:
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
@@ -74,6 +78,7 @@ class HeadClassRadixCache(StoredCache):
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
         self.local_window, self.decode_window, self._reported = windows(self)
         self.listeners: Sequence[Listener] = ()
+        self.events = Events(self) if tells else None
         self._scope = self.local_heads.scope
         self._next_check = 0.0
 
@@ -106,6 +111,12 @@ class HeadClassRadixCache(StoredCache):
                 component.begin()
         if self.keeper is not None:
             self.keeper.reset()
+        if self.events is not None:
+            self.events.clear()
+
+    def take_events(self) -> list[Any]:
+        """What routers are to be told since the last call (see `Events.take`); nothing without --kv-events-config."""
+        return [] if self.events is None else self.events.take()
 
     def sanity_check(self) -> None:
         """Check the whole tree, but not each time that SGLang asks, which is whenever it is idle.
@@ -279,20 +290,30 @@ class HeadClassRadixCache(StoredCache):
         # It went on from the first of these, and leaves a tail at the other for those that come after it.
         boundaries = (state.start, state.branch) if first else ()
         used = nodes_used(self, self.tree_core.node_by_id(req.last_node), boundaries, state.whole, state.counted)
-        self._use(key if first and state.identity is None else None, *used)
+        if first:
+            state.worth = None if state.plan is None else state.start
+        state.worth = self._use(key if first and state.identity is None else None, *used, found=state.worth)
         state.counted = len(key)
 
-    def _use(self, key: RadixKey | None, passed: Sequence[Any], ended: Sequence[Any]) -> None:
-        """Count a use of nodes. key: of the path that comes, as the logical clock sees it; None for no time that passes."""
+    def _use(
+        self, key: RadixKey | None, passed: Sequence[Any], ended: Sequence[Any], found: int | None = None
+    ) -> int | None:
+        """Note a use of nodes.
+
+        key: of the path that comes, as the logical clock sees it; None for no time that passes.
+        found: of a segmented request's own path, the position up to which it counts if such paths do not; None for any other path.
+        Returns the position up to which the use counts, None for all.
+        """
         if key is not None:
             self.ages.admit(len(key))
         self.ages.use(passed, ended)
         if self.keeper is not None:
             if key is not None:
-                self.keeper.admit(key.token_ids[: len(key)], key.extra_key)
-            self.keeper.use(passed, ended)
+                found = self.keeper.admit(key.token_ids[: len(key)], key.extra_key, found)
+            self.keeper.use(passed, ended, found)
             for component in self.components.values():
                 component.offer_noted()
+        return found
 
     def _save(self, req: Any) -> None:
         """Give the host tier what it should have of a request's path.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from redknot_sglang.plan.request import state_of
+from redknot_sglang.radix.events import Events
 from redknot_sglang.radix.listeners import Move, TierListener
 from redknot_sglang.radix.scope import ALL, Scope
 from redknot_sglang.seams.sglang import BackupKV, CacheTransferPhase, ComponentType, UnifiedRadixCache
@@ -24,9 +25,11 @@ class HostTierCache(UnifiedRadixCache):
     """SGLang's tree with a host tier for two head classes, which is there once SGLang's `init_hicache` has been called.
 
     tier_listeners: who is told where KV goes; set by whoever builds the tree.
+    events: what routers are told, with --kv-events-config; else None.
     """
 
     local_heads: Any
+    events: Events | None = None
     _scope: Scope
 
     def __init__(self, params: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from redknot_sglang.plan.identity import own_part
 from redknot_sglang.plan.plan import SEGMENT_START
 from redknot_sglang.radix.ages import CLASSES
+from redknot_sglang.radix.stored_marks import is_stored
 from redknot_sglang.radix.uses import FRACTION
 from redknot_sglang.seams.sglang import ComponentType
 
@@ -134,11 +135,13 @@ class Inventory:
         the lifetimes of all are.
         """
         keeper = self._tree.keeper
-        held = {"device": 0, "host": 0, "both": 0, "locked": 0}
+        held = {"device": 0, "host": 0, "both": 0, "locked": 0, "stored": 0}
+        clears = None if self._tree.store is None else self._tree.store.clears
         for node in nodes:
             data, tokens = node.component_data[kind], len(node.key)
             on = data.value is not None, data.host_value is not None
             held["both" if all(on) else "device" if on[0] else "host"] += tokens if any(on) else 0
+            held["stored"] += tokens if clears is not None and is_stored(node, kind, clears) else 0
             held["locked"] += tokens if data.lock_ref or data.host_lock_ref else 0
         counted = [self._counted(node, kind) for node in nodes if _has(node, kind)]
         if not counted:

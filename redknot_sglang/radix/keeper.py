@@ -116,20 +116,31 @@ class Keeper:
 
     # ---- uses -----------------------------------------------------------------------------------------------------
 
-    def admit(self, tokens: Sequence[int], namespace: str | None) -> None:
-        """A request comes with this path, or relocates a segment that has it; its uses are counted next."""
-        self.retention.admit(self._blocks(tokens, namespace))
+    def admit(self, tokens: Sequence[int], namespace: str | None, found: int | None = None) -> int | None:
+        """A request comes with this path, or relocates a segment that has it; its uses are noted next.
 
-    def use(self, passed: Sequence[Any], ended: Sequence[Any]) -> None:
-        """Count a use of nodes. passed, ended: as `ages.nodes_used` returns them; `passed` begins where the path ends."""
+        found: of a segmented request, the tokens of its path from which it went on.
+        Returns the position up to which they count, None for all.
+        """
+        return self.retention.admit(self._blocks(tokens, namespace), found)
+
+    def use(self, passed: Sequence[Any], ended: Sequence[Any], counted: int | None = None) -> None:
+        """Note a use of nodes. passed, ended: as `ages.nodes_used` returns them; `passed` begins where the path ends.
+
+        counted: position up to which it counts; None for all nodes.
+        """
         if passed:
             end = self.start_of(passed[0]) + len(passed[0].key)
             for node in passed:
                 marks = _data(node, ComponentType.SWA)
                 if marks.get(SINK):
                     marks[_REACH] = max(end, marks.get(_REACH, 0))
-        self.retention.use([self.global_uses(node) for node in passed])
-        self.retention.use([self.local_uses(node) for node in ended])
+
+        def counts(node: Any) -> bool:
+            return counted is None or self.start_of(node) < counted
+
+        self.retention.use([(self.global_uses(node), counts(node)) for node in passed])
+        self.retention.use([(self.local_uses(node), counts(node)) for node in ended])
 
     def _blocks(self, tokens: Sequence[int], namespace: str | None) -> list[tuple[int, int]]:
         return blocks_of(tokens, namespace or "", self._block)

@@ -139,6 +139,7 @@ class LocalHeads(LocalHost):
         self, node: Any, prefix_len: int, total_prefix_len: int, params: Any, cache_actions: list[Any]
     ) -> None:
         """Called for a node whose global slots were evicted and came back with the request: as for a new node."""
+        self._tell(node)
         start, end = total_prefix_len, total_prefix_len + prefix_len
         live = clip(params.live_spans, start, end)
         pieces = self.cut(node, start, end, self._edges(live, start, end), cache_actions)
@@ -179,6 +180,7 @@ class LocalHeads(LocalHost):
                 self._mark(piece, b, transient)
 
     def _mark(self, node: Any, end: int, transient: bool) -> None:
+        self._tell(node)
         marks = node.component_data[self.component_type].metadata
         if end <= self.sink:
             marks[SINK] = True

@@ -113,6 +113,7 @@ class LocalHost(LocalLocks):
             return
         for node_id in transfers[0].nodes_to_load:
             loaded = self.tree_core.node_by_id(node_id)
+            self._tell(loaded)
             if loaded.component_data[self.component_type].lock_ref > 0:
                 self._protect(len(loaded.key))
 
@@ -124,6 +125,7 @@ class LocalHost(LocalLocks):
         freed: tuple[int, int] = super().evict_component(node, device_frees, host_frees, target=target)
         self.freed[Move.DEMOTED if has_copy and target is EvictLayer.DEVICE else Move.DROPPED] += freed[0]
         self.cache.ages.left(node, self.component_type, *freed)
+        self._tell(node)
         return freed
 
     def give_host_rows(self, node: Any, end: int, rows: Any) -> None:
@@ -135,6 +137,12 @@ class LocalHost(LocalLocks):
         self._attach_swa_host_value(node, rows)
         if end <= self.sink:
             node.component_data[self.component_type].metadata[SINK] = True
+        self._tell(node)
+
+    def _tell(self, node: Any) -> None:
+        """Local KV of a node came or went, or all of it."""
+        if self.cache.events is not None:
+            self.cache.events.local_changed(node)
 
     # ---- locks ----------------------------------------------------------------------------------------------------
 

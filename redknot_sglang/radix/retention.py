@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
+from redknot_sglang.radix.own_paths import OwnPaths
 from redknot_sglang.radix.trials import Block, Trials
 from redknot_sglang.radix.uses import FRACTION, Clock, Rank, Uses, rank
 
@@ -58,6 +59,7 @@ class Retention:
         self._first = cost(0)
         self.trials = Trials(capacity, self._worth)
         self.clock = Clock(self.trials.best.clock.half_life)
+        self._own = OwnPaths()
 
     def resize(self, capacity: int) -> None:
         """Say how many tokens the cache holds now. A change of less than an eighth makes no difference."""
@@ -65,16 +67,24 @@ class Retention:
             self.capacity = max(1, capacity)
             self.trials.resize(self.capacity)
 
-    def admit(self, path: Sequence[Block]) -> None:
+    def admit(self, path: Sequence[Block], found: int | None = None) -> int | None:
         """A request comes, or uses a segment; its uses are counted next.
 
         path: its blocks from the first on, also those that are not cached.
+        found: of a segmented request's own path, the tokens from which it went on; None for any other path.
+        Returns the position up to which it counts as a use of its path; None for all of it.
         """
-        self.trials.admit(path)
+        counted = found
+        if found is not None:
+            self._own.admit([(self.trials.best.visits(name), tokens) for name, tokens in path], self.capacity)
+            if self._own.count:
+                counted = None
+        self.trials.admit(path, counted)
         half_life = self.trials.best.clock.half_life
         if half_life != self.clock.half_life:
             self.clock.pace(half_life)
         self.clock.advance(sum(tokens for _, tokens in path))
+        return counted
 
     def known(self, name: int) -> int:
         """What is remembered of a block's uses, for `started`; also after it was evicted. 0 if it was never seen."""
@@ -84,10 +94,13 @@ class Retention:
         """A counter for a new piece. known: what is remembered of it."""
         return self.clock.started(known)
 
-    def use(self, counters: Iterable[Uses]) -> None:
-        """Count a use of pieces, the last of a path first: of pieces with equal counts those go first."""
-        for uses in counters:
-            self.clock.add(uses)
+    def use(self, counters: Iterable[tuple[Uses, bool]]) -> None:
+        """Note a use of pieces, the last of a path first: of pieces with equal counts those go first.
+
+        counters: of the pieces, each with whether the use counts.
+        """
+        for uses, counts in counters:
+            (self.clock.add if counts else self.clock.touch)(uses)
 
     def is_over(self, uses: Uses) -> bool:
         """Whether a piece's lifetime is over: its uses, decayed, count less than half a new one.

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from redknot_sglang.plan.identity import WHOLE
+from redknot_sglang.plan.spans import union
 from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.scope import ALL
+from redknot_sglang.radix.stored_marks import mark_stored
 from redknot_sglang.seams.sglang import ComponentType
 from redknot_sglang.store.jobs import Saving
+from redknot_sglang.store.objects import local_rows
 from redknot_sglang.store.store import Store
 from redknot_sglang.store.writer import slots_of
 
@@ -97,6 +100,13 @@ class SavedCache(HostTierCache):
         if path and is_whole(path[0].key.extra_key):
             return (stop,) if run == stop >= threshold else ()
         return tuple(ends)
+
+    def _written(self, job: Saving) -> None:
+        """A path is in the store."""
+        assert self.store is not None
+        local = union(span for end in job.ends for span in local_rows(end, job.whole, self.store.reach))
+        path = [(node, len(node.key)) for node in self._path(job.node)]
+        mark_stored(path, ([(0, job.ends[-1])], local), job.clears)
 
     def _unlock_host(self, lock: tuple[int, Any]) -> None:
         self.dec_host_lock_ref(*lock)

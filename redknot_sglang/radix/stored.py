@@ -17,6 +17,7 @@ from redknot_sglang.plan.spans import Span, clip, positions_of
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
 from redknot_sglang.radix.saved import CLASSES, SavedCache, is_whole
 from redknot_sglang.radix.scope import ALL
+from redknot_sglang.radix.stored_marks import mark_stored, unmark
 from redknot_sglang.seams.sglang import ComponentType, RadixKey
 from redknot_sglang.store.jobs import Fetching, Saving, Stage
 from redknot_sglang.store.objects import local_rows
@@ -39,6 +40,8 @@ class StoredCache(SavedCache):
             return
         for job in self.store.picked_up():
             if isinstance(job, Saving):
+                if job.written:
+                    self._written(job)
                 self._unlock_host(job.lock)
             else:
                 assert isinstance(job, Fetching)
@@ -96,6 +99,8 @@ class StoredCache(SavedCache):
             self.store.figures.tokens += job.loaded
         else:
             lookups["failed"] += 1
+            namespace, tokens = job.key
+            unmark(node for node, _ in nodes_along(self, RadixKey(tokens, namespace)))
             self._free_host(job)
         self._let_go(job)
         self.store.settle(job)
@@ -180,7 +185,11 @@ class StoredCache(SavedCache):
             # What it found in the tree it has not taken.
             job.loaded = job.end - inserted.prefix_len
             global_rows[inserted.prefix_len :] = -1
-            self._insert_local(key, local, local_rows(job.end, job.whole, self.store.reach))
+            rows = local_rows(job.end, job.whole, self.store.reach)
+            self._insert_local(key, local, rows)
+            # What was there before may lie in the store or not: of that only the end was read.
+            asked = clip(rows, job.have, job.end) if job.whole else rows
+            mark_stored(nodes_along(self, key), ([(job.have, job.end)], asked), job.clears)
         self._free_host(job)
 
     def _insert_local(self, key: RadixKey, local: Tensor, spans: list[Span]) -> None:
@@ -190,7 +199,8 @@ class StoredCache(SavedCache):
         edges = [*spans, (heads.sink, len(key) - heads.window)]
         for node, matched in nodes_along(self, key):
             stop = start + matched
-            node.hash_value = None
+            # SGLang gives what it inserts an empty list of them.
+            node.hash_value = node.hash_value or None
             if node.backuped and node.component_data[ComponentType.SWA].host_value is None and clip(spans, start, stop):
                 actions: list[Any] = []
                 for piece, (a, b) in heads.cut(node, start, stop, heads.within(edges, start, stop), actions):
@@ -198,4 +208,6 @@ class StoredCache(SavedCache):
                         heads.give_host_rows(piece, b, local[a:b])
                         local[a:b] = -1
                 self._apply_cache_actions(actions)
+            if self.events is not None:
+                self.events.touch(node)
             start = stop

@@ -31,12 +31,13 @@ Block = tuple[int, int]
 
 
 class _Entry:
-    __slots__ = ("here", "name", "tokens", "uses", "worth")
+    __slots__ = ("here", "name", "tokens", "uses", "visits", "worth")
 
     def __init__(self, name: int, tokens: int, worth: int, epoch: int) -> None:
         self.name, self.tokens, self.worth = name, tokens, worth
         self.uses = Uses(0, epoch)
         self.here = False
+        self.visits = 0
 
 
 class Trial:
@@ -69,10 +70,16 @@ class Trial:
         entry = self._entries.get(name)
         return 0 if entry is None else self.clock.decayed(entry.uses)
 
-    def admit(self, path: Sequence[Block]) -> int:
+    def visits(self, name: int) -> int:
+        """Requests that had a block, as far back as it is remembered."""
+        entry = self._entries.get(name)
+        return 0 if entry is None else entry.visits
+
+    def admit(self, path: Sequence[Block], counted: int | None = None) -> int:
         """A request comes.
 
         path: its blocks from the first on.
+        counted: position up to which it is a use of them; None for all of it.
         Returns how many of its tokens would have been in the cache.
         """
         hits = self._hits(path)
@@ -87,7 +94,11 @@ class Trial:
             entry = self._entries.get(name)
             if entry is None:
                 entry = self._entries[name] = _Entry(name, tokens, self._worth(start), self.clock.epoch)
-            self.clock.add(entry.uses)
+            entry.visits += 1
+            if counted is None or start < counted:
+                self.clock.add(entry.uses)
+            else:
+                self.clock.touch(entry.uses)
             if not entry.here:
                 self._put(entry)
         self._shrink(before)
@@ -157,10 +168,10 @@ class Trials:
         for trial in self.trials:
             trial.resize(capacity)
 
-    def admit(self, path: Sequence[Block]) -> None:
-        """A request comes, with these blocks from the first on."""
+    def admit(self, path: Sequence[Block], counted: int | None = None) -> None:
+        """A request comes, with these blocks from the first on. counted: as for `Trial.admit`."""
         for trial in self.trials:
-            trial.score += trial.admit(path)
+            trial.score += trial.admit(path, counted)
         self._since += sum(tokens for _, tokens in path)
         if self._since * _STEPS >= _MEMORY * self.best.capacity:
             self._since = 0

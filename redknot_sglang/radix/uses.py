@@ -76,6 +76,11 @@ class Clock:
         uses.count = self.decayed(uses) + self.weight()
         uses.epoch, uses.last = self.epoch, self.uses
 
+    def touch(self, uses: Uses) -> None:
+        """Note, later than all uses before, that something was needed, without counting it as a use."""
+        self.uses += 1
+        uses.last = self.uses
+
     def started(self, count: int) -> Uses:
         """A new counter.
 
@@ -86,12 +91,14 @@ class Clock:
 
 
 def rank(uses: Uses, worth: int) -> Rank:
-    """The place of a counter among others of the same clock; it only rises as uses are counted.
+    """The place of a counter among others of the same clock; it only rises as uses are counted. What was never used goes first.
 
     uses: the counter.
     worth: what a use saves for what it takes to keep: any unit, at least 1, the same for all that are compared.
     """
     value = uses.count * worth
+    if not value:
+        return 0, uses.last
     bits = value.bit_length()
     # The value times two to the power of its epoch, written as exponent and digits: epochs become too many to multiply.
     return ((uses.epoch + bits) << _DIGITS) + ((value << _DIGITS) >> bits), uses.last

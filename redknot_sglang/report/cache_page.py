@@ -130,7 +130,7 @@ def _tenants(cache: Mapping[str, Any], texts: bool) -> str:
         return lacking("Nothing is cached.")
     legend = (
         '<p class="soft">A piece is a part of prompts that no path leaves; a document is one that was computed by itself. Hot: on the device; '
-        "cold: on the host alone.</p>"
+        "cold: on the host alone; copied: on both; stored: this server has also written it to the store, or read it from there.</p>"
     )
     parts = [legend]
     for tenant in cache["tenants"]:

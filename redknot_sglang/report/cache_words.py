@@ -32,9 +32,10 @@ def state_words(held: Mapping[str, Any]) -> str:
         (held["device"] + held["both"], "hot"),
         (held["host"], "cold"),
         (held["both"], "copied"),
+        (held["stored"], "stored"),
         (held["locked"], "locked"),
     ]
-    # A copy and a lock are said of what is hot or cold already.
+    # A copy and a lock are said of what is hot or cold already; what is stored may be neither.
     return ", ".join(f"{tokens:,} {words}" for tokens, words in parts if tokens) or "none"
 
 

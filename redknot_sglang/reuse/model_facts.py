@@ -16,10 +16,11 @@ from redknot_sglang.errors import RotaryError
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.kernels.relocate import Rotation
 from redknot_sglang.plan.arithmetic import Arithmetic
+from redknot_sglang.reuse.probe_ranks import ONE_RANK, ProbeRanks
 from redknot_sglang.reuse.rotary import rotation_of
 
 
-def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
+def readout_of(model: Any, heads: HeadMap, head_dim: int, ranks: ProbeRanks = ONE_RANK) -> Tensor:
     """How the attention output of the first layer with global heads changes the values of the second one, to first
     order.
 
@@ -28,56 +29,83 @@ def readout_of(model: Any, heads: HeadMap, head_dim: int) -> Tensor:
     parts of a row.
 
     model: a loaded SGLang model of a class that `reuse/rotary.py` names.
-    heads: the model's head map.
+    heads: the whole model's head map, in the order in which the ranks take its heads.
     head_dim: D.
-    Returns float32 [n_q * D, n_v * D], n_q the query heads of the first layer's global KV heads and n_v the second
-    layer's global KV heads.
+    ranks: the tensor-parallel ranks. All of them have to call this.
+    Returns float32 [n_q * D, n_v * D], n_q those query heads of the first layer's global KV heads that are on this
+    rank, and n_v all of the second layer's global KV heads.
     """
     probe, following = heads.global_layers[:2]
     first, second = model.model.layers[probe], model.model.layers[following]
-    weight = second.input_layernorm.weight
-    group = first.self_attn.num_heads // heads.num_kv_heads
-    rows = [head * group + member for head in heads.global_heads(probe) for member in range(group)]
-    units = torch.zeros(
-        len(rows), head_dim, first.self_attn.num_heads, head_dim, dtype=weight.dtype, device=weight.device
-    )
-    for i, row in enumerate(rows):
-        units[i, :, row] = torch.eye(head_dim, dtype=weight.dtype, device=weight.device)
+    weight, width = second.input_layernorm.weight, first.self_attn.num_heads
+    group = width * ranks.count // heads.num_kv_heads
+    queries = [head * group + member for head in heads.global_heads(probe) for member in range(group)]
+    mine = [place for place, query in enumerate(queries) if query // width == ranks.rank]
+    units = torch.zeros(len(queries), head_dim, width, head_dim, dtype=weight.dtype, device=weight.device)
+    for place in mine:
+        units[place, :, queries[place] % width] = torch.eye(head_dim, dtype=weight.dtype, device=weight.device)
     # Through the modules, not their weights: those may be packed or quantised.
     with torch.no_grad():
         inputs = units.flatten(2).flatten(0, 1)
         made, none = (
-            second.self_attn.qkv_proj(first.self_attn.o_proj(x)[0] * weight)[0].float()
+            second.self_attn.qkv_proj(_projected(first.self_attn.o_proj, x, ranks) * weight)[0].float()
             for x in (inputs, torch.zeros_like(inputs[:1]))
         )
-    values = (made - none)[:, -heads.num_kv_heads * head_dim :].unflatten(1, (heads.num_kv_heads, head_dim))
-    return values[:, list(heads.global_heads(following))].flatten(1).contiguous()
+    kept = max(1, heads.num_kv_heads // ranks.count)
+    values = (made - none)[:, -kept * head_dim :].unflatten(1, (kept, head_dim))
+    found = _of_all_ranks(values, heads, following, ranks)
+    return found.unflatten(0, (len(queries), head_dim))[mine].flatten(2).flatten(0, 1).contiguous()
+
+
+def _projected(projection: Any, x: Tensor, ranks: ProbeRanks) -> Tensor:
+    """Output of an output projection, of which each rank has some columns. Models differ in when they sum it up over
+    the ranks.
+    """
+    if ranks.count == 1:
+        output: Tensor = projection(x)[0]
+        return output
+    return ranks.sum(projection(x, skip_all_reduce=True)[0])
+
+
+def _of_all_ranks(values: Tensor, heads: HeadMap, layer: int, ranks: ProbeRanks) -> Tensor:
+    """The values of all global heads of a layer, where each rank has those of its own heads.
+
+    values: float32 [n, KV heads of this rank, D].
+    Returns float32 [n, global heads of the layer, D].
+    """
+    begin, kept = ranks.rank * heads.num_kv_heads // ranks.count, values.shape[1]
+    # Where several ranks have the same KV head, the first of them gives its values.
+    gives = ranks.rank % max(1, ranks.count // heads.num_kv_heads) == 0
+    wanted = heads.global_heads(layer)
+    found = values.new_zeros(values.shape[0], len(wanted), values.shape[2])
+    for place, head in enumerate(wanted):
+        if gives and 0 <= head - begin < kept:
+            found[:, place] = values[:, head - begin]
+    return ranks.sum(found)
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeLayer:
     """What of the model a probe (`reuse/probe.py`) computes with. The probe layer is the first layer with global heads.
 
-    heads: the model's head map.
+    heads: the whole model's head map, in the order in which the ranks take its heads.
     head_dim: D.
     scale: factor of the attention logits of the probe layer.
     readout: what `readout_of` returns.
+    ranks: the tensor-parallel ranks, each with some of the probe layer's heads.
     """
 
     heads: HeadMap
     head_dim: int
     scale: float
     readout: Tensor
+    ranks: ProbeRanks = ONE_RANK
 
     @classmethod
-    def of(cls, model: Any, heads: HeadMap, head_dim: int) -> ProbeLayer:
-        """The probe layer of a loaded SGLang model, on one rank.
-
-        heads: the head map of the whole model.
-        head_dim: D.
-        """
+    def of(cls, model: Any, heads: HeadMap, head_dim: int, ranks: ProbeRanks = ONE_RANK) -> ProbeLayer:
+        """The probe layer of a loaded SGLang model. All ranks have to call this; parameters as of `readout_of`."""
         attention = model.model.layers[heads.global_layers[0]].self_attn.attn
-        return cls(heads, head_dim, attention.scaling, readout_of(model, heads, head_dim))
+        return cls(heads, head_dim, attention.scaling, readout_of(model, heads, head_dim, ranks), ranks)
 
 
 @dataclass(eq=False)
@@ -98,25 +126,25 @@ class ModelFacts:
 
     @classmethod
     def of(
-        cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int, ranks: int
+        cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int, ranks: ProbeRanks
     ) -> ModelFacts:
         """The facts about a loaded SGLang model.
 
         model_config: SGLang's ModelConfig of it.
-        heads: the head map of the whole model.
+        heads: the head map of the whole model, in the order in which the ranks take its heads.
         head_dim: D.
-        probe_width: query heads whose rows the pool keeps for probes; 0 if none, as always with several ranks.
-        ranks: tensor-parallel ranks.
+        probe_width: query heads whose rows the pools of all ranks keep for probes; 0 if none.
+        ranks: the tensor-parallel ranks. All of them have to call this.
         """
         try:
             rotation = rotation_of(model)
         except RotaryError as error:
             return cls(why_not=str(error))
-        arithmetic = Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width, ranks)
-        probe = ProbeLayer.of(model, heads, head_dim) if probe_width else None
+        arithmetic = Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width, ranks.count)
+        probe = ProbeLayer.of(model, heads, head_dim, ranks) if probe_width else None
         return cls(rotation, arithmetic=arithmetic, probe=probe)
 
     def follow_weights(self, model: Any) -> None:
-        """The model's weights have been updated: make anew what is derived from them."""
+        """The model's weights have been updated, on all ranks: make anew what is derived from them."""
         if self.probe is not None:
-            self.probe = ProbeLayer.of(model, self.probe.heads, self.probe.head_dim)
+            self.probe = ProbeLayer.of(model, self.probe.heads, self.probe.head_dim, self.probe.ranks)

@@ -14,6 +14,9 @@ probe
 The difference is weighed by how much of it shows in the values of the next layer with global heads, to first order:
 through the output projection, the norm's weight and the value projection. All this costs the attention of a few heads
 of one layer.
+
+The probe layer's heads may lie on several tensor-parallel ranks. What shows of a change in the next layer's values is
+a sum over heads, so each rank computes its own part, and the parts are summed before they are squared.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import turned
 from redknot_sglang.plan.spans import Positions, Span
 from redknot_sglang.reuse.model_facts import ModelFacts
+from redknot_sglang.reuse.probe_ranks import ONE_RANK, ProbeRanks
 
 # A row whose squared relative change is below this (1 %) is as good as repaired.
 UNCHANGED = 1e-4
@@ -58,18 +62,24 @@ class Choice:
     counts: of each segment, how many entries of `found` are its own.
     found: int64 [sum of counts], positions in the prompt; -1 where no further row needs repair.
     copied: the event after which `found` is on the host; None if it is there already.
+    ranks: the tensor-parallel ranks, which all take the first one's choice.
     """
 
     segments: Sequence[Span]
     counts: Sequence[int]
     found: Tensor
     copied: torch.cuda.Event | None
+    ranks: ProbeRanks = ONE_RANK
 
     def rows(self) -> dict[Span, Positions]:
-        """Of each segment, the positions to repair, ascending: int64. Waits for the device if it has to."""
+        """Of each segment, the positions to repair, ascending: int64. Waits for the device if it has to, and for the
+        first rank.
+
+        So every rank has to call this, once, and for requests in the same order.
+        """
         if self.copied is not None:
             self.copied.synchronize()
-        found = [chosen.numpy() for chosen in self.found.split(list(self.counts))]
+        found = [chosen.numpy() for chosen in self.ranks.agreed(self.found).split(list(self.counts))]
         return {segment: np.sort(chosen[chosen >= 0]) for segment, chosen in zip(self.segments, found, strict=True)}
 
 
@@ -82,6 +92,8 @@ def choose_rows(
     segments: Sequence[Span],
 ) -> Choice:
     """Have the device choose which rows of some segments are repaired. Returns at once, with an answer to wait for.
+
+    Tensor-parallel ranks sum up what each finds by its own heads, so all of them have to call this.
 
     pool: a HeadClassPool that keeps rows for probes.
     facts: what segmented mode has to know of its model.
@@ -97,13 +109,18 @@ def choose_rows(
     slots = torch.cat([piece.slots for piece in pieces])
     there = torch.arange(len(slots), device=device)
     cos, sin = rotation.turn(here, there)
-    k, v = (buffer[slots] for buffer in pool.global_kv(probes.layer))
     first = segments[0][0]
-    local = mapping[slots[first:]]
-    asked = turned(probes.asked[local], cos[first:], sin[first:], rotation.is_neox)
-    got = causal_attention(asked, turned(k, cos, sin, rotation.is_neox), v, layer.scale)
-    alone = probes.got[local].float()
-    change, size = ((x.flatten(1) @ layer.readout).square().sum(1) for x in (got.float() - alone, alone))
+    shown = torch.zeros(2, len(slots) - first, layer.readout.shape[1], device=device)
+    # A rank may have none of the probe layer's global heads.
+    if probes.width:
+        k, v = (buffer[slots] for buffer in pool.global_kv(probes.layer))
+        local = mapping[slots[first:]]
+        asked = turned(probes.asked[local], cos[first:], sin[first:], rotation.is_neox)
+        got = causal_attention(asked, turned(k, cos, sin, rotation.is_neox), v, layer.scale)
+        alone = probes.got[local].float()
+        for x, part in zip((got.float() - alone, alone), shown, strict=True):
+            torch.mm(x.flatten(1), layer.readout, out=part)
+    change, size = layer.ranks.sum(shown).square().sum(2)
     rows, counts = [], [count(end - start) for start, end in segments]
     for (start, end), most in zip(segments, counts, strict=True):
         part = slice(start - first, end - first)
@@ -114,4 +131,4 @@ def choose_rows(
         found = torch.empty(len(found), dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-    return Choice(segments, counts, found, copied)
+    return Choice(segments, counts, found, copied, layer.ranks)

@@ -27,6 +27,7 @@ from torch.distributed import ProcessGroup
 
 from redknot_sglang.kernels.host_copy import to_device
 from redknot_sglang.kernels.relocate import Rotation, turned
+from redknot_sglang.kernels.triton_document_sums import launch_document_sums
 from redknot_sglang.reuse.probe import Piece
 
 # First rows of a document that do not count: they draw attention whatever they say (StreamingLLM, arXiv 2309.17453).
@@ -98,17 +99,37 @@ def wants(pool: Any, rotation: Rotation, mapping: Tensor, documents: Sequence[Pi
     """
     if not pool.asked.heads:
         return torch.zeros(len(documents), dtype=torch.int64, device=text.slots.device)
-    device, sizes = text.slots.device, np.array([len(document.slots) for document in documents])
-    longest = int(sizes.max())
+    device, longest = text.slots.device, max(len(document.slots) for document in documents)
     here = torch.arange(text.origin, text.origin + len(text.slots), device=device)
     cos, sin = rotation.turn(here, here + longest)
     q = turned(pool.asked.rows[mapping[text.slots]], cos, sin, rotation.is_neox).float()
-    wanted = torch.empty(q.shape[1], q.shape[0], len(documents), device=device)
+    sums = (sums_by_kernel if q.is_cuda else sums_by_torch)(pool, documents, q)
+    shares = sums.softmax(-1).mean(1, dtype=torch.float64)
+    return (shares * _WHOLE).round().long().sum(0)
+
+
+def sums_by_kernel(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
+    """`sums_by_torch` by one kernel, which takes a third of the time: to launch the steps one by one is what takes it."""
+    slots = [document.slots for document in documents]
+    starts = to_device(np.cumsum([0, *map(len, slots)]), q.device, torch.int64)
+    addresses = pool.asked.addresses(pool.global_kv)
+    keys = pool.global_kv(pool.asked.heads[0][0])[0]
+    return launch_document_sums(addresses, keys, q, torch.cat(slots), starts, SKIPPED, pool.asked.scale)
+
+
+def sums_by_torch(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
+    """Log of each document's summed attention weights: float32 [heads, rows, documents].
+
+    pool: as in `ask`.
+    documents: as in `ask`.
+    q: float32 [rows, heads, D].
+    """
+    sizes = np.array([len(document.slots) for document in documents])
+    sums = torch.empty(q.shape[1], q.shape[0], len(documents), device=q.device)
     for members in _alike(sizes):
         some = [documents[number] for number in members]
-        wanted[:, :, to_device(members, device, torch.int64)] = _logits(pool, some, q)
-    shares = wanted.softmax(-1).mean(1, dtype=torch.float64)
-    return (shares * _WHOLE).round().long().sum(0)
+        sums[:, :, to_device(members, q.device, torch.int64)] = _rectangle(pool, some, q)
+    return sums
 
 
 def _alike(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -117,12 +138,9 @@ def _alike(sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(orders == order) for order in np.unique(orders)]
 
 
-def _logits(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
-    """Log of each document's summed attention weights: float32 [heads, rows, documents].
-
-    q: float32 [rows, heads, D]. The documents are rows of one rectangle: one product for each head, and sums in an
-        order that
-    never changes. So they should be of about the same length.
+def _rectangle(pool: Any, documents: Sequence[Piece], q: Tensor) -> Tensor:
+    """`sums_by_torch` of documents of about the same length. They are rows of one rectangle: one product for each head, and
+    sums in an order that never changes.
     """
     sizes = np.array([len(document.slots) for document in documents])
     at = np.arange(int(sizes.max()))

@@ -17,6 +17,9 @@ MOST_LOAD = 1.25
 WAITING = 0.25
 # What a token that nobody holds counts less on the server that comes first in its order.
 OWNED = 0.5
+# What a server got of late may be more than the mean by this times the request, before every token of it counts like one to compute.
+# With more than that all requests of a client that is alone would soon move on; a document's second request would not find it.
+AHEAD = 0.25
 # Requests after which work of the past counts about a third.
 PAST = 64
 
@@ -86,7 +89,8 @@ class RoundRobin:
 class Documents:
     """Where the request's documents, or its beginning, are.
 
-    The cost of a member is what it had to compute, and a part of what waits there. A document that nobody holds costs less
+    The cost of a member is what it had to compute, a part of what waits there, and what it got of late beyond the others: where
+    little is going on, nothing waits, and all would go to the few that hold something. A document that nobody holds costs less
     on the first member of its own order (`order`), which is the same in every router. Members with too much work are left
     out, so what many ask for comes to be held by several.
     """
@@ -96,10 +100,13 @@ class Documents:
         owners = self._owners(wanted, members)
         whole = wanted.tokens
         fair = allowed(members, whole)
+        usual = sum(member.recent for member in members) / len(members) + AHEAD * whole
 
         def cost(member: Member) -> tuple[float, float]:
             held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
-            return whole - held - OWNED * owners.get(member.name, 0) + WAITING * member.outstanding, member.recent
+            ahead = max(0.0, member.recent - usual)
+            cost = whole - held - OWNED * owners.get(member.name, 0) + WAITING * member.outstanding + ahead
+            return cost, member.recent
 
         return min(fair, key=cost)
 

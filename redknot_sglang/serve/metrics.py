@@ -42,7 +42,8 @@ class ClassMetrics:
     """Gauges of the two pools and of the prefix cache, by head class.
 
     `redknot:slots` and `redknot:slots_used` have the label `head_class`, `redknot:tree_tokens` also `state`:
-    `evictable` or `protected`.
+    `evictable` or `protected`. `redknot:rank_global_heads` has the label `rank`: global heads of a tensor-parallel
+    rank, over all layers.
 
     allocator: SGLang's allocator of both pools.
     """
@@ -60,6 +61,15 @@ class ClassMetrics:
         slots = gauge("slots", "KV slots")
         slots.labels("global").set(allocator.size_full)
         slots.labels("local").set(allocator.size_swa)
+        ranks = Gauge(
+            "redknot:rank_global_heads",
+            "Global KV heads of a tensor-parallel rank, over all layers",
+            labelnames=["rank"],
+            multiprocess_mode="mostrecent",
+        )
+        dealing = allocator.get_kvcache().dealing
+        for rank in range(dealing.ranks):
+            ranks.labels(rank).set(dealing.globals_of(rank))
 
     def update(self, tree: Any) -> None:
         """Set the gauges; called whenever the tree has taken or freed KV.

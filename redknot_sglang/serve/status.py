@@ -14,8 +14,9 @@ from redknot_sglang.versions import sglang_version
 def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[str, Any]) -> dict[str, Any]:
     """The server's state as JSON types.
 
-    It has the versions, the head map in a few numbers, the certificate, how requests with segments are read, slots and bytes of each head class,
-    the tokens in the prefix cache, how prefill ran, what was copied between device and host (None if the prefix cache is
+    It has the versions, the head map in a few numbers, the certificate, how requests with segments are read, which
+    heads each tensor-parallel rank serves (None for one rank), slots and bytes of each head class, the tokens in the
+    prefix cache, how prefill ran, what was copied between device and host (None if the prefix cache is
     off), and what was sent to decode servers (None unless this is a prefill server). All
     tensor-parallel ranks have the same number of slots; the bytes of a slot are those on all ranks together.
 
@@ -30,6 +31,7 @@ def status_of(config: RedKnotConfig, tree: Any, allocator: Any, forwards: dict[s
         "head_map": head_map_summary(pool.whole_map),
         "certificate": config.certification.status(config.policy),
         "segments": segment_settings(config),
+        "ranks": pool.dealing.status() if pool.dealing.ranks > 1 else None,
         "classes": {
             "global": _class_state(
                 allocator.size_full, allocator.full_available_size(), pool.bytes_per_slot.global_slot

@@ -26,6 +26,7 @@ class Job:
     slots: int64 [tokens] each, global and local host slots by position, -1 where there is none or none is wanted. They belong to
         the job, or are locked for it, until it is done.
     lock: what the tree needs to release what it has locked for the job; None without.
+    clears: how often this server had emptied the store when it handed the job over.
     """
 
     tokens: Tokens
@@ -34,6 +35,7 @@ class Job:
     slots: tuple[Tensor, Tensor] | None = None
     lock: Any = None
     withdrawn: bool = False
+    clears: int = 0
 
 
 @dataclass(eq=False)
@@ -42,10 +44,12 @@ class Saving(Job):
 
     ends: ascending numbers of tokens behind which others may go on.
     node: where it ends in the tree.
+    written: whether the store has all of it now.
     """
 
     ends: tuple[int, ...] = ()
     node: int = 0
+    written: bool = False
 
     @cached_property
     def held(self) -> tuple[int, int]:

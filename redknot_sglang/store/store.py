@@ -60,6 +60,7 @@ class Store:
     reach: of local heads.
     patience: of requests.
     namespace_of: a namespace as the store knows it, or None if its paths cannot be told apart there.
+    clears: how often this server has emptied the store.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Store:
         self.name, self.patience, self.reach, self.rows = name, patience, reach, rows
         self.figures = Figures()
         self.stopped: str | None = None
+        self.clears = 0
         self._namespace_of = namespace_of
         self._guard = Guard()
         seal = Envelope(context)
@@ -112,7 +114,7 @@ class Store:
         if namespace is None:
             self._back.append(job)
             return
-        job.namespace = namespace
+        job.namespace, job.clears = namespace, self.clears
         if not _put(self._saves, job):
             self.figures.skipped += 1
             self._back.append(job)
@@ -128,7 +130,9 @@ class Store:
         if named is None:
             return None
         deadline = monotonic() + self.patience.base + self.patience.per_token * len(tokens)
-        job = Fetching(np.asarray(tokens, dtype=np.int64), named, whole, have=have, deadline=deadline)
+        job = Fetching(
+            np.asarray(tokens, dtype=np.int64), named, whole, have=have, deadline=deadline, clears=self.clears
+        )
         if not _put(self._fetches, job):
             return None
         self.fetching[job] = None
@@ -183,6 +187,7 @@ class Store:
 
     def clear(self) -> None:
         """Remove all objects of the store, other servers' and models' too, in the background."""
+        self.clears += 1
         _put(self._saves, None)
 
     @property
@@ -203,7 +208,7 @@ class Store:
         if job.withdrawn:
             return
         if self.writing.is_over:
-            self._try(self.writing, lambda: self._writer.save(job))
+            job.written = self._try(self.writing, lambda: self._writer.save(job))
         else:
             self.figures.skipped += 1
         self._back.append(job)

@@ -48,7 +48,13 @@ def server() -> Iterator[Any]:
 def test_it_says_what_is_cached_and_what_goes_next(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", server.url + "/v1"]) == 0
     said = capsys.readouterr().out
-    for words in ("75%", "global heads, on the host", "document, all local KV, tokens 0 to 60", "60 cold; ", "ACME"):
+    for words in (
+        "75%",
+        "global heads, on the host",
+        "document, all local KV, tokens 0 to 60",
+        "60 cold, 60 stored; ",
+        "ACME",
+    ):
         assert (words in said) == (words != "ACME"), words
     assert "next to go, local heads on the device" in said and "number 1 to go, on the host" in said
     server.answer = 200, make_cache(texts=True, ranks=2)

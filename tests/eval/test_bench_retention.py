@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from eval import bench_retention
-from eval.retention.block_tree import POLICIES, BlockTree, token_hits
+from eval.retention.block_tree import POLICIES, BlockTree, distinct_tokens, request_hits, token_hits
+from eval.retention.segmented import SEGMENTED
 from eval.retention.traces import MADE, Request, make, read, write
 
 
@@ -26,12 +27,52 @@ def test_made_up_traces_are_tree_like_and_the_same_each_time(kind: str, tmp_path
             assert before.setdefault(block, above) == above, "a block's name stands for all before it"
 
 
+@pytest.mark.parametrize("kind", SEGMENTED)
+def test_documents_of_made_up_traces_are_the_same_wherever_they_stand(kind: str) -> None:
+    contents: dict[int, int] = {}
+    for request in make(kind, 3, 300):
+        assert len(request.documents) == 4
+        for first, names in request.documents:
+            for block, content in zip(request.hash_ids[first : first + len(names)], names, strict=True):
+                assert contents.setdefault(block, content) == content, "a block of a path has one content"
+    assert len(set(contents.values())) < len(contents), "the same content in several paths"
+
+
+def test_a_segmented_request_finds_its_documents_or_its_own_path() -> None:
+    tree = BlockTree(100 * 512, POLICIES["redknot"](100 * 512, lambda position: 1))
+
+    def ask(path: list[int], *documents: tuple[int, list[int]]) -> int:
+        return tree.ask(Request(0, 512 * len(path), 1, path, list(documents))) // 512
+
+    first, second = [90, 91], [92, 93, 94]
+    assert ask([0, 1, 2, 3], (1, first)) == 0
+    assert ask([0, 4, 5, 6, 1000], (1, second)) == 1, "the block that both begin with"
+    assert ask([0, 7, 8, 9, 10, 11, 12], (1, second), (4, first)) == 1 + 5
+    assert ask([0, 7, 8, 9, 10, 11, 12, 13], (1, second), (4, first)) == 7, "what it went on from, documents included"
+    assert ask([0, 7, 8, 9, 10, 14, 15, 16], (1, second), (4, [95, 96])) == 5
+
+
+@pytest.mark.parametrize("kind", SEGMENTED)
+def test_documents_outlast_the_paths_that_are_made_of_them(kind: str) -> None:
+    requests = make(kind, 1, 600)
+    capacity = distinct_tokens(requests) // 30
+    found = {
+        policy: request_hits(requests, capacity, POLICIES[policy](capacity, lambda position: 1))
+        for policy in ("lru", "redknot")
+    }
+    (lru, total), (ours, _) = found["lru"], found["redknot"]
+    assert ours > lru + (0.05 * total if kind == "permuted_drifting" else -0.005 * total), found
+
+
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     for line, message in (("{", "line 1 is no request"), ('{"timestamp": 1}', "line 1 is no request")):
         path.write_text(line)
         with pytest.raises(ValueError, match=message):
             read(path)
+    write(path, [Request(0, 512, 1, [1], [(0, [5, 6])])])
+    with pytest.raises(ValueError, match="a document ends behind the last block"):
+        read(path)
     write(path, [Request(0, 512, 1, [1, 2])])
     with pytest.raises(ValueError, match="512 tokens in 2 blocks"):
         read(path)

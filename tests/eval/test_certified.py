@@ -41,7 +41,7 @@ def test_certificates_of_one_model_are_one_row_with_its_lengths_in_order(tmp_pat
     assert row[0].startswith("Qwen2.5-Coder-1.5B, NQ, 2K / 8K / 16K tokens, n = 20 each")
     assert row[1] == "50.0 / 50.0 / 50.0 %"
     assert row[2] == "45.0 / 50.0 / 60.0 % (`question:2`)"
-    assert row[3] == "-5.0 / 0 / +10.0 points; 1.1 / 1.1 / 1.1 % of the prefill FLOPs"
+    assert row[3] == "-5.0 / 0 / +10.0 points; 1.1 / 1.1 / 1.1 % of a dense prefill's FLOPs"
 
 
 def test_a_table_has_the_controls_behind_the_policies_and_gains_with_their_interval(tmp_path: Path) -> None:

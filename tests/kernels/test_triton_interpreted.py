@@ -21,6 +21,7 @@ import pytest
         "interpreted_paths.py",
         "interpreted_relocate.py",
         "interpreted_heads.py",
+        "interpreted_document_sums.py",
     ],
 )
 def test_through_the_interpreter(name: str, full: bool) -> None:

@@ -17,6 +17,7 @@ from redknot_sglang.placement.needed import most_local
 from redknot_sglang.placement.peers import check_ranks, end_refused, name_layout, note_refusal
 from redknot_sglang.placement.receiving import UNLIMITED, has_room_for_one, local_room, part_receiver
 from redknot_sglang.placement.sending import MOST_PIECES, part_sender, send_in_parts
+from redknot_sglang.pool.dealing import Dealing
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.pool.sizing import ClassBytes
 from redknot_sglang.seams.sglang import KVPoll, StateType
@@ -239,6 +240,20 @@ def test_servers_whose_kv_is_not_the_same_call_it_by_other_names() -> None:
     untouched = SimpleNamespace(kv_cache_dtype_str="auto")
     name_layout(untouched, object())
     assert untouched.kv_cache_dtype_str == "auto"
+
+
+def test_ranks_that_have_other_heads_are_no_peers() -> None:
+    """Of two servers with two ranks each one could not deal its heads out."""
+    heads = HeadMap(2, 2, ((False, True), (False, True)), window=16, sink=4)
+    names = set()
+    for dealing in (Dealing.of(heads, 1, 2), Dealing.of(heads, 1, 2, "weights are packed")):
+        kv_args = SimpleNamespace(kv_cache_dtype_str="auto")
+        for rank in range(2):
+            name_layout(
+                kv_args, HeadClassPool(4, 4, heads, 2, torch.float32, "cpu", rank=rank, ranks=2, dealing=dealing)
+            )
+            names.add(kv_args.kv_cache_dtype_str)
+    assert len(names) == 2
 
 
 def test_other_ranks_are_refused() -> None:

@@ -38,3 +38,27 @@ def test_rows_are_projections_mlp_and_the_keys_they_see(ranks: int) -> None:
     assert arithmetic.dense(50) == by_hand(list(range(50)), ranks, windowed=False)
     assert arithmetic.probed(np.array(rows)) == 3 * 2 * (4 + 4) * sum(p + 1 for p in rows)
     assert arithmetic.computed(np.array([], dtype=np.int64)) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "mlps"),
+    [
+        # 8 experts of which a row goes through 2, a router; layer 1 is dense.
+        (
+            {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 7, "mlp_only_layers": [1]},
+            [20 * 8 + 2 * 3 * 20 * 7, 3 * 20 * 30, 20 * 8 + 2 * 3 * 20 * 7],
+        ),
+        # Every second layer has experts, and one of 5 for all rows, with a gate.
+        (
+            {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 7, "decoder_sparse_step": 2}
+            | {"shared_expert_intermediate_size": 5},
+            [3 * 20 * 30, 20 * 4 + 3 * 20 * 7 + 3 * 20 * 5 + 20, 3 * 20 * 30],
+        ),
+        # Mixtral has no width of its own for experts.
+        ({"num_local_experts": 4, "num_experts_per_tok": 2}, [20 * 4 + 2 * 3 * 20 * 30] * 3),
+    ],
+)
+def test_a_row_goes_through_some_experts(model: dict[str, object], mlps: list[int]) -> None:
+    config = SimpleNamespace(**vars(CONFIG) | model)
+    attention = 3 * 20 * (6 * 4 * 2 + 2 * 2 * 4)
+    assert Arithmetic.of(config, MAP, 4, 3).row == 2 * (attention + sum(mlps))

@@ -15,7 +15,8 @@ import torch
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
-from redknot_sglang.pool import relocation, start_sizes
+from redknot_sglang.pool import relocation
+from redknot_sglang.pool.dealing import Dealing, attach
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.pool.host import ClassHostPool, host_pools
 from redknot_sglang.pool.relocation import ClassMove, Relocation, RelocationQueue
@@ -177,16 +178,16 @@ def test_loads_of_a_tree_that_was_emptied_are_forgotten() -> None:
     assert not queue.has_loads
 
 
-def sizes_of(monkeypatch: pytest.MonkeyPatch, heads: HeadMap) -> StartSizes:
+def sizes_of(heads: HeadMap) -> StartSizes:
     """Sizes of a server without further flags, at 1,000 tokens of context."""
-    monkeypatch.setattr(start_sizes, "head_map_of", lambda model_config: heads)
-    server_args = SimpleNamespace(tp_size=1, kv_cache_dtype="auto", chunked_prefill_size=64, disaggregation_mode="null")
-    model_config = SimpleNamespace(num_attention_heads=3, head_dim=DIM, dtype=torch.float32, context_len=1000)
+    server_args = SimpleNamespace(kv_cache_dtype="auto", chunked_prefill_size=64, disaggregation_mode="null")
+    model_config = SimpleNamespace(head_dim=DIM, dtype=torch.float32, context_len=1000)
+    attach(model_config, Dealing.of(heads, 1, 1))
     return StartSizes(server_args, model_config, RedKnotConfig(head_map=Path("map.json"), context_length=1000))
 
 
-def test_host_slots_follow_the_device_s_by_ratio_or_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = sizes_of(monkeypatch, MAP)
+def test_host_slots_follow_the_device_s_by_ratio_or_bytes() -> None:
+    sizes = sizes_of(MAP)
     on_device = PoolSlots(5000, 900)
     found = sizes.of_host(SimpleNamespace(hicache_size=0, hicache_ratio=3.0), on_device)
     # As many sequences of 1,000 tokens in both classes, and no room for chunks in flight.
@@ -198,7 +199,7 @@ def test_host_slots_follow_the_device_s_by_ratio_or_bytes(monkeypatch: pytest.Mo
         sizes.of_host(SimpleNamespace(hicache_size=0, hicache_ratio=0.001), on_device)
 
 
-def test_where_all_heads_are_global_each_token_has_a_host_slot_of_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = sizes_of(monkeypatch, HeadMap(3, 3, ((True,) * 3,) * 3, window=8, sink=2))
+def test_where_all_heads_are_global_each_token_has_a_host_slot_of_both_classes() -> None:
+    sizes = sizes_of(HeadMap(3, 3, ((True,) * 3,) * 3, window=8, sink=2))
     found = sizes.of_host(SimpleNamespace(hicache_size=0, hicache_ratio=2.0), PoolSlots(500, 500))
     assert found == PoolSlots(1000, 1000)

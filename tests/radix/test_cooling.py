@@ -51,7 +51,7 @@ def test_a_lifetime_is_half_lives_and_one_more_for_twice_the_uses(monkeypatch: p
         """Half-lives after which a piece that was used so often, at once, is over."""
         retention = Retention(1000, lambda position: 1)
         counter = retention.started()
-        retention.use([counter] * uses)
+        retention.use([(counter, True)] * uses)
         assert not retention.is_over(counter)
         ticks = 0
         while not retention.is_over(counter):

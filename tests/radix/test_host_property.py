@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random traffic over the tree with a host tier: reads always find the right KV, no slot is lost at either end, no lock is left."""
+"""Random traffic over the tree with a host tier: reads always find the right KV, no slot is lost at either end, no lock is left.
+
+Inserts, matches, splits, locks on segments, evictions, copies to the host and loads from there, under both write policies.
+"""
 
 from __future__ import annotations
 
 import random
+from array import array
+from math import inf
+from typing import Any, cast
 
 import pytest
 
@@ -14,19 +20,35 @@ from tests.radix.simulation import OutOfSlots, SimulatedRequest
 pytestmark = pytest.mark.pinned
 
 STEPS = 150
-SEEDS, ALL_SEEDS = 25, 300
+SEEDS, ALL_SEEDS = 12, 300
 # Slots on the device, and on the host: less than there, about as many, and room for everything.
 SIZES = (((250, 120), (150, 60)), ((250, 120), (600, 200)), ((160, 90), (4000, 2000)), ((900, 900), (300, 300)))
 
 
+class Plan:
+    """The part of a segmented request's plan that the tree reads."""
+
+    identity = " planned"
+
+    @staticmethod
+    def key(tokens: Any) -> Any:
+        """Without marks where segments begin, so that a path's tokens are those that its KV is of."""
+        return tokens
+
+
 class Traffic:
-    """Conversations over a few shared beginnings of two tenants, some with whole paths, driven by one seed."""
+    """Conversations over a few shared beginnings of two tenants, some with whole paths, some of segmented requests, and segments that
+    are locked for a while; driven by one seed.
+    """
 
     def __init__(self, simulation: HostSimulation, seed: int) -> None:
         self.simulation = simulation
         self.rng = random.Random(seed)
         lengths = (2, 5, 30, 60, 90)
         self.texts = [[self.rng.randrange(50) for _ in range(self.rng.choice(lengths))] for _ in range(4)]
+        # Paths of segments: namespace, tokens, and what `lock_path` returned.
+        self.segments: list[tuple[str, array[int], tuple[Any, Any, Any]]] = []
+        self.locks = 0
 
     def step(self) -> None:
         """One scheduler decision, whatever is possible."""
@@ -40,7 +62,10 @@ class Traffic:
             prompt = text[: rng.randrange(1, len(text) + 1) if rng.random() < 0.3 else len(text)] + self._new_tokens()
             # Whole paths have a namespace of their own.
             tenant = rng.choice(("one", "two", "whole"))
-            simulation.admit(prompt, tenant, whole=tenant == "whole")
+            req = simulation.admit(prompt, tenant, whole=tenant == "whole")
+            if tenant != "whole" and rng.random() < 0.3:
+                req.redknot.plan = cast(Any, Plan())
+                simulation.retract(req)
         elif action < 0.33:
             simulation.evict(rng.randrange(80), rng.randrange(60))
         elif action < 0.37:
@@ -51,6 +76,10 @@ class Traffic:
             simulation.finish(rng.choice(running), insert=rng.random() < 0.5)
         elif action < 0.49:
             simulation.forward_begins()
+        elif action < 0.54:
+            self._lock()
+        elif action < 0.58 and self.segments:
+            self.unlock(rng.randrange(len(self.segments)))
         else:
             self._advance(rng.choice(running))
 
@@ -71,6 +100,28 @@ class Traffic:
             if rng.random() < 0.5:
                 simulation.finish(req, insert=False)
 
+    def _lock(self) -> None:
+        """Lock a path of the tree as one of a segment, if it is on the device or, half of the time, on the host."""
+        tree, rng = self.simulation.tree, self.rng
+        paths = [(path, space) for _, path, space in self.simulation.nodes() if space in ("one", "two", "whole")]
+        if not paths:
+            return
+        path, tenant = rng.choice(paths)
+        tokens = array("q", path)
+        room = (lambda: (inf, inf)) if rng.random() < 0.5 else None
+        found = tree.lock_path(tokens, tenant, tenant == "whole", room) if len(self.segments) < 3 else None
+        if found is not None:
+            self.segments.append((tenant, tokens, found))
+            self.locks += 1
+
+    def unlock(self, number: int) -> None:
+        """Release a segment that was locked; a request may have relocated it."""
+        tree = self.simulation.tree
+        tenant, tokens, (_, node, lock) = self.segments.pop(number)
+        if self.rng.random() < 0.7:
+            tree.segment_used(tenant, tokens, node, tenant == "whole")
+        tree.dec_lock_ref(node, lock.to_dec_params())
+
     def _start_again(self, req: SimulatedRequest) -> None:
         self.simulation.retract(req)
 
@@ -78,11 +129,10 @@ class Traffic:
         return [self.rng.randrange(50) for _ in range(self.rng.choice((1, 1, 4, 25)))]
 
 
-def play(seed: int, eviction: str, steps: int = STEPS) -> HostSimulation:
-    """A run to its end, in which everything is checked after every step. eviction: the eviction policy."""
+def play(seed: int, eviction: str, policy: str, steps: int = STEPS) -> tuple[HostSimulation, Traffic]:
+    """A run to its end, in which everything is checked after every step. eviction, policy: for eviction, and for writing to the host."""
     rng = random.Random(seed)
     pools, host = rng.choice(SIZES)
-    policy = rng.choice(("write_through", "write_through_selective"))
     window, sink = rng.choice((1, 2, 7, 16)), rng.choice((0, 1, 4))
     simulation = HostSimulation(pools, host, window, sink, policy, eviction)
     traffic = Traffic(simulation, seed)
@@ -91,6 +141,8 @@ def play(seed: int, eviction: str, steps: int = STEPS) -> HostSimulation:
         simulation.check_conservation()
     for req in list(simulation.running):
         simulation.finish(req)
+    while traffic.segments:
+        traffic.unlock(0)
     simulation.check_no_locks()
     simulation.check_conservation()
     simulation.evict(10**6, 10**6)
@@ -100,21 +152,25 @@ def play(seed: int, eviction: str, steps: int = STEPS) -> HostSimulation:
     simulation.evict_from_host(10**6, 10**6)
     assert [pool.available_size() for pool in simulation.host] == [pool.size for pool in simulation.host]
     assert not simulation.nodes()
-    return simulation
+    return simulation, traffic
 
 
+@pytest.mark.parametrize("policy", ["write_through", "write_through_selective"])
 @pytest.mark.parametrize("eviction", ["lru", "redknot"])
-def test_random_traffic(eviction: str, full: bool) -> None:
-    loaded, cooled = [0, 0], [0, 0]
+def test_random_traffic(eviction: str, policy: str, full: bool) -> None:
+    loaded, cooled, locks = [0, 0], [0, 0], 0
     for seed in range(ALL_SEEDS if full else SEEDS):
         try:
-            simulation = play(seed, eviction)
+            simulation, traffic = play(seed, eviction, policy)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+        locks += traffic.locks
         for kind, tokens in enumerate(simulation.figures.tokens[Move.LOADED_BACK]):
             loaded[kind] += tokens
         for kind, tokens in enumerate(simulation.figures.tokens[Move.COOLED]):
             cooled[kind] += tokens
-    assert min(loaded) > 0
+    assert min(loaded) > 0 and locks > 0
     assert (min(cooled) > 0) == (eviction == "redknot"), cooled
-    print(f"{loaded[0]} global and {loaded[1]} local tokens loaded; {cooled[0]} and {cooled[1]} turned cold")
+    print(
+        f"{loaded[0]} global and {loaded[1]} local tokens loaded; {locks} locks on segments; {cooled[0]} and {cooled[1]} turned cold"
+    )

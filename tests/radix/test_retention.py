@@ -70,10 +70,57 @@ def test_worth_counts_like_uses() -> None:
 def test_what_is_computed_deeper_is_worth_more() -> None:
     kept = Retention(1000, lambda position: 10 + position)
     first, second = kept.started(), kept.started()
-    kept.use([second, first])
+    kept.use([(second, True), (first, True)])
     assert kept.global_rank(second, 0) < kept.global_rank(first, 0) < kept.global_rank(second, 5)
     # A tail is worth all that is computed again without it, over the rows that it takes.
     assert kept.local_rank(first, 0, 10, 0) < kept.local_rank(second, 0, 10, 90) < kept.local_rank(first, 0, 10, 90)
+
+
+def test_what_was_never_used_goes_before_all_that_was_however_long_ago() -> None:
+    clock = Clock(10)
+    used, fresh, later = clock.started(0), clock.started(0), Uses()
+    clock.add(used)
+    clock.advance(1000)
+    touched, later = clock.started(0), clock.started(0)
+    clock.touch(fresh)
+    assert rank(touched, 5) < rank(later, 1) < rank(fresh, 9) < rank(used, 1)
+
+
+def _own(number: int) -> list[tuple[int, int]]:
+    """A segmented request's own path: all begin alike."""
+    return [(-1, 30), *((1000 * number + i, 10) for i in range(7))]
+
+
+def test_own_paths_count_up_to_where_they_went_on_until_such_paths_come_again() -> None:
+    kept = Retention(4000, lambda position: 1)
+    assert kept.admit(_own(0)) is None, "a path that is no segmented request's own counts"
+    kept = Retention(4000, lambda position: 1)
+    for number in range(30):
+        assert kept.admit(_own(number), 30 if number else 0) == (30 if number else 0)
+        assert kept.known(-1) > 0 or not number
+        assert kept.known(1000 * number + 3) == 0, "its blocks are no less unused in the simulated caches"
+    # One in ten conversations goes on; then one in five.
+    for number in range(30, 60):
+        kept.admit(_own(number), 30)
+        if number % 10 == 0:
+            assert kept.admit([*_own(number), (1000 * number + 9, 10)], 100) == 100
+    counted = []
+    for number in range(60, 200):
+        kept.admit(_own(number), 30)
+        if number % 2:
+            counted.append(kept.admit([*_own(number), (1000 * number + 9, 10)], 100))
+    assert counted[0] == 100 and counted[-1] is None
+    # Documents alone again: it is forgotten.
+    for number in range(200, 4000):
+        last = kept.admit(_own(number), 30)
+    assert last == 30
+
+
+def test_a_prompt_that_all_begin_with_does_not_make_own_paths_count() -> None:
+    kept = Retention(4000, lambda position: 1)
+    for number in range(100):
+        long_lead = [(-1, 300), (number, 100)]
+        assert kept.admit(long_lead, 300) == 300
 
 
 def _traffic(seed: int, requests: int) -> list[list[tuple[int, int]]]:

@@ -166,3 +166,100 @@ def test_a_short_local_class_keeps_the_tails_that_are_wanted(kind: str) -> None:
         tree = RealTree(policy, (tokens, 2 * longest), longest + 1, window=8, sink=2)
         found[policy] = 100 * sum(map(tree.access, prompts)) / tokens
     assert found["redknot"] > found["lru"] - 0.5, found
+
+
+class _Plan:
+    """The part of a plan that the tree reads."""
+
+    identity = "planned"
+
+    @staticmethod
+    def key(tokens: Any) -> Any:
+        return tokens
+
+
+def _planned() -> Any:
+    return _Plan()
+
+
+def _visit(simulation: Simulation, prompt: list[int], plan: Any = None) -> Any:
+    """Answer a request of one token; returns the last node of its path."""
+    req = simulation.admit(prompt, "")
+    req.redknot.plan = plan
+    if plan is not None:
+        simulation.retract(req)
+    simulation.prefill(req, 1000)
+    simulation.finish(req)
+    return next(node for node in _nodes(simulation) if node.key.token_ids[len(node.key) - 1] == prompt[-1])
+
+
+def test_the_path_of_a_segmented_request_goes_first_until_a_second_one_goes_on_from_it() -> None:
+    """It is made of documents that stay; under LRU it would push them out, being the last that was used."""
+    simulation = Simulation(2000, 2000, window=7, sink=2, policy="redknot")
+    keeper = _keeper(simulation)
+    kept = _visit(simulation, list(range(60)))
+    own = _visit(simulation, list(range(100, 200)), _Plan())
+    for uses, rank in ((keeper.global_uses, keeper.global_rank), (keeper.local_uses, keeper.local_rank)):
+        assert uses(own).count == 0 and rank(own) < rank(kept)
+    above = len(own.key)
+    again = _visit(simulation, [*range(100, 200), 7, 8, 9], _Plan())
+    assert keeper.global_uses(own).count > 0 and keeper.global_rank(own) > keeper.global_rank(kept)
+    assert keeper.local_uses(own).count > 0 and above == 100
+    assert again is not own and again.parent is own
+
+
+def test_only_what_a_segmented_request_found_counts_as_used() -> None:
+    """Prompts that begin alike share a node, and what each has behind it is its own."""
+    simulation = Simulation(2000, 2000, window=7, sink=2, policy="redknot")
+    keeper = _keeper(simulation)
+    for number in range(3):
+        _visit(simulation, [*range(50), *range(200 + 40 * number, 240 + 40 * number)], _Plan())
+    # The second left a tail where they part, so the third went on from there.
+    counts = [(keeper.start_of(node) < 50, keeper.global_uses(node).count > 0) for node in _nodes(simulation)]
+    assert all(shared == counted for shared, counted in counts) and len(set(counts)) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_ranks_choose_the_same_victims(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One has all global heads and the other all local ones. Plans, slots and wall clocks do not matter."""
+    gone: list[list[tuple[Any, ...]]] = [[], []]
+    for rank in range(2):
+        simulation = Simulation(900, 300, window=7, sink=2, policy="redknot", rank=rank, ranks=2)
+        for kind in (ComponentType.FULL, ComponentType.SWA):
+            victims = simulation.tree.components[kind].on_device.victims
+
+            def take(
+                original: Any = victims.take, kind: Any = kind, seen: Any = gone[rank], simulation: Any = simulation
+            ) -> Any:
+                node = original()
+                if node is not None:
+                    keeper = simulation.tree.keeper
+                    seen.append((kind, keeper.start_of(node), *node.key.token_ids[: len(node.key)]))
+                return node
+
+            monkeypatch.setattr(victims, "take", take)
+        traffic = SegmentedTraffic(simulation, seed)
+        for _ in range(200):
+            traffic.step()
+    assert gone[0] == gone[1] and len(gone[0]) > 20
+
+
+class SegmentedTraffic(Traffic):
+    """Half of the requests are segmented ones, which leave paths of their own."""
+
+    def step(self) -> None:
+        known = set(map(id, self.simulation.running))
+        super().step()
+        for req in self.simulation.running:
+            if id(req) not in known and req.computed == 0 and self.rng.random() < 0.5:
+                req.redknot.plan = _planned()
+                self.simulation.retract(req)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_segmented_traffic_loses_nothing(seed: int) -> None:
+    simulation = Simulation(700, 200, window=7, sink=2, policy="redknot")
+    traffic = SegmentedTraffic(simulation, seed)
+    for _ in range(150):
+        traffic.step()
+        simulation.check_conservation()

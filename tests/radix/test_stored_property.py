@@ -7,6 +7,7 @@ Jobs on their way to the store and back advance in any order, come too late, and
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ class StoredTraffic(Traffic):
         elif action < 0.36:
             for job in simulation.store.fetching:
                 job.deadline = 0.0
-        elif action < 0.365 and not simulation.running:
+        elif action < 0.365 and not simulation.running and not self.segments:
             simulation.flush()
         elif action < 0.5:
             tenant = rng.choice(("one", "two", "whole"))
@@ -60,7 +61,11 @@ def play(seed: int, steps: int = STEPS) -> int:
     rng = random.Random(seed)
     store, host = MemoryStore(), rng.choice(SIZES)
     window, sink = rng.choice((1, 2, 7, 16)), rng.choice((0, 1, 4))
-    servers = [StoredSimulation(store, *host, window=window, sink=sink) for _ in range(2)]
+    policies: dict[str, Any] = {
+        "policy": ("write_through", "write_through_selective")[seed % 2],
+        "eviction": ("lru", "redknot")[seed // 2 % 2],
+    }
+    servers = [StoredSimulation(store, *host, window=window, sink=sink, **policies) for _ in range(2)]
     # Both see the same texts, in another order.
     traffic = [StoredTraffic(server, seed) for server in servers]
     traffic[1].rng = random.Random(-seed)
@@ -73,9 +78,11 @@ def play(seed: int, steps: int = STEPS) -> int:
             if rng.random() < 0.005 and store.objects:
                 bad = store.objects[rng.choice(sorted(store.objects))]
                 bad[rng.randrange(len(bad))] ^= 1
-    for server in servers:
+    for server, driver in zip(servers, traffic, strict=True):
         for req in list(server.running):
             server.finish(req)
+        while driver.segments:
+            driver.unlock(0)
         server.work()
     servers.append(_restarted(store, host, window, sink, traffic))
     for server in servers:

@@ -44,7 +44,7 @@ def test_the_page_says_what_is_cached() -> None:
     assert f"tenant {label}: 4 pieces, 0 documents" in page
     assert f"tenant {other}: 1 piece, 1 document; tokens: global 0 hot and 60 on the host" in page
     assert "no tenant named: 1 piece," in page
-    assert "document, all local KV" in page and "60 cold" in page and "100 hot, 100 copied" in page
+    assert "document, all local KV" in page and "60 cold, 60 stored" in page and "100 hot, 100 copied" in page
     assert re.search(r"[123]\.\d\d uses of late, rank -?\d", page) and "last use 0 tokens ago" in page
     assert "number 1 to go, on the device" in page and "number 1 to go, on the host" in page
     # Of the figures of the status.

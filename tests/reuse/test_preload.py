@@ -130,5 +130,8 @@ def test_whole_segments_are_refused_where_nothing_probes_them(simulation: Simula
     simulation.pool.probes = None
     preloaded = list_of(simulation)
     assert preloaded.want([segment(range(9))]) == [False]
-    with pytest.raises(RedKnotError, match="blend:0.05 needs one GPU.*use repair boundary:K or none"):
+    with pytest.raises(
+        RedKnotError,
+        match="blend:0.05 needs a head map with global heads in at least two layers.*use repair boundary:K or none",
+    ):
         preloaded.want([segment(range(9), whole=True)])

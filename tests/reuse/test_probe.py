@@ -131,16 +131,15 @@ def test_values_of_the_next_global_heads_are_linear_in_the_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "tp_size", "options", "width"),
+    ("layers", "options", "width"),
     [
-        ("LL LG GL GG", 1, {}, 3),
-        ("LL GG LL LG", 1, {}, 6),
-        ("LL GG LL LL", 1, {}, 0),
-        ("LL GG LL LG", 2, {}, 0),
-        ("GG GG", 1, {}, 0),
-        ("GG GG", 1, {"mode": "segmented"}, 6),
-        ("GG GG", 1, {"segment_length": 300}, 6),
+        ("LL LG GL GG", {}, 3),
+        ("LL GG LL LG", {}, 6),
+        ("LL GG LL LL", {}, 0),
+        ("GG GG", {}, 0),
+        ("GG GG", {"mode": "segmented"}, 6),
+        ("GG GG", {"segment_length": 300}, 6),
     ],
 )
-def test_who_keeps_probes(layers: str, tp_size: int, options: dict, width: int) -> None:
-    assert probe_width(RedKnotConfig(Path("map"), **options), make_map(layers), 3, tp_size) == width
+def test_who_keeps_probes(layers: str, options: dict, width: int) -> None:
+    assert probe_width(RedKnotConfig(Path("map"), **options), make_map(layers), 3) == width

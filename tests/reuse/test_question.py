@@ -28,25 +28,28 @@ ORIGIN, SCALE = 4, 0.4
 SIZES = (23, 9, SKIPPED, 1, 23)
 
 
-def make(seed: int) -> tuple[Any, Tensor, list[Piece], Piece]:
+def make(seed: int, device: str = "cpu") -> tuple[Any, Tensor, list[Piece], Piece]:
     """A pool with keys and queries, the mapping to local slots, documents, and a text of seven rows."""
-    (pool,), mapping, documents, text = on_ranks(seed, MAP, 1)
+    (pool,), mapping, documents, text = on_ranks(seed, MAP, 1, device)
     return pool, mapping, documents, text
 
 
-def on_ranks(seed: int, heads: HeadMap, ranks: int) -> tuple[list[Any], Tensor, list[Piece], Piece]:
+def on_ranks(
+    seed: int, heads: HeadMap, ranks: int, device: str = "cpu"
+) -> tuple[list[Any], Tensor, list[Piece], Piece]:
     """The same, a pool for each rank; whatever their number, together they hold the same keys and queries."""
     torch.manual_seed(seed)
     kv_heads = heads.num_kv_heads
-    keys, queries = torch.randn(3, SLOTS + 1, kv_heads, DIM), torch.randn(3, 7, kv_heads * GROUP, DIM)
-    mapping = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(SLOTS) + 1])
-    free = (torch.randperm(SLOTS) + 1).split([*SIZES, 7, SLOTS - sum(SIZES) - 7])
+    keys = torch.randn(3, SLOTS + 1, kv_heads, DIM).to(device)
+    queries = torch.randn(3, 7, kv_heads * GROUP, DIM).to(device)
+    mapping = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randperm(SLOTS) + 1]).to(device)
+    free = (torch.randperm(SLOTS) + 1).to(device).split([*SIZES, 7, SLOTS - sum(SIZES) - 7])
     documents = [Piece((0, size), ORIGIN, slots) for size, slots in zip(SIZES, free, strict=False)]
     text = Piece((0, 7), ORIGIN, free[len(SIZES)])
     spread, pools = Ranks(heads, GROUP, ranks), []
     for rank in range(ranks):
         share, group = spread.share(rank), spread.group_of_rank
-        asked = AskedQueries(SLOTS, share, group, DIM, torch.float32, "cpu")
+        asked = AskedQueries(SLOTS, share, group, DIM, torch.float32, device)
         first = rank * kv_heads // ranks
         of_rank = [keys[layer][:, [first + head for head in share.global_heads(layer)]] for layer in range(3)]
         pools.append(SimpleNamespace(asked=asked, global_kv=lambda layer, of_rank=of_rank: (of_rank[layer], None)))

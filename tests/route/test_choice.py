@@ -118,6 +118,30 @@ def test_a_conversation_stays_where_it_is_while_nothing_else_goes_on() -> None:
     assert len(chosen) == 1
 
 
+def test_questions_about_the_same_documents_stay_where_they_are_while_nothing_else_goes_on() -> None:
+    some, board, chosen = members(), Board(Documents()), set()
+    for _ in range(30):
+        ticket = board.send(asks(1, 2, 3, 4, answer=100), some)
+        chosen.add(ticket.member.name)
+        ticket.begun()
+        ticket.done()
+    assert len(chosen) == 1
+
+
+def test_all_servers_get_work_even_if_nothing_ever_waits() -> None:
+    rng, some, board = random.Random(2), members(), Board(Documents())
+    work: Counter[str] = Counter()
+    for member in some:
+        member.memory.capacity = 40 * SIZE
+    for _ in range(2000):
+        topic = rng.choice((0, 0, 0, 1, 1, 2))
+        ticket = board.send(asks(*(100 * topic + n for n in rng.sample(range(30), 4)), answer=100), some)
+        work[ticket.member.name] += ticket.prompt + ticket.answer
+        ticket.begun()
+        ticket.done()
+    assert len(work) == 4 and max(work.values()) < 1.5 * sum(work.values()) / len(some)
+
+
 def test_no_server_gets_much_more_than_the_others_for_long() -> None:
     rng, some, board = random.Random(1), members(), Board(Documents())
     work: Counter[str] = Counter()

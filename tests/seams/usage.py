@@ -73,6 +73,7 @@ _OBJECTS = {
     "context": ("mem_cache.registry:TreeCacheBuildContext",),
     "decode_req": ("disaggregation.decode:DecodeRequest",),
     "data": ("mem_cache.unified_cache.components.tree_component:ComponentData",),
+    "exporter": ("model_executor.model_runner_components.weight_exporter:WeightExporter",),
     "forward_batch": ("model_executor.forward_batch_info:ForwardBatch",),
     "forward_mode": ("model_executor.forward_batch_info:ForwardMode",),
     "info": ("disaggregation.mooncake.conn:TransferInfo", "disaggregation.common.conn:PrefillServerInfo"),
@@ -123,7 +124,10 @@ _OBJECTS = {
     "tree": ("mem_cache.unified_radix_cache:UnifiedRadixCache",),
     "tree_cache": ("mem_cache.unified_radix_cache:UnifiedRadixCache",),
     "tree_core": ("mem_cache.unified_cache.unified_tree_core:UnifiedTreeCore",),
-    "updater": ("managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",),
+    "updater": (
+        "managers.scheduler_components.weight_updater:SchedulerWeightUpdaterManager",
+        "model_executor.model_runner_components.weight_updater:WeightUpdater",
+    ),
     "wrapper": ("managers.scheduler_components.flush_wrapper:SchedulerFlushWrapper",),
 }
 # Calling these looks a member up.

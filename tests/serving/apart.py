@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -120,14 +120,17 @@ def alone(server: Server, request: Request, length: int) -> Answer:
 
 
 @contextmanager
-def launch_all(*args: Sequence[str], patience: int = 20) -> Iterator[list[Server]]:
+def launch_all(
+    *args: Sequence[str], patience: int = 20, env: Mapping[str, str] | None = None
+) -> Iterator[list[Server]]:
     """Servers with these flags, started at the same time.
 
+    env: further variables of theirs.
     patience: seconds for which they wait for a peer that has not answered, or has no room yet.
     """
     waits = {f"SGLANG_DISAGGREGATION_{what}_TIMEOUT": str(patience) for what in ("BOOTSTRAP", "WAITING")}
     with ExitStack() as stack, ThreadPoolExecutor(len(args)) as pool:
-        contexts = [harness.launch(flags, {**ENVIRONMENT, **waits}) for flags in args]
+        contexts = [harness.launch(flags, {**ENVIRONMENT, **waits, **(env or {})}) for flags in args]
         for context in contexts:
             stack.push(context)
         started = [pool.submit(context.__enter__) for context in contexts]
@@ -135,13 +138,15 @@ def launch_all(*args: Sequence[str], patience: int = 20) -> Iterator[list[Server
 
 
 @contextmanager
-def launch_pair(*flags: str, decode: Sequence[str] = (), patience: int = 120) -> Iterator[Pair]:
+def launch_pair(
+    *flags: str, decode: Sequence[str] = (), patience: int = 120, env: Mapping[str, str] | None = None
+) -> Iterator[Pair]:
     """A prefill server and a decode server with these flags. Fails where Mooncake is missing.
 
-    decode: further flags of the decode server. patience: as for `launch_all`.
+    decode: further flags of the decode server. patience, env: as for `launch_all`.
     """
     require_mooncake()
     with reserved_port() as port:
         args = [*flags, *role("prefill", port)], [*flags, *decode, *role("decode", port)]
-        with launch_all(*args, patience=patience) as (prefill, decode_server):
+        with launch_all(*args, patience=patience, env=env) as (prefill, decode_server):
             yield Pair(prefill, decode_server, port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from redknot_sglang.heads import load_head_map
+from redknot_sglang.heads import HeadMap, load_head_map
 from redknot_sglang.profile.data import Example
 from redknot_sglang.profile.model import load_model
 from redknot_sglang.profile.retrieval import document_wants
@@ -15,10 +15,10 @@ from tests.serving.segmented import SegmentedRequest
 
 
 class Definition:
-    """The embedded model under its shipped map, with these retrieval heads."""
+    """The embedded model under a head map, the shipped one unless told otherwise, with these retrieval heads."""
 
-    def __init__(self, retrieval: tuple[tuple[int, int], ...]) -> None:
-        head_map = load_head_map(HEAD_MAP)
+    def __init__(self, retrieval: tuple[tuple[int, int], ...], head_map: HeadMap | None = None) -> None:
+        head_map = head_map or load_head_map(HEAD_MAP)
         local = [(layer, head) for layer in range(head_map.num_layers) for head in head_map.local_heads(layer)]
         self._model, _, _ = load_model(MODEL, "cpu", "float32", "auto", 4096)
         self._attend = under_map(local, head_map.window, head_map.sink)

@@ -170,7 +170,10 @@ def launch(
     """
     # SGLang would look for the rendezvous port of its ranks long before they bind it.
     with TemporaryDirectory(prefix="redknot-server-") as folder, launching.reserved_port() as rendezvous:
-        log, args = Path(folder) / "server.log", [f"--nccl-port={rendezvous}", *args]
+        log = Path(folder) / "server.log"
+        # Data-parallel ranks meet at a port each, which SGLang finds.
+        if not any(arg.startswith("--dp-size") for arg in args):
+            args = [f"--nccl-port={rendezvous}", *args]
         program: Sequence[str] = launching.LAUNCH_SERVER
         if forked:
             program = [str(FORKING)] if env else forker().program()

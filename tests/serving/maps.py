@@ -22,8 +22,6 @@ def make_map(window: int, sink: int) -> HeadMap:
 
 # (layer, query head): heads of global KV heads of the embedded model's map, which has two query heads for each KV head.
 RETRIEVAL = ((3, 7), (2, 0), (1, 2))
-# Of two tensor-parallel ranks the first has them all, the second none.
-ON_FIRST_RANK = ((2, 1), (1, 2), (2, 0))
 
 
 def save_retrieval_map(folder: Path, retrieval: tuple[tuple[int, int], ...] = RETRIEVAL) -> Path:
@@ -31,6 +29,20 @@ def save_retrieval_map(folder: Path, retrieval: tuple[tuple[int, int], ...] = RE
     path = folder / "retrieval.json"
     replace(load_head_map(HEAD_MAP), retrieval=retrieval).save(path)
     return path
+
+
+# Global heads which in the checkpoint's order are all on the first of two ranks, two of them in the layer that is
+# probed.
+LOPSIDED = ((1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0))
+# Query heads of theirs, which come to lie on both ranks, and one alone, so that a rank has none.
+RETRIEVAL_OF_LOPSIDED, ALONE = ((1, 1), (2, 0), (3, 3), (4, 1)), ((2, 1),)
+
+
+def lopsided_map(retrieval: tuple[tuple[int, int], ...]) -> HeadMap:
+    """A map with the global heads `LOPSIDED`, and the shipped map's window and sink."""
+    shipped = load_head_map(HEAD_MAP)
+    found = HeadMap.from_global_heads(NUM_LAYERS, NUM_KV_HEADS, LOPSIDED, shipped.window, shipped.sink)
+    return replace(found, retrieval=retrieval)
 
 
 def save_map(head_map: HeadMap, folder: Path) -> Path:

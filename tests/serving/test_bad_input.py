@@ -68,6 +68,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         ["--enable-hierarchical-cache", "--tp-size=2"],
         "a rank may have no heads of a class",
     ),
+    "a store of several ranks": (
+        ["--enable-hierarchical-cache", "--hicache-storage-backend=file", "--tp-size=2"],
+        "all ranks to agree on what is there",
+    ),
     "another store": (
         ["--enable-hierarchical-cache", "--hicache-storage-backend=nixl"],
         "in the stores file and mooncake only",
@@ -95,6 +99,10 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         "prefixes are reused on the prefill server",
     ),
     "data-parallel prefill": (["--disaggregation-mode=prefill", "--dp-size=2"], "--dp-size 2 cannot be used"),
+    "data-parallel attention": (
+        ["--enable-dp-attention", "--dp-size=2", "--tp-size=2"],
+        "--enable-dp-attention True cannot be used",
+    ),
     "documents that only the prefill server leaves out": (
         ["--disaggregation-mode=prefill", "--redknot-mode=segmented", "--redknot-repair=question:2"],
         "the decode server would not know which",

@@ -51,7 +51,13 @@ def server(servers: SharedServers, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def push_out(server: Server, rng: random.Random) -> None:
-    """Fill the device with other prompts, so that what it held is on the host only."""
+    """Fill the device with other prompts, so that what it held is on the host only.
+
+    What is used often would stay where prompts come one after the other. Those that run at the same time need all of the device.
+    """
+    together = [noise(rng, POOL // 4 - 70) for _ in range(4)]
+    with ThreadPoolExecutor(len(together)) as pool:
+        list(pool.map(lambda prompt: server.generate(prompt, 60), together))
     for _ in range(POOL // 700 + 2):
         server.generate(noise(rng, 700), 1)
     settle(server)

@@ -30,7 +30,7 @@ KEY = "only for admins"
 def test_a_server_shows_what_it_has_and_hides_whose_and_what(
     servers: SharedServers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server, rng = servers.get(*SMALL, "--radix-eviction-policy=redknot"), random.Random("inspect")
+    server, rng = servers.get(*SMALL), random.Random("inspect")
     prompt, document = noise(rng, 300), noise(rng, 200)
     for _ in range(2):
         server.generate(prompt, 4, extra_key=TENANT)

@@ -183,12 +183,8 @@ def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        pytest.param(TIGHT, id="pool of 1.2 requests"),
-        # Host memory is served with the pinned SGLang only.
-        pytest.param(TIERS, id="host tier behind it", marks=pytest.mark.pinned),
-        pytest.param(ROOMY, id="room"),
-    ],
+    [TIGHT, pytest.param(TIERS, marks=pytest.mark.pinned), ROOMY],
+    ids=["pool of 1.2 requests", "host tier behind it", "room"],
 )
 def test_answers_are_the_cold_ones_whatever_happens(
     flags: list[str],

@@ -15,6 +15,7 @@ from redknot_sglang.hooks.v0_5_17 import (
     segments,
     tokenizer,
     updates,
+    weights,
 )
 from redknot_sglang.seams import Seam
 
@@ -22,6 +23,7 @@ from redknot_sglang.seams import Seam
 _AREAS = (
     arguments,
     model_config,
+    weights,
     kv_cache,
     prefill_graphs,
     scheduler,

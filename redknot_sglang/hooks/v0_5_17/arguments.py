@@ -33,7 +33,7 @@ _CARRIED = "_redknot_options"
 
 def _add_flags(result: Any, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
     add_cli_args(parser)
-    registries.offer_eviction_policy()
+    registries.offer_eviction_policy(parser)
 
 
 def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any:
@@ -52,6 +52,8 @@ def _constructing(refused: Arguments) -> Callable[..., None]:
     def construct(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         options = take_options(kwargs) or getattr(type(self), _CARRIED, {})
         config = make_config(options, kwargs.get("model_path"))
+        if isinstance(kwargs.get("radix_eviction_policy"), registries.Unsaid):
+            del kwargs["radix_eviction_policy"]
         if config is None:
             if kwargs.get("radix_eviction_policy") == registries.EVICTION_POLICY:
                 raise RedKnotError("--radix-eviction-policy redknot needs --redknot; add it or choose another policy")
@@ -95,7 +97,8 @@ def _with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
         if given is not None and (name, given) != ("attention_backend", _host_backend(kwargs)):
             flag = "--" + name.replace("_", "-")
             raise RedKnotError(f"{flag} {given} does not work with --redknot; choose a path with --redknot-attention")
-    return {**kwargs, **forced, "attention_backend": _host_backend(kwargs)}
+    ours = {"radix_eviction_policy": registries.EVICTION_POLICY}
+    return {**ours, **kwargs, **forced, "attention_backend": _host_backend(kwargs)}
 
 
 def _host_backend(kwargs: dict[str, Any]) -> str:
@@ -140,7 +143,7 @@ def _check(server_args: Any, config: RedKnotConfig, refused: Arguments) -> None:
         raise RedKnotError(
             f"--redknot-repair {config.repair} {WHY_NO_RETRIEVAL}; use --redknot-repair {WITHOUT_PROBES}"
         )
-    can_probe = probe_width(config, heads, 1, server_args.tp_size) > 0
+    can_probe = probe_width(config, heads, 1) > 0
     if repair.probes and not can_probe:
         raise RedKnotError(f"--redknot-repair {config.repair} {WHY_NO_PROBES}; use --redknot-repair {WITHOUT_PROBES}")
 

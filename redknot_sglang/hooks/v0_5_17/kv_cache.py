@@ -23,28 +23,28 @@ def _pool_sizes(original: Any, configurator: Any) -> Any:
 def _build_pool(original: Any, self: Any, **kwargs: Any) -> Any:
     if active.config_of(self.server_args) is None:
         return original(self, **kwargs)
+    from redknot_sglang.pool.dealing import dealing_of
     from redknot_sglang.pool.head_class_pool import HeadClassPool
     from redknot_sglang.pool.probe import probe_width
-    from redknot_sglang.seams.model_config import head_map_of
     from redknot_sglang.seams.sglang import get_parallel
 
     # Our backend is built right after the pool, in this process.
     registries.register_attention()
-    parallel, whole = get_parallel(), head_map_of(self.model_config)
+    parallel, dealing = get_parallel(), dealing_of(self.model_config)
     config = active.config_of(self.server_args)
     assert config is not None
-    group = self.model_config.num_attention_heads // whole.num_kv_heads
     return HeadClassPool(
         size_global=kwargs["full_max_total_num_tokens"],
         size_local=kwargs["swa_max_total_num_tokens"],
-        head_map=whole,
+        head_map=dealing.heads,
         head_dim=self.model_config.head_dim,
         dtype=self.kv_cache_dtype,
         device=self.device,
-        probe_width=probe_width(config, whole, group, parallel.attn_tp_size),
-        group=group,
+        probe_width=probe_width(config, dealing.heads, dealing.group),
+        group=dealing.group,
         rank=parallel.attn_tp_rank,
         ranks=parallel.attn_tp_size,
+        dealing=dealing,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from redknot_sglang import active
 from redknot_sglang.heads import load_head_map
 from redknot_sglang.hooks.v0_5_17 import registries
+from redknot_sglang.pool.dealing import attach, dealing_for
 from redknot_sglang.seams import Seam
 from redknot_sglang.seams.model_config import declare_two_pools
 
@@ -24,6 +25,7 @@ def _two_pools(result: Any, server_args: Any, *args: Any, is_draft_model: bool =
         model_type=getattr(result.hf_text_config, "model_type", None),
     )
     declare_two_pools(result, head_map)
+    attach(result, dealing_for(server_args, result, head_map))
 
 
 SEAMS = (

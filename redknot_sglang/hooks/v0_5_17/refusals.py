@@ -18,7 +18,12 @@ ARGUMENTS: Arguments = (
     ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
     ("attn_cp_size", (1,), "context parallelism splits a sequence over ranks"),
-    ("enable_dp_attention", (False,), "data-parallel attention shards KV heads in another way"),
+    (
+        "enable_dp_attention",
+        (False,),
+        "each of its ranks has requests of its own, and heads are dealt out for ranks that serve the same ones; "
+        "use --dp-size without it",
+    ),
     ("disaggregation_transfer_backend", ("mooncake", "fake"), "KV per head class was not tried over another one"),
     (
         "disaggregation_decode_enable_radix_cache",
@@ -55,11 +60,6 @@ ARGUMENTS: Arguments = (
     ("enable_deterministic_inference", (False,), "its batch-invariant kernels are not per head class"),
     ("dllm_algorithm", (None,), "diffusion language models attend in both directions"),
     ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "KV is stored in the model's own dtype only"),
-    (
-        "kv_events_config",
-        (None,),
-        "its events name tokens, and paths of segmented requests are not made of tokens alone",
-    ),
     ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers"),
 )
 
@@ -77,6 +77,11 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
     if server_args.hicache_storage_backend is not None and not server_args.enable_hierarchical_cache:
         raise RedKnotError(
             "--hicache-storage-backend needs --enable-hierarchical-cache with --redknot: the store is behind the host tier; add it"
+        )
+    if server_args.hicache_storage_backend is not None and server_args.tp_size > 1:
+        raise RedKnotError(
+            "--hicache-storage-backend cannot be used with --tp-size over 1 under --redknot yet: each rank has heads of its own, so objects "
+            "would have to say whose they are, and all ranks to agree on what is there; leave one of them out"
         )
     if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
         raise RedKnotError(

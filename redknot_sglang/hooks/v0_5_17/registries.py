@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,16 @@ RADIX_BACKEND = EVICTION_POLICY = "redknot"
 # Names under which our backend is built when RedKnot is on. SGLang keys CUDA-graph gates, page sizes and its use of
 # Triton helpers on the name, so a name of our own would be treated as an unknown quantity.
 _HOST_NAMES = ("torch_native", "flashinfer")
+
+
+class Unsaid(str):
+    """The value that a flag of SGLang's has by default, so that it can be told from the same value that somebody gave.
+
+    It stays what it is where argparse makes text of defaults.
+    """
+
+    def __str__(self) -> str:
+        return self
 
 
 def register(build: Callable[[Any], Any] | None = None) -> None:
@@ -28,12 +39,13 @@ def register(build: Callable[[Any], Any] | None = None) -> None:
     _EVICTION_POLICY_FACTORIES[EVICTION_POLICY] = _eviction_strategy
 
 
-def offer_eviction_policy() -> None:
-    """Let `--radix-eviction-policy` take our name; idempotent."""
+def offer_eviction_policy(parser: argparse.ArgumentParser) -> None:
+    """Let `--radix-eviction-policy` take our name, and tell whether it was given; idempotent. parser: SGLang's, with its flags."""
     from redknot_sglang.seams.sglang import RADIX_EVICTION_POLICY_CHOICES, add_radix_eviction_policy_choices
 
     if EVICTION_POLICY not in RADIX_EVICTION_POLICY_CHOICES:
         add_radix_eviction_policy_choices([EVICTION_POLICY])
+    parser.set_defaults(radix_eviction_policy=Unsaid(parser.get_default("radix_eviction_policy")))
 
 
 def register_attention() -> None:

@@ -10,7 +10,7 @@ FIELDS: Fields = {
         "ModelConfig": (
             "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id "
             "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal num_attention_heads "
-            "num_hidden_layers sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
+            "num_hidden_layers quantization sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
         ),
     },
     "disaggregation.base.conn": {
@@ -100,8 +100,8 @@ FIELDS: Fields = {
     },
     "mem_cache.cache_init_params": {
         "CacheInitParams": (
-            "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_metrics eviction_policy page_size "
-            "pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
+            "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_kv_cache_events enable_metrics eviction_policy "
+            "page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
         ),
     },
     "mem_cache.chunk_cache": {
@@ -161,6 +161,12 @@ FIELDS: Fields = {
     "model_executor.model_runner": {
         "ModelRunner": "attn_backend model model_config req_to_token_pool server_args token_to_kv_pool",
     },
+    "model_executor.model_runner_components.weight_exporter": {
+        "WeightExporter": "get_model",
+    },
+    "model_executor.model_runner_components.weight_updater": {
+        "WeightUpdater": "get_model",
+    },
     "model_executor.runner.prefill_cuda_graph_runner": {
         "PrefillCudaGraphRunner": "backend capture_num_tokens enable_lora max_num_tokens model_runner",
     },
@@ -168,7 +174,7 @@ FIELDS: Fields = {
         "BreakableCudaGraphBackend": "_graphs",
     },
     "runtime_context": {
-        "ParallelContext": "attn_tp_rank attn_tp_size",
+        "ParallelContext": "attn_tp_group attn_tp_rank attn_tp_size",
     },
     "sampling.sampling_params": {
         "SamplingParams": "custom_params max_new_tokens",
@@ -176,8 +182,12 @@ FIELDS: Fields = {
     "server_args": {
         "ServerArgs": (
             "chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
-            "enable_hierarchical_cache hicache_ratio hicache_size hicache_storage_backend hicache_storage_backend_extra_config "
-            "hicache_storage_prefetch_policy hicache_write_policy kv_cache_dtype max_total_tokens mem_fraction_static tp_size"
+            "enable_hierarchical_cache enable_lora hicache_ratio hicache_size hicache_storage_backend "
+            "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
+            "kv_cache_dtype load_format "
+            "lora_paths max_total_tokens mem_fraction_static model_impl "
+            "remote_instance_weight_loader_start_seed_via_transfer_engine "
+            "tp_size weight_cache_mode"
         ),
     },
 }

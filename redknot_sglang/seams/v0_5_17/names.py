@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.disaggregation.base.conn import KVPoll, StateType
     from sglang.srt.disaggregation.fake.conn import FakeKVSender
+    from sglang.srt.disaggregation.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, StorageMedium
     from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
     from sglang.srt.entrypoints.http_server import app, get_global_state
     from sglang.srt.environ import envs
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.runner.shape_key import ShapeKey
     from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend import BreakableCudaGraphBackend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.runtime_context import get_parallel, get_server_args
     from sglang.srt.sampling.sampling_params import SamplingParams
     from sglang.srt.server_args import (
         RADIX_EVICTION_POLICY_CHOICES,

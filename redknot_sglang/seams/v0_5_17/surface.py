@@ -51,6 +51,14 @@ SURFACE: Surface = {
             "(mgr, bootstrap_addr, bootstrap_room, dest_tp_ranks, pp_rank, req_has_disagg_prefill_dp_rank=)"
         ),
     },
+    "disaggregation.kv_events": {
+        "AllBlocksCleared": "()",
+        "BlockRemoved": "(block_hashes, medium=)",
+        "BlockStored": "(block_hashes, parent_block_hash, token_ids, block_size, lora_id, medium=)",
+        "StorageMedium": None,
+        "StorageMedium.CPU": None,
+        "StorageMedium.GPU": None,
+    },
     "disaggregation.prefill": {
         "PrefillBootstrapQueue.create_sender": "(self, req, num_kv_heads)",
         "SchedulerDisaggregationPrefillMixin.maybe_send_cached_prefix_chunk": "(self, req)",
@@ -330,6 +338,9 @@ SURFACE: Surface = {
         "FullComponent._evict_device_end": "(self)",
         "FullComponent._evict_device_next_node": "(self, tracker, device_frees, host_frees)",
         "FullComponent._evict_device_start": "(self, request_cnt)",
+        "FullComponent.commit_hicache_transfer": (
+            "(self, node, phase, transfers=, *, cache_actions, insert_result=, pool_storage_result=)"
+        ),
         "FullComponent.commit_insert_component_data": "(self, node, is_new_leaf, params, result, cache_actions)",
         "FullComponent.component_type": None,
         "FullComponent.drive_host_eviction": "(self, num_tokens, tracker, device_frees, host_frees)",
@@ -427,6 +438,7 @@ SURFACE: Surface = {
         "UnifiedRadixCache.sliding_window_size": None,
         "UnifiedRadixCache.swa_evictable_size": "(self)",
         "UnifiedRadixCache.swa_protected_size": "(self)",
+        "UnifiedRadixCache.take_events": "(self)",
     },
     "mem_cache.utils": {
         "_EVICTION_POLICY_FACTORIES": None,
@@ -436,6 +448,21 @@ SURFACE: Surface = {
         "ForwardMode.is_decode": "(self)",
         "ForwardMode.is_extend": "(self, include_draft_extend_v2=)",
         "ForwardMode.is_idle": "(self)",
+    },
+    "model_executor.model_runner_components.weight_exporter": {
+        "WeightExporter.get_weights_by_name": "(self, name, truncate_size=)",
+        "WeightExporter.init_weights_send_group_for_remote_instance": (
+            "(self, master_address, ports, group_rank, world_size, group_name, backend=)"
+        ),
+        "WeightExporter.save_remote_model": "(self, url)",
+        "WeightExporter.save_sharded_model": "(self, path, pattern=, max_size=)",
+        "WeightExporter.send_weights_to_remote_instance": "(self, master_address, ports, group_name)",
+    },
+    "model_executor.model_runner_components.weight_updater": {
+        "WeightUpdater.update_weights_from_disk": (
+            "(self, model_path, load_format, weight_name_filter=, recapture_cuda_graph=)"
+        ),
+        "WeightUpdater.update_weights_from_tensor": "(self, named_tensors, load_format=)",
     },
     "model_executor.pool_configurator": {
         "MemoryPoolConfig": "(max_total_num_tokens, full_max_total_num_tokens=, swa_max_total_num_tokens=, ...)",
@@ -461,6 +488,9 @@ SURFACE: Surface = {
         "BreakableCudaGraphBackend": None,
         "BreakableCudaGraphBackend.capture_one": "(self, shape_key, forward_fn, capture_inputs=, post_warmup_hook=)",
     },
+    "model_loader.loader": {
+        "_initialize_model": "(model_config, load_config, quant_config=)",
+    },
     "observability.req_time_stats": {
         "SchedulerReqTimeStats.set_wait_queue_entry_time": "(self, ts=)",
     },
@@ -473,6 +503,7 @@ SURFACE: Surface = {
     },
     "runtime_context": {
         "get_parallel": "()",
+        "get_server_args": "()",
     },
     "sampling.sampling_params": {
         "SamplingParams": "(max_new_tokens=, temperature=, ignore_eos=, custom_params=, ...)",
@@ -483,7 +514,7 @@ SURFACE: Surface = {
             "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
             "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
             "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
-            "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
+            "enable_session_radix_cache=, attention_backend=, decode_attention_backend=, "
             "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
             "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
             "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "

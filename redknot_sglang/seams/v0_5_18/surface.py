@@ -45,7 +45,7 @@ SURFACE: Surface = changed(
                 "(self, model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, "
                 "chunked_prefill_size=, page_size=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, "
                 "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, "
-                "enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, "
+                "enable_session_radix_cache=, attention_backend=, decode_attention_backend=, "
                 "prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, speculative_algorithm=, "
                 "enable_hierarchical_cache=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, "
                 "hicache_storage_backend=, hicache_storage_prefetch_policy=, enable_hisparse=, enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, "
