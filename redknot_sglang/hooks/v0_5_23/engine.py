@@ -16,13 +16,12 @@ from redknot_sglang.errors import RedKnotError
 from redknot_sglang.flags import make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
 from redknot_sglang.hooks.v0_5_17.arguments import _with_forced
-
-_MODULE = "sglang.srt.entrypoints.engine"
+from redknot_sglang.seams.v0_5_23.arguments import ENGINE
 
 
 def offer_keywords() -> None:
     """Let engines of this process take our keywords; idempotent. A process that has no engine is left alone."""
-    module = sys.modules.get(_MODULE)
+    module = sys.modules.get(ENGINE)
     if module is None:
         return
     engine: Any = module.Engine

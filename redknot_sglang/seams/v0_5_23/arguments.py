@@ -6,6 +6,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+# The module whose class `Engine` makes arguments of keywords.
+ENGINE = "sglang.srt.entrypoints.engine"
+
 
 def resolved(server_args: Any) -> Any:
     """The arguments as 0.5.17 has them: each with the value that is in force, and with `get_model_config`.
