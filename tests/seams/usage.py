@@ -147,6 +147,14 @@ if sglang_version() == "0.5.23":
 # Calling these looks a member up.
 _ENUMS = ("HookType",)
 
+# Keywords of calls that 0.5.23 never sees: of a hook that another one replaces, and of what is refused with it.
+_UNSEEN: Mapping[tuple[str, str], set[str]] = {
+    ("mem_cache.common", "free_swa_out_of_window_slots"): {"is_chunk_cache"},
+    ("managers.schedule_batch", "ReqKvInfo"): {"swa_evicted_seqlen"},
+    ("mem_cache.hybrid_cache.hybrid_pool_assembler", "StackBuildResult"): {"transfer_layer_num"},
+    ("mem_cache.hybrid_cache.hybrid_pool_assembler", "build_pool_entry"): {"transfer_layer_num"},
+}
+
 # By module and name: keywords that it is called with, None if it is not called.
 Uses = dict[tuple[str, str], set[str] | None]
 Use = tuple[tuple[str, str], set[str] | None]
@@ -163,11 +171,14 @@ def _trees() -> Mapping[Path, ast.Module]:
     return {path: tree for path, tree in _all_trees().items() if path not in _idle()}
 
 
+def _gone() -> set[str]:
+    return set(getattr(import_module(f"redknot_sglang.hooks.{version_folder()}"), "GONE", ()))
+
+
 @cache
 def _idle() -> frozenset[Path]:
     """Files of hooks that the installed version does without, all of them."""
-    gone = set(getattr(import_module(f"redknot_sglang.hooks.{version_folder()}"), "GONE", ()))
-    found = set()
+    gone, found = _gone(), set()
     for folder in version_folders():
         for path in (PACKAGE / "hooks" / folder).glob("*.py"):
             hooks = getattr(import_module(f"redknot_sglang.hooks.{folder}.{path.stem}"), "SEAMS", ())
@@ -231,6 +242,8 @@ def uses() -> Uses:
     found: Uses = {}
     for use, keywords in (*_of_names(), *_of_hooks(), *_of_classes(), *_of_objects()):
         before = found.get(use)
+        if keywords is not None and sglang_version() == "0.5.23":
+            keywords = keywords - _UNSEEN.get(use, set())
         found[use] = before if keywords is None else keywords | (before or set())
     return found
 
@@ -271,6 +284,9 @@ def _is_function(whole: Any, name: str) -> bool:
 
 
 def _of_hooks() -> Iterator[Use]:
+    if "server_args.ServerArgs.__init__" in _gone():
+        # Nothing hooks it, and its row says which arguments there are to be refused.
+        yield ("server_args", "ServerArgs"), set()
     for seam in all_seams():
         yield split(seam.target), set()
 
@@ -294,7 +310,9 @@ def _taken_over() -> dict[tuple[str, type], set[str]]:
     """By module and class of SGLang's that ours derive from: names that our classes define or look up on themselves."""
     found: dict[tuple[str, type], set[str]] = {}
     adapted = [
-        f"seams.{version_folder()}.adapted.{path.stem}" for path in _ADAPTED_FOLDER.glob("*.py") if path.stem != "__init__"
+        f"seams.{version_folder()}.adapted.{path.stem}"
+        for path in _ADAPTED_FOLDER.glob("*.py")
+        if path.stem != "__init__"
     ]
     for room in (*DERIVING, *adapted):
         for derived in vars(import_module(f"redknot_sglang.{room}")).values():

@@ -15,7 +15,7 @@ from redknot_sglang import active
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.flags import make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import registries
-from redknot_sglang.hooks.v0_5_17.arguments import _with_forced
+from redknot_sglang.hooks.v0_5_23.arguments import with_forced
 from redknot_sglang.seams.v0_5_23.arguments import ENGINE
 
 
@@ -36,7 +36,7 @@ def _taking_ours(original: Callable[..., Any]) -> Callable[..., Any]:
             if kwargs.get("radix_eviction_policy") == registries.EVICTION_POLICY:
                 raise RedKnotError("--radix-eviction-policy redknot needs --redknot; add it or choose another policy")
             return original(**kwargs)
-        server_args = original(**_with_forced(kwargs))
+        server_args = original(**with_forced(kwargs))
         active.attach(server_args, config)
         return server_args
 

@@ -9,6 +9,39 @@ from redknot_sglang.seams.v0_5_18.surface import SURFACE as BEFORE
 SURFACE: Surface = changed(
     BEFORE,
     {
+        "disaggregation.kv_events": {
+            "BlockStored": "(block_hashes, parent_block_hash, token_ids, block_size, lora_id, medium=, cache_salt=, session_id=, lora_name=)",
+        },
+        "mem_cache.unified_cache.tree_core_registry": {
+            "get_tree_core_factory": "(name)",
+            "register_tree_core_backend": "(name, factory)",
+        },
+        "mem_cache.unified_cache.component_type": {
+            "ComponentType": None,
+            "ComponentType.FULL": None,
+            "ComponentType.SWA": None,
+        },
+        "mem_cache.unified_cache.cache_action": {
+            "FreeDeviceKVFullOnly": None,
+        },
+        "mem_cache.base_prefix_cache": {
+            "MatchResult.device_prefix_len": None,
+            "MatchResult.last_device_node": None,
+        },
+        "mem_cache.allocator.swa": {
+            "SWATokenToKVPoolAllocator.free_full": "(self, free_index)",
+            "SWATokenToKVPoolAllocator.free_swa": "(self, free_index)",
+        },
+        "managers.scheduler_components.invariant_checker": {
+            "SchedulerInvariantChecker._requests_owning_rows": "(self)",
+        },
+        "managers.schedule_policy": {
+            "PrefillAdder": None,
+        },
+        "arg_groups.overrides": {
+            "model_config_of": "(server_args)",
+            "resolution_result": "(server_args, field, default=)",
+        },
         "mem_cache.prefill_budget": {
             "SWAPrefillBudget.swa_never_fits": "(self, extend_input_len, max_new_tokens, **kwargs)",
         },
@@ -32,10 +65,9 @@ SURFACE: Surface = changed(
         "disaggregation.fake.conn": {
             "FakeKVSender": "(mgr, bootstrap_addr, bootstrap_room, req_has_disagg_prefill_dp_rank=)"
         },
-        "disaggregation.prefill": {
-            "SchedulerDisaggregationPrefillMixin.maybe_send_cached_prefix_chunk": "(self, req, allow_send=)"
-        },
         "managers.schedule_batch": {
+            "ReqKvInfo.get_evicted_seqlen": "(self, component_type)",
+            "ReqKvInfo.set_evicted_seqlen": "(self, component_type, length)",
             "Req.set_finish_with_abort": "(self, error_msg, status_code=, err_type=)",
             "ReqKvInfo": "(*, req_pool_idx=, cache_protected_len=, cache_inserted_len=, "
             "kv_committed_len=, kv_allocated_len=, swa_evict_floor=, "
@@ -47,7 +79,10 @@ SURFACE: Surface = changed(
             "mamba_needs_clear=)",
             "ScheduleBatch._evict_swa": "(self, req, pre_len, *, eviction_interval=)",
         },
-        "managers.scheduler": {"Scheduler.is_fully_idle": "(self, for_health_check=, ignore_waiting=)"},
+        "managers.scheduler": {
+            "Scheduler": None,
+            "Scheduler.is_fully_idle": "(self, for_health_check=, ignore_waiting=)",
+        },
         "managers.scheduler_components.weight_updater": {
             "SchedulerWeightUpdaterManager.flush_cache_after_weight_update": "(self, recv_req, success, message)"
         },
@@ -123,6 +158,7 @@ SURFACE: Surface = changed(
             "SWAKVPool.load_cpu_copy": "(self, kv_cache_cpu, indices, mamba_indices=, req_pool_index=)",
         },
         "mem_cache.unified_cache.components.full": {
+            "FullComponent.commit_hicache_transfer": "(self, node, phase, transfers=, *, cache_actions, insert_result=, pool_storage_result=)",
             "FullComponent": None,
             "FullComponent.__init__": "(self, cache, params)",
             "FullComponent._evict_device_end": "(self)",
@@ -194,6 +230,7 @@ SURFACE: Surface = changed(
             "next_component_uuid": "(component_type)",
         },
         "mem_cache.unified_cache.unified_tree_core": {
+            "UnifiedTreeCore": None,
             "UnifiedTreeCore._cascade_evict": "(self, node, trigger, "
             "tracker, device_frees, "
             "host_frees, cache_actions, "
@@ -209,6 +246,17 @@ SURFACE: Surface = changed(
             "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees, cache_actions)",
         },
         "mem_cache.unified_radix_cache": {
+            "UnifiedRadixCache._apply_cache_action": "(self, action)",
+            "UnifiedRadixCache.checkpoint": "(self, req, *, up_to, **kwargs)",
+            "UnifiedRadixCache.evict_sliding_windows": "(self, req, pre_len, *, eviction_interval=)",
+            "UnifiedRadixCache.free_kv_row": "(self, kv, ranges)",
+            "UnifiedRadixCache.on_release": "(self, req, *, checkpointed)",
+            "UnifiedRadixCache.page_size": None,
+            "UnifiedRadixCache.path_device_indices": "(self, node)",
+            "UnifiedRadixCache.prefix_device_indices": "(self, req)",
+            "UnifiedRadixCache.supports_prefix_sharing": "(self)",
+            "UnifiedRadixCache.swa_retain_window": None,
+            "UnifiedRadixCache.unlock": "(self, lock)",
             "UnifiedRadixCache._track_write_through_node": "(self, node_id, lock_params, publish_node_ids)",
             "UnifiedRadixCache.dec_host_lock_ref": "(self, node_id, params)",
             "UnifiedRadixCache.dec_lock_ref": "(self, node_id, params, skip_swa=)",
@@ -221,15 +269,37 @@ SURFACE: Surface = changed(
             "spec_mrope_positions=, kv_loc_plan=, "
             "write_cols=)"
         },
-        "model_executor.runner.prefill_cuda_graph_runner": {
-            "PrefillCudaGraphRunner._prepare_forward_metadata_for_replay": "(self, "
-            "forward_batch, "
-            "static_forward_batch, "
-            "shape_key)"
-        },
-        "model_executor.runner.shape_key": {"ShapeKey": "(size, stream_idx=, variant_label=, attention_variant=)"},
     },
     gone=[
+        ("disaggregation.common.conn", "CommonKVManager._resolve_rank_mapping"),
+        ("disaggregation.common.conn", "CommonKVManager.try_ensure_parallel_info"),
+        ("disaggregation.decode", "DecodePreallocQueue._allocatable_token_budgets"),
+        ("disaggregation.decode", "DecodePreallocQueue._create_receiver_and_enqueue"),
+        ("disaggregation.decode", "DecodePreallocQueue._ensure_prefill_info"),
+        ("disaggregation.decode", "DecodePreallocQueue._prealloc_required_tokens"),
+        ("disaggregation.decode", "DecodePreallocQueue._swa_aware_allocatable_token_budgets"),
+        ("disaggregation.decode", "DecodePreallocQueue._swa_tail_len"),
+        ("disaggregation.decode", "DecodePreallocQueue._uses_swa_tail_prealloc"),
+        ("disaggregation.decode", "alloc_for_decode_prealloc"),
+        ("disaggregation.prefill", "PrefillBootstrapQueue.create_sender"),
+        ("disaggregation.prefill", "SchedulerDisaggregationPrefillMixin.maybe_send_cached_prefix_chunk"),
+        ("disaggregation.prefill", "SchedulerDisaggregationPrefillMixin.resolve_waiting_queue_bootstrap"),
+        ("disaggregation.prefill", "SchedulerDisaggregationPrefillMixin.send_kv_chunk"),
+        ("disaggregation.utils", "setup_state_kv_args"),
+        ("managers.schedule_batch", "ScheduleBatch.maybe_evict_swa"),
+        ("mem_cache.unified_cache.components.full_component", "FullComponent.commit_hicache_transfer"),
+        (
+            "model_executor.runner.prefill_cuda_graph_runner",
+            "PrefillCudaGraphRunner._prepare_forward_metadata_for_replay",
+        ),
+        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner._run_forward"),
+        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner._shape_key"),
+        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture"),
+        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture_one_shape"),
+        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture_prepare"),
+        ("model_executor.runner.shape_key", "ShapeKey"),
+        ("model_executor.runner_backend.breakable_cuda_graph_backend", "BreakableCudaGraphBackend"),
+        ("model_executor.runner_backend.breakable_cuda_graph_backend", "BreakableCudaGraphBackend.capture_one"),
         ("layers.radix_attention", "breakable_unified_attention_with_output"),
         ("layers.radix_attention", "unified_attention_with_output"),
         ("managers.schedule_batch", "Req.set_extend_range"),
