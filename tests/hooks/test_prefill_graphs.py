@@ -111,6 +111,7 @@ def test_without_redknot_or_beside_adapters_everything_is_sglangs(
     assert list(backend.forwards.sizes) == ([16, 512] if on else [])
 
 
+@pytest.mark.pinned
 def test_attention_breaks_unless_a_whole_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefill_graphs._attention(lambda *args, **kwargs: (args, kwargs), 1, layer=2) == ((1,), {"layer": 2})
     monkeypatch.setattr(prefill_graphs, "_recording", True)
