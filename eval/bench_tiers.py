@@ -40,8 +40,8 @@ from redknot_sglang.measure.table import format_table
 _FOUND = 0.98
 # Streams that decode while prompts are loaded, and tokens of context of each.
 _STREAMS, _CONTEXT = 4, 64
-# Prompts that are asked in turn.
-_TURNS = 3
+# Prompts that are asked in turn, and questions about each whose tails are to fit.
+_TURNS, _TAILS = 3, 4
 EXACT = {"redknot_mode": "exact"}
 
 
@@ -119,7 +119,8 @@ def decoding(server: Server, side: str, prompts: Prompts, length: int, args: arg
     """Seconds that the streams take beside prompts on the device, and beside as many on the host."""
     params = None if side == STOCK else EXACT
 
-    def streams(order: Sequence[int]) -> float:
+    def streams(order: Sequence[int], where: str) -> float:
+        """Seconds of the streams beside prompts of these numbers, which are expected in that tier."""
         bodies = [prompts.stream(number) for number in range(_STREAMS)]
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(generate, server.url, bodies, args.stream_tokens, params)
@@ -127,16 +128,20 @@ def decoding(server: Server, side: str, prompts: Prompts, length: int, args: arg
             for which in order:
                 if running.done():
                     raise NotMeasured("the streams ended before all prompts were asked: raise --stream-tokens")
-                generate(server.url, [prompts.next(length, which)], 1, params)
+                reply = generate(server.url, [prompts.next(length, which)], 1, params)
+                if found(reply)[where] < _FOUND * length:
+                    raise NotMeasured(
+                        f"{side}: beside the streams a prompt was not found on the {where}: {found(reply)}"
+                    )
             return running.result().seconds
 
     generate(server.url, [prompts.next(length, 0)], 1, params)
     time.sleep(args.pause)
-    streams([0])
+    streams([0], "device")
     near, far = [], []
     for _ in range(args.repeats):
-        near.append(streams([0] * args.asked))
-        far.append(streams([(1 + number) % _TURNS for number in range(args.asked)]))
+        near.append(streams([0] * args.asked, "device"))
+        far.append(streams([(1 + number) % _TURNS for number in range(args.asked)], "host"))
         generate(server.url, [prompts.next(length, 0)], 1, params)
         time.sleep(args.pause)
     return {"device_s": statistics.median(near), "host_s": statistics.median(far)}
@@ -158,7 +163,11 @@ def commands(served: Served, length: int, args: argparse.Namespace) -> dict[str,
         "--hicache-ratio=3",
         "--enable-cache-report",
     ]
-    own = {STOCK: args.stock_flags.split(), REDKNOT: [f"--redknot-context-length={context}", "--redknot-mode=exact"]}
+    # Each question leaves a tail of its own, so there are to be several for a prompt, on the host as well.
+    own = {
+        STOCK: args.stock_flags.split(),
+        REDKNOT: [f"--redknot-context-length={context // _TAILS}", "--redknot-mode=exact"],
+    }
     sides = (STOCK, REDKNOT) if served.shape else (REDKNOT,)
     return {side: [*common, *served.side_flags()[side], *own[side]] for side in sides}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -111,6 +112,24 @@ def _place(file: str) -> tuple[int, str]:
     """Position of a test file: those that take minutes come first, so that no worker is left with one at the end."""
     file = _TOGETHER.get(file, file)
     return _LONG.index(file) if file in _LONG else len(_LONG), file
+
+
+@pytest.fixture(autouse=True)
+def no_log_is_left() -> Iterator[None]:
+    """What a test calls may set up logging, SGLang's reading of flags too. Such a log goes to the test's captured output,
+    which is closed at its end: whatever logs in a later test would print a traceback.
+    """
+    level = logging.root.level
+    _close_logs()
+    yield
+    _close_logs()
+    logging.root.setLevel(level)
+
+
+def _close_logs() -> None:
+    """Remove handlers made by `logging.basicConfig`; pytest's own are of other classes."""
+    for handler in [found for found in logging.root.handlers if type(found) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ MOST_LOAD = 1.25
 WAITING = 0.25
 # What a token that nobody holds counts less on the server that comes first in its order.
 OWNED = 0.5
-# What a server got of late may be more than the mean by this times the request, before every token of it counts like one to compute.
-# With more than that all requests of a client that is alone would soon move on; a document's second request would not find it.
-AHEAD = 0.25
+# What a server got of late may be more than the mean by this times the request, before every token of it counts like one to compute,
+# and it counts for at most this share of the request: who has most of a request's documents gets it, however much it got before.
+AHEAD, MOST_AHEAD = 0.25, 0.5
 # Requests after which work of the past counts about a third.
 PAST = 64
 
@@ -31,7 +31,7 @@ class Member:
     name: its address, by which the order of servers for a document is made.
     memory: what it holds.
     outstanding: tokens that it has yet to compute.
-    recent: tokens that it was given, past ones counting less and less.
+    recent: tokens of requests that it was given, past ones counting less and less.
     requests: how many it has been given.
     open: how many of them are not finished.
     """
@@ -104,7 +104,7 @@ class Documents:
 
         def cost(member: Member) -> tuple[float, float]:
             held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
-            ahead = max(0.0, member.recent - usual)
+            ahead = min(max(0.0, member.recent - usual), MOST_AHEAD * whole)
             cost = whole - held - OWNED * owners.get(member.name, 0) + WAITING * member.outstanding + ahead
             return cost, member.recent
 
@@ -158,15 +158,23 @@ class Board:
         members: all that are up.
         among: those of them that may get it, or None for all.
         """
-        return self.give(wanted, members, self.policy.choose(wanted, among or members))
-
-    def give(self, wanted: Wanted, members: Sequence[Member], member: Member) -> Ticket:
-        """Write down that a member has a request. Arguments as in `send`; member: who got it."""
-        held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
-        ticket = Ticket(member, sum(prompt.tokens for prompt in wanted.prompts) - held, wanted.answer_tokens)
+        ticket = self.give(wanted, self.policy.choose(wanted, among or members))
         for one in members:
             one.recent *= 1 - 1 / PAST
-        member.recent += ticket.prompt + ticket.answer
+        ticket.member.recent += ticket.prompt + ticket.answer
+        return ticket
+
+    def give(self, wanted: Wanted, member: Member) -> Ticket:
+        """Write down what a member has to do, and what it holds then.
+
+        It does not count as given of late: documents that were put onto a member ahead of requests are there to draw requests, and
+        must not turn them away.
+
+        wanted: as in `send`.
+        member: who got it.
+        """
+        held = sum(member.memory.held(prompt) for prompt in wanted.prompts)
+        ticket = Ticket(member, sum(prompt.tokens for prompt in wanted.prompts) - held, wanted.answer_tokens)
         member.outstanding += ticket.prompt + ticket.answer
         member.requests += 1
         member.open += 1

@@ -35,7 +35,7 @@ async def preload(
     async def one(server: Server, places: list[int]) -> Any:
         # Each of them stands alone, as a prompt without anything else.
         wanted = Wanted(tuple(Prompt((parts[at],), (), parts[at].tokens) for at in places))
-        ticket = fleet.board.give(wanted, members, server.member)
+        ticket = fleet.board.give(wanted, server.member)
         segments = [given["segments"][at] for at in places]
         try:
             return await _json(request, server, session, {**given, "segments": segments})

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from redknot_sglang.plan.identity import MARK
 from redknot_sglang.radix.listeners import Move
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots, SimulatedRequest
@@ -28,7 +29,7 @@ SIZES = (((250, 120), (150, 60)), ((250, 120), (600, 200)), ((160, 90), (4000, 2
 class Plan:
     """The part of a segmented request's plan that the tree reads."""
 
-    identity = " planned"
+    identity = f"{MARK} planned"
 
     @staticmethod
     def key(tokens: Any) -> Any:

@@ -185,3 +185,15 @@ def test_preloaded_documents_are_shared_out(count: int) -> None:
     assert max(given.values()) <= max(1, MOST_LOAD * count / len(some))
     some[3].memory.use(parts)
     assert set(share_out(parts, [some[0], some[3]])[index].name for index in range(count)) == {some[3].name}
+
+
+def test_a_document_is_asked_where_it_is_whatever_its_server_got_before() -> None:
+    some, board = members(), Board(Documents())
+    for _ in range(5):
+        large = board.send(asks(*range(20), answer=500), some)
+        large.done()
+    first = board.send(asks(50), some)
+    first.done()
+    first.member.recent += 10**6
+    again = board.send(asks(50), some)
+    assert again.member is first.member

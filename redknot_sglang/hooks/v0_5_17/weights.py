@@ -62,7 +62,13 @@ def _update_from_disk(
 
     if is_dealt(updater.get_model()) and load_format not in STREAMING:
         return False, f"load_format {load_format} cannot be used: {_WHY}; use one of {', '.join(STREAMING)}"
-    return original(updater, model_path, load_format, *args, **kwargs)
+    before = updater.model_config.model_path
+    try:
+        return original(updater, model_path, load_format, *args, **kwargs)
+    except RedKnotError as error:
+        # To roll back, SGLang loads the same folder again; this is the second error, and would end the server.
+        updater.model_config.model_path = before
+        return False, f"{error}. Weights before it are in place, so load a whole checkpoint again, such as {before}"
 
 
 def _update_from_tensor(

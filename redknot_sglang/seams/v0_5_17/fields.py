@@ -9,7 +9,7 @@ FIELDS: Fields = {
     "configs.model_config": {
         "ModelConfig": (
             "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id "
-            "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal num_attention_heads "
+            "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal model_path num_attention_heads "
             "num_hidden_layers quantization sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
         ),
     },
@@ -165,7 +165,7 @@ FIELDS: Fields = {
         "WeightExporter": "get_model",
     },
     "model_executor.model_runner_components.weight_updater": {
-        "WeightUpdater": "get_model",
+        "WeightUpdater": "get_model model_config",
     },
     "model_executor.runner.prefill_cuda_graph_runner": {
         "PrefillCudaGraphRunner": "backend capture_num_tokens enable_lora max_num_tokens model_runner",
