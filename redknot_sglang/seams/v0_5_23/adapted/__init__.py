@@ -13,4 +13,5 @@ NAMES = {
     "SWAComponent": "components",
     "UnifiedRadixCache": "tree",
     "next_component_uuid": "components",
+    "prepare_server_args": "arguments",
 }

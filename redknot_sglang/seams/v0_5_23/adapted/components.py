@@ -50,6 +50,15 @@ class _Inner:
         )
         return freed
 
+    def _evict_device_next_node(self, tracker: Any, device_frees: Any, host_frees: Any) -> Any:
+        assert self._actions is not None
+        return super()._evict_device_next_node(tracker, device_frees, host_frees, self._actions)  # type: ignore[misc]
+
+    def drive_host_eviction(self, num_tokens: int, tracker: Any, device_frees: Any, host_frees: Any) -> None:
+        """Evict from the host until so many slots are free."""
+        assert self._actions is not None
+        super().drive_host_eviction(num_tokens, tracker, device_frees, host_frees, self._actions)  # type: ignore[misc]
+
 
 class FullComponent(_Inner, _Full):
     """The base of our global class's component."""
@@ -70,6 +79,18 @@ class _Outer:
         with self.carrying(cache_actions):  # type: ignore[attr-defined]
             freed: tuple[int, int] = super().evict_component(node, device_frees, host_frees, target=target)  # type: ignore[misc]
         return freed
+
+    def _evict_device_next_node(
+        self, tracker: Any, device_frees: Any, host_frees: Any, cache_actions: list[Any]
+    ) -> Any:
+        with self.carrying(cache_actions):  # type: ignore[attr-defined]
+            return super()._evict_device_next_node(tracker, device_frees, host_frees)  # type: ignore[misc]
+
+    def drive_host_eviction(
+        self, num_tokens: int, tracker: Any, device_frees: Any, host_frees: Any, cache_actions: list[Any]
+    ) -> None:
+        with self.carrying(cache_actions):  # type: ignore[attr-defined]
+            super().drive_host_eviction(num_tokens, tracker, device_frees, host_frees)  # type: ignore[misc]
 
 
 class _OuterLocal(_Outer):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,8 +36,6 @@ class _Match(MatchResult):
 class TreeCore(_Core):
     """The structure of the tree. What our rooms evict has no list of actions; they are carried out at once."""
 
-    cache: Any
-
     def _evict_component_and_detach_lru(
         self,
         node: Any,
@@ -45,11 +45,35 @@ class TreeCore(_Core):
         cache_actions: list[Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        actions: list[Any] = [] if cache_actions is None else cache_actions
-        freed = super()._evict_component_and_detach_lru(node, comp, device_frees, host_frees, actions, **kwargs)
-        if cache_actions is None:
-            comp.cache._apply_cache_actions(actions)
+        with self._carried_out(cache_actions) as actions:
+            freed = super()._evict_component_and_detach_lru(node, comp, device_frees, host_frees, actions, **kwargs)
         return freed
+
+    def _cascade_evict(
+        self,
+        node: Any,
+        trigger: Any,
+        tracker: Any,
+        device_frees: Any,
+        host_frees: Any,
+        cache_actions: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        with self._carried_out(cache_actions) as actions:
+            super()._cascade_evict(node, trigger, tracker, device_frees, host_frees, actions, **kwargs)
+
+    def _evict_host_leaf(
+        self, node: Any, tracker: Any, device_frees: Any, host_frees: Any, cache_actions: list[Any] | None = None
+    ) -> None:
+        with self._carried_out(cache_actions) as actions:
+            super()._evict_host_leaf(node, tracker, device_frees, host_frees, actions)
+
+    @contextmanager
+    def _carried_out(self, cache_actions: list[Any] | None) -> Iterator[list[Any]]:
+        actions: list[Any] = [] if cache_actions is None else cache_actions
+        yield actions
+        if cache_actions is None and actions:
+            self.components[0].cache._apply_cache_actions(actions)
 
 
 class _Slots(_Tree):
