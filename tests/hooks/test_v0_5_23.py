@@ -21,11 +21,16 @@ def hook(name: str) -> Any:
     return found
 
 
-def test_what_was_not_tried_is_off_by_default() -> None:
-    forced = with_forced({"model_path": "model", "device": "cpu"})
-    assert forced["radix_eviction_policy"] == "lru" and forced["cuda_graph_backend_prefill"] == "disabled"
+def test_our_order_is_the_default_and_graphs_of_prefills_are_off_and_said_to_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO"):
+        forced = with_forced({"model_path": "model", "device": "cpu"})
+    assert forced["radix_eviction_policy"] == "redknot" and forced["cuda_graph_backend_prefill"] == "disabled"
     assert forced["radix_cache_backend"] == "redknot"
-    assert with_forced({"cuda_graph_backend_prefill": "disabled"})["cuda_graph_backend_prefill"] == "disabled"
+    assert "RedKnot: no graphs of prefills with SGLang 0.5.23" in caplog.text
+    given = with_forced({"radix_eviction_policy": "lru", "cuda_graph_backend_prefill": "disabled"})
+    assert given["radix_eviction_policy"] == "lru" and given["cuda_graph_backend_prefill"] == "disabled"
 
 
 @pytest.mark.parametrize("backend", ["breakable", "full", "tc_piecewise"])
@@ -35,13 +40,7 @@ def test_graphs_of_prefills_are_refused_with_what_to_write(backend: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("tp_size", 2),
-        ("radix_eviction_policy", "redknot"),
-        ("kv_events_config", "{}"),
-        ("disaggregation_mode", "decode"),
-    ],
+    ("name", "value"), [("attn_dp_size", 2), ("enable_hierarchical_cache", True), ("disaggregation_mode", "decode")]
 )
 def test_what_was_not_tried_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(RedKnotError, match=f"--{name.replace('_', '-')} .* cannot be used with --redknot yet"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator

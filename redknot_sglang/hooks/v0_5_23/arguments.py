@@ -30,7 +30,7 @@ _EXITS = "_redknot_exits"
 
 
 def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any:
-    options = take_options(vars(args))
+    options, given = take_options(vars(args)), _as_given(vars(args))
     # A structure keeps its fields as they come, and these go to other processes.
     args.radix_eviction_policy = "".join(args.radix_eviction_policy)
     try:
@@ -39,7 +39,7 @@ def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any
             if args.radix_eviction_policy == registries.EVICTION_POLICY:
                 raise RedKnotError("--radix-eviction-policy redknot needs --redknot; add it or choose another policy")
             return original(cls, args)
-        vars(args).update(with_forced(_as_given(vars(args))))
+        vars(args).update(with_forced(given))
         server_args = original(cls, args)
         active.attach(server_args, config)
         setattr(server_args, _EXITS, True)
@@ -49,8 +49,8 @@ def _from_command_line(original: Any, cls: Any, args: argparse.Namespace) -> Any
 
 
 def with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with those that RedKnot needs. What was not tried with this version, though it is the default elsewhere, is off: our
-    eviction order, and graphs of prefills. Raises RedKnotError for values that cannot be used.
+    """Arguments with those that RedKnot needs. Graphs of prefills, the default with earlier versions, were not tried with this one and
+    are off, which is logged. Raises RedKnotError for values that cannot be used.
     """
     graphs = kwargs.get("cuda_graph_backend_prefill")
     if graphs not in (None, "disabled"):
@@ -58,14 +58,17 @@ def with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
             f"--cuda-graph-backend-prefill {graphs} cannot be used with --redknot and SGLang 0.5.23: it was not tried; use disabled, the "
             "default there"
         )
-    forced = before._with_forced({"radix_eviction_policy": "lru", **kwargs})
+    forced = before._with_forced(kwargs)
     if graphs is None and not kwargs.get("disable_prefill_cuda_graph"):
         logger.info("RedKnot: no graphs of prefills with SGLang 0.5.23, with which they were not tried")
     return {**forced, "cuda_graph_backend_prefill": "disabled"}
 
 
 def _as_given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    """Arguments of a command line without those that stand at a default."""
+    return {
+        name: value for name, value in values.items() if value is not None and not isinstance(value, registries.Unsaid)
+    }
 
 
 def _resolving(original: Any, server_args: Any) -> None:

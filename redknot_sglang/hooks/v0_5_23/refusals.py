@@ -6,11 +6,7 @@ from __future__ import annotations
 from redknot_sglang.hooks.v0_5_17.refusals import Arguments
 from redknot_sglang.hooks.v0_5_18 import refusals
 
-_NEW = "was not tried with SGLang 0.5.23"
 ARGUMENTS: Arguments = (
     *refusals.ARGUMENTS,
     ("attn_dp_size", (1,), "data-parallel attention shards KV heads in another way"),
-    ("radix_eviction_policy", ("lru",), f"another order {_NEW}; leave it out"),
-    ("kv_events_config", (None,), f"telling routers of the cache {_NEW}"),
-    ("tp_size", (1,), f"dealing heads out over ranks {_NEW}"),
 )

@@ -94,15 +94,23 @@ class _Slots(_Tree):
         return bool(self.disable)
 
     def on_release(self, req: Any, *, checkpointed: bool) -> None:
-        """A request's slots have been freed. One that was not cached ends here."""
+        """A request's slots have been freed. One that was not cached, or not as a request that ends, ends here."""
         super().on_release(req, checkpointed=checkpointed)
-        if not checkpointed:
+        if not (checkpointed and req.finished()):
             self.cache_finished_req(req, False, kv_len_to_handle=0)
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
-        """Put prompt and answer into the tree; SGLang frees the other slots and the lock later."""
-        if is_insert:
-            super().checkpoint(req, up_to=kv_len_to_handle, **kwargs)
+        """Put prompt and answer into the tree, and free the other slots and the lock. SGLang would do so a little later; what ours do
+        at a request's end counts on it, as in 0.5.17.
+        """
+        if not is_insert:
+            return
+        super().checkpoint(req, up_to=kv_len_to_handle, **kwargs)
+        self.free_kv_row(req.kv, [(req.kv.cache_protected_len, kv_len_to_handle)])
+        # What SGLang frees itself begins here.
+        req.kv.cache_protected_len = max(req.kv.cache_protected_len, kv_len_to_handle)
+        self.unlock(req.lock)
+        req.lock = None
 
     def free_kv_row(self, kv: Any, ranges: Any) -> None:
         """Free slots that a request owns, by their positions. SGLang would go by the one frontier of a window."""
