@@ -108,7 +108,7 @@ def test_what_ours_evict_is_carried_out_at_once_and_sglangs_is_left_to_it() -> N
 def test_a_request_that_was_cached_without_having_ended_ends_when_it_is_released() -> None:
     simulation, ended = Simulation(64, 32, WINDOW, SINK), list[Any]()
     simulation.tree.listeners = (SimpleNamespace(request_ended=ended.append, slots_changed=lambda: None),)
-    req = simulation.admit(range(12))
+    req: Any = simulation.admit(range(12))
     simulation.prefill(req, 12)
     assert not req.finished()
     simulation.tree.on_release(req, checkpointed=True)
