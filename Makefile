@@ -73,6 +73,9 @@ SERVERS := stock_parity conversations windowed_map segments segment_pressure seg
            capacity stress
 SGLANG  := tests/test_versions.py tests/test_floors.py tests/test_attention.py tests/test_start_memory.py tests/seams tests/hooks \
            tests/patches tests/pool tests/radix tests/reuse tests/serve $(SERVERS:%=tests/serving/test_%.py)
+ifeq ($(VERSION),0.5.23)
+SGLANG  += $(patsubst %,tests/serving/test_%.py,bad_input kv_events retention tensor_parallel)
+endif
 test-sglang: $(OTHER)/.redknot-installed ## the tests that touch SGLang with another version of it (VERSION=0.5.18), in .venv-VERSION
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -m "not gpu and not pinned" -n $(WORKERS) --dist loadfile \
 		--no-loadscope-reorder --durations=25 $(SGLANG)
