@@ -21,7 +21,11 @@ def attach(server_args: Any, config: RedKnotConfig) -> None:
     server_args: SGLang's ServerArgs; it gets an attribute more.
     config: what the `--redknot*` flags say.
     """
-    object.__setattr__(server_args, _ATTRIBUTE, config)
+    try:
+        object.__setattr__(server_args, _ATTRIBUTE, config)
+    except TypeError:
+        # Newer SGLang's is a msgspec structure, which takes such names itself.
+        setattr(server_args, _ATTRIBUTE, config)
 
 
 def config_of(server_args: Any) -> RedKnotConfig | None:

@@ -15,3 +15,4 @@ def register() -> None:
     # First, for hooks import what may import SGLang.
     cpu.install_kernel_stand_in()
     seams.install(hooks.all_seams())
+    hooks.fill()

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from redknot_sglang.errors import SeamError
 
 # The oldest first.
-SUPPORTED_SGLANG = ("0.5.17", "0.5.18")
+SUPPORTED_SGLANG = ("0.5.17", "0.5.18", "0.5.23")
 # The one of `requirements.txt`, with which everything is tested, on GPUs as well.
 PINNED_SGLANG = "0.5.17"
 

@@ -40,7 +40,7 @@ def test_the_installed_one_is_known() -> None:
 
 def test_other_versions_and_none_at_all_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "version", lambda name: "0.4.0")
-    message = r"supports SGLang 0\.5\.17, 0\.5\.18, found 0\.4\.0; pip install sglang==0\.5\.17"
+    message = r"supports SGLang 0\.5\.17, 0\.5\.18, 0\.5\.23, found 0\.4\.0; pip install sglang==0\.5\.17"
     with pytest.raises(SeamError, match=message):
         versions.check_version()
 
@@ -58,8 +58,9 @@ def test_other_versions_and_none_at_all_are_refused_with_what_to_install(monkeyp
     [
         ("0.5.17", ("v0_5_17",)),
         ("0.5.18", ("v0_5_17", "v0_5_18")),
-        ("0.4.0", ("v0_5_17", "v0_5_18")),
-        (None, ("v0_5_17", "v0_5_18")),
+        ("0.5.23", ("v0_5_17", "v0_5_18", "v0_5_23")),
+        ("0.4.0", ("v0_5_17", "v0_5_18", "v0_5_23")),
+        (None, ("v0_5_17", "v0_5_18", "v0_5_23")),
     ],
 )
 def test_a_version_is_served_from_its_folder_and_those_of_versions_before(

@@ -17,3 +17,10 @@ def all_seams() -> tuple[Seam, ...]:
     """Every seam for the installed SGLang, in the order in which a start-up reaches them."""
     seams: tuple[Seam, ...] = import_module(f"redknot_sglang.hooks.{version_folder()}").SEAMS
     return seams
+
+
+def fill() -> None:
+    """Fill what an SGLang has for plugins besides functions to hook, where its folder has a `fill`."""
+    folder = import_module(f"redknot_sglang.hooks.{version_folder()}")
+    if hasattr(folder, "fill"):
+        folder.fill()

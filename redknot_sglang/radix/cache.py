@@ -39,7 +39,6 @@ from redknot_sglang.seams.sglang import (
     MatchPrefixParams,
     MatchResult,
     RadixKey,
-    SWAChunkCache,
 )
 
 # Share of an idle scheduler's time that checks of the whole tree may take.
@@ -78,7 +77,7 @@ class HeadClassRadixCache(StoredCache):
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))
             self.cooling = Cooling(self)
         self.local_heads: LocalHeads = self.components[ComponentType.SWA]
-        self.local_window, self.decode_window, self._reported = _windows(self)
+        self.local_window, self.decode_window, self._reported = windows(self)
         self.ahead = slots_ahead(self.token_to_kv_pool_allocator.get_kvcache().draft)
         self.listeners: Sequence[Listener] = ()
         self.events = Events(self) if tells else None
@@ -357,47 +356,7 @@ def _planned(plan: Plan, key: RadixKey) -> RadixKey:
     return RadixKey(plan.key(key.token_ids), (key.extra_key or "") + plan.identity, limit=key.limit)
 
 
-class HeadClassChunkCache(SWAChunkCache):
-    """The cache under `--disable-radix-cache`: nothing is reused. A running request keeps its sink while its window
-    moves on.
-    """
-
-    def __init__(self, params: Any) -> None:
-        super().__init__(params)
-        pool = params.token_to_kv_pool_allocator.get_kvcache()
-        self._head_map = pool.whole_map
-        self.listeners: Sequence[Listener] = ()
-        self.local_window, self.decode_window, self.sliding_window_size = _windows(self)
-        self.ahead = slots_ahead(pool.draft)
-
-    @contextmanager
-    def reporting_what_a_row_sees(self) -> Iterator[None]:
-        """As in `HeadClassRadixCache`."""
-        reported, self.sliding_window_size = self.sliding_window_size, self.local_window
-        try:
-            yield
-        finally:
-            self.sliding_window_size = reported
-
-    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Finds nothing; notes on the request how many first tokens keep their local slots."""
-        if params.req is not None:
-            params.req.swa_evict_floor = 0 if self._head_map.all_global else self._head_map.sink
-        return super().match_prefix(params)
-
-    def cache_finished_req(self, req: Any, is_insert: bool = True, **kwargs: Any) -> None:
-        """Free all slots of a finished request and tell the listeners."""
-        super().cache_finished_req(req, is_insert, **kwargs)
-        for listener in self.listeners:
-            listener.request_ended(req)
-
-    @property
-    def local_reach(self) -> tuple[int, int]:
-        """Window and sink: the tokens whose local slots a sequence needs to go on."""
-        return self._head_map.window, self._head_map.sink
-
-
-def _windows(cache: Any) -> tuple[int, int, int]:
+def windows(cache: Any) -> tuple[int, int, int]:
     """Three numbers of local slots: those of one window, those that decoding adds at most, and those that a running
     sequence holds at most.
     """

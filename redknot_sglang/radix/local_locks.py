@@ -39,7 +39,12 @@ def unmap(mapping: Tensor, slots: Tensor) -> None:
 
 
 class LocalLocks(SWAComponent):
-    """The part of the local class's tree component that locks and unlocks nodes, and frees local slots."""
+    """The part of the local class's tree component that locks and unlocks nodes, and frees local slots.
+
+    credits_unlocked_only: whether SGLang counts a tombstone that becomes live as evictable although it is locked.
+    """
+
+    credits_unlocked_only: bool = getattr(SWAComponent, "credits_unlocked_only", True)
 
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
@@ -163,7 +168,7 @@ class LocalLocks(SWAComponent):
                 self.free_local(slots)
             return
         super().apply_component_action(action)
-        if isinstance(action, RecoverSWAWithLockedFull | SWARebuild):
+        if self.credits_unlocked_only and isinstance(action, RecoverSWAWithLockedFull | SWARebuild):
             node = self.tree_core.node_by_id(action.node_id)
             if node.component_data[self.component_type].lock_ref > 0:
                 self._protect(len(node.key))

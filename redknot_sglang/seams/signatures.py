@@ -40,13 +40,14 @@ def parameters_in(source: Source, module: str, name: str) -> list[str] | None:
 def has_field_in(source: Source, whole: Definition, name: str) -> bool | None:
     """Whether objects of a class have a field: one that the class declares, or one that a function of it sets.
 
-    None if files do not say, since the class gets more when it is made anew.
+    None if files do not say, since the class gets more when it is made anew, or answers for names in a function of its own.
     """
     if source.member(whole, name) is not None:
         return True
     made = source.class_of(whole)
     found = made is not None and any(name in _set_in(base.node) for base in source.bases(made))
-    return None if whole.made_anew and not found else found
+    says_all = not whole.made_anew and source.member(whole, "__getattr__") is None
+    return found or (False if says_all else None)
 
 
 def _of_replace(whole: Definition) -> list[str] | None:

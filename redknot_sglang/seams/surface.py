@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
 
@@ -61,6 +62,9 @@ def fields(folder: str | None = None) -> Fields:
 
 def find(name: str) -> Any:
     """What SGLang calls `name`. Raises AttributeError if the table does not have it, or SGLang does not."""
+    stand_in = _adapted().get(name)
+    if stand_in is not None:
+        return getattr(import_module(stand_in), name)
     module = _modules().get(name)
     if module is None:
         # Python itself asks for `__path__` at every import of a name, requests included, so no file may be read here.
@@ -72,6 +76,16 @@ def find(name: str) -> Any:
 def _modules() -> Mapping[str, str]:
     """The module of each name without a dot."""
     return {name: module for module, names in surface().items() for name in names if "." not in name}
+
+
+@cache
+def _adapted() -> Mapping[str, str]:
+    """Modules of the installed version's folder by the names that stand in for SGLang's there (`adapted/`, where it has one)."""
+    folder = f"redknot_sglang.seams.{version_folder()}"
+    if not (Path(__file__).parent / version_folder() / "adapted").is_dir():
+        return {}
+    names: Mapping[str, str] = import_module(f"{folder}.adapted").NAMES
+    return {name: f"{folder}.adapted.{module}" for name, module in names.items()}
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:

@@ -14,6 +14,7 @@ from redknot_sglang import active
 from redknot_sglang.attention import RedKnotAttention
 from redknot_sglang.forwards import PrefillForwards
 from redknot_sglang.hooks.v0_5_17 import prefill_graphs
+from tests.versions import before_adapted
 
 
 class FakeAttention(RedKnotAttention):
@@ -66,6 +67,7 @@ def key_of(runner: Any, rows: int, size: int, scattered: bool = False) -> tuple[
     return prefill_graphs._key(lambda _, n, __: ShapeKey(size=n), runner, size, batch), bool(originally)
 
 
+@before_adapted
 def test_each_size_has_a_graph_of_each_path_recorded_without_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner(monkeypatch)
     capture(runner, 16, 512)
@@ -75,6 +77,7 @@ def test_each_size_has_a_graph_of_each_path_recorded_without_breaks(monkeypatch:
     assert not prefill_graphs._recording
 
 
+@before_adapted
 def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner(monkeypatch)
     capture(runner, 16, 512)
@@ -87,6 +90,7 @@ def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.
     assert key_of(runner, 9, 512)[0].stream_idx is not None
 
 
+@before_adapted
 def test_buffers_are_reserved_for_the_largest_graph_that_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for most, reserved in ((512, 512), (8192, 4096)):
         runner = make_runner(monkeypatch, most=most)
@@ -94,6 +98,7 @@ def test_buffers_are_reserved_for_the_largest_graph_that_is_worth_it(monkeypatch
         assert runner.model_runner.attn_backend.reserved == [reserved]
 
 
+@before_adapted
 @pytest.mark.parametrize(("on", "adapters"), [(False, False), (True, True)])
 def test_without_redknot_or_beside_adapters_everything_is_sglangs(
     on: bool, adapters: bool, monkeypatch: pytest.MonkeyPatch
@@ -111,6 +116,7 @@ def test_without_redknot_or_beside_adapters_everything_is_sglangs(
     assert list(backend.forwards.sizes) == ([16, 512] if on else [])
 
 
+@pytest.mark.pinned
 def test_attention_breaks_unless_a_whole_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefill_graphs._attention(lambda *args, **kwargs: (args, kwargs), 1, layer=2) == ((1,), {"layer": 2})
     monkeypatch.setattr(prefill_graphs, "_recording", True)

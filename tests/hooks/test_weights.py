@@ -35,6 +35,10 @@ class LlamaForCausalLM:
         self.loaded |= dict(found)
         return "loaded"
 
+    def modules(self) -> tuple[Any, ...]:
+        """Newer SGLang looks what its layers have derived from weights."""
+        return ()
+
 
 def checkpoint() -> dict[str, torch.Tensor]:
     return {

@@ -22,7 +22,8 @@ from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from redknot_sglang.pool.host_copies import HostStack
 from redknot_sglang.pool.sizing import PoolSlots
 from redknot_sglang.radix.listeners import Move
-from tests.radix.simulation import SimulatedRequest, Simulation
+from tests.radix.calls import SimulatedRequest
+from tests.radix.simulation import Simulation
 
 CLASSES = (ComponentType.FULL, ComponentType.SWA)
 

@@ -10,62 +10,29 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
 
 import torch
-from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.hooks.v0_5_17 import registries
-from redknot_sglang.plan.request import RequestState
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.radix.cache import HeadClassRadixCache
+from tests.radix.calls import Calls, SimulatedRequest
+from tests.versions import IS_ADAPTED
+
+# Imported by name: the other one's SGLang is not installed.
+CALLS: type[Calls] = import_module("tests.radix.calls_v0_5_23").KvCalls if IS_ADAPTED else Calls
 
 
 class OutOfSlots(RuntimeError):
     """The pools cannot take the step, not even after eviction."""
-
-
-@dataclass(eq=False)
-class SimulatedRequest:
-    """What the cache reads and writes on SGLang's Req."""
-
-    origin_input_ids: array[int]
-    req_pool_idx: int
-    output_ids: array[int] = field(default_factory=lambda: array("q"))
-    kv: Any = None
-    computed: int = 0
-    decoded: int = 0
-    cache_protected_len: int = 0
-    last_node: Any = None
-    prefix_indices: Any = None
-    swa_uuid_for_lock: int | None = None
-    swa_prefix_lock_released: bool = False
-    swa_evict_floor: int = 0
-    skip_lock_node_ids: dict[Any, Any] = field(default_factory=dict)
-    redknot: RequestState = field(default_factory=RequestState)
-    extra_key: str | None = None
-    cache_salt: str | None = None
-    priority: int = 0
-    session: Any = None
-    finished_reason: Any = None
-    cached_tokens: int = 0
-    customized_info: Any = None
-
-    @property
-    def ids(self) -> array[int]:
-        return self.origin_input_ids + self.output_ids
-
-    def get_fill_ids(self) -> array[int]:
-        return self.ids[: self.computed]
 
 
 class Simulation:
@@ -102,6 +69,7 @@ class Simulation:
         )
         self.params = params
         self.tree = HeadClassRadixCache(params)
+        self.calls = CALLS(self.tree, self.rows)
         self.running: list[SimulatedRequest] = []
         self.global_content: dict[int, tuple[int, ...]] = {}
         self.local_content: dict[int, tuple[int, ...]] = {}
@@ -111,7 +79,7 @@ class Simulation:
 
     def admit(self, prompt: Sequence[int], extra_key: str | None = None, whole: bool = False) -> SimulatedRequest:
         """Match and lock; nothing is computed yet. whole: all positions of the path stay live."""
-        req = SimulatedRequest(array("q", prompt), self._free_rows.pop(), extra_key=extra_key)
+        req = CALLS.request(array("q", prompt), self._free_rows.pop(), extra_key=extra_key)
         req.redknot.whole = whole
         self._start(req)
         self.running.append(req)
@@ -121,15 +89,12 @@ class Simulation:
         ids = req.ids
         key = RadixKey(ids, req.extra_key, limit=len(ids) - 1)
         match = self.tree.match_prefix(MatchPrefixParams(key=key, req=req))
-        req.last_node = match.last_device_node
-        lock = self.tree.inc_lock_ref(req.last_node)
-        req.swa_uuid_for_lock, req.skip_lock_node_ids = lock.swa_uuid_for_lock, {}
+        self.calls.start(req, match)
         req.prefix_indices = match.device_indices
         req.computed = req.cache_protected_len = len(match.device_indices)
         req.decoded = 0
         req.redknot.start = req.redknot.start or req.computed
         req.cached_tokens = req.computed
-        req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
         self.rows.write((req.req_pool_idx, slice(0, req.computed)), match.device_indices)
 
     def prefill(self, req: SimulatedRequest, rows: int, finish: bool = False) -> None:
@@ -142,20 +107,13 @@ class Simulation:
         if finish and end == len(req.ids):
             self.finish(req)
             return
-        self.tree.cache_unfinished_req(req, chunked=end < len(req.ids))
+        self.calls.cache_chunk(req)
 
     def decode(self, req: SimulatedRequest, token: int, maintain: bool) -> None:
         """Append a token and compute its row; `maintain`: free what left the window first."""
         assert req.computed == len(req.ids)
         if maintain:
-            free_swa_out_of_window_slots(
-                req,
-                len(req.ids) - 1,
-                sliding_window_size=self.window,
-                page_size=1,
-                req_to_token_pool=self.rows,
-                token_to_kv_pool_allocator=self.allocator,
-            )
+            self.calls.free_window(req, self.window)
         req.output_ids.append(token)
         try:
             self._compute(req, len(req.ids))
@@ -166,9 +124,8 @@ class Simulation:
 
     def release_tail(self, req: SimulatedRequest) -> None:
         """What SGLang may do once decoding has moved one window past the prompt."""
-        if not req.swa_prefix_lock_released and req.swa_uuid_for_lock is not None and req.decoded >= self.window:
-            self.tree.dec_swa_lock_only(req.last_node, req.swa_uuid_for_lock, req.skip_lock_node_ids)
-            req.swa_prefix_lock_released = True
+        if req.decoded >= self.window:
+            self.calls.release_tail(req)
 
     def finish(self, req: SimulatedRequest, insert: bool = True) -> None:
         """End the request; without `insert` as an abort does."""
@@ -179,7 +136,6 @@ class Simulation:
     def retract(self, req: SimulatedRequest) -> None:
         """Throw the request's KV away and start it again."""
         self._hand_back(req, insert=False)
-        req.swa_uuid_for_lock, req.swa_prefix_lock_released = None, False
         self._start(req)
 
     def evict(self, global_slots: int, local_slots: int) -> None:
@@ -187,7 +143,7 @@ class Simulation:
         self.tree.evict(EvictParams(num_tokens=global_slots, swa_num_tokens=local_slots))
 
     def _hand_back(self, req: SimulatedRequest, insert: bool) -> None:
-        self.tree.cache_finished_req(req, is_insert=insert, kv_len_to_handle=req.computed)
+        self.calls.end(req, insert)
 
     def _compute(self, req: SimulatedRequest, end: int) -> None:
         start, needed = req.computed, end - req.computed

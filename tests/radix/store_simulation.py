@@ -11,8 +11,8 @@ from redknot_sglang.store.jobs import Fetching
 from redknot_sglang.store.objects import Reach
 from redknot_sglang.store.rows import HostRows
 from redknot_sglang.store.store import Patience, Store
+from tests.radix.calls import SimulatedRequest
 from tests.radix.host_simulation import CLASSES, HostSimulation
-from tests.radix.simulation import SimulatedRequest
 from tests.store.memory import MemoryStore
 
 CONTEXT = bytes(range(32))

@@ -15,8 +15,9 @@ import pytest
 
 from redknot_sglang.plan.identity import MARK
 from redknot_sglang.radix.listeners import Move
+from tests.radix.calls import SimulatedRequest
 from tests.radix.host_simulation import HostSimulation
-from tests.radix.simulation import OutOfSlots, SimulatedRequest
+from tests.radix.simulation import OutOfSlots
 
 pytestmark = pytest.mark.pinned
 

@@ -17,6 +17,7 @@ from redknot_sglang.radix.uses import FRACTION
 from redknot_sglang.seams.sglang import ComponentType
 from tests.radix.simulation import Simulation
 from tests.radix.test_tree_property import Traffic
+from tests.versions import before_adapted
 
 
 def _nodes(simulation: Any) -> list[Any]:
@@ -106,6 +107,7 @@ def test_a_request_counts_once_and_its_answer_with_it(monkeypatch: pytest.Monkey
             assert (clock.decayed(keeper.local_uses(node)) >> FRACTION > 0) == needed, start_of(node)
 
 
+@before_adapted
 def test_popular_documents_survive_a_scan_and_come_back_known() -> None:
     found = {}
     for policy in ("lru", "redknot"):
@@ -134,6 +136,7 @@ def test_a_flush_forgets() -> None:
         assert _keeper(simulation).retention.clock.uses == 0
 
 
+@before_adapted
 @pytest.mark.parametrize("kind", ["drifting", "conversations"])
 def test_the_tree_finds_what_the_bench_counts(kind: str) -> None:
     """Blocks of 4 tokens. A tree reuses a branch from the second visit on, so it finds a little less under any policy."""
@@ -154,6 +157,7 @@ def test_the_tree_finds_what_the_bench_counts(kind: str) -> None:
     assert rates["redknot"][1] > rates["lru"][1] - 0.5, rates
 
 
+@before_adapted
 @pytest.mark.parametrize("kind", ["drifting", "conversations"])
 def test_a_short_local_class_keeps_the_tails_that_are_wanted(kind: str) -> None:
     """The global class has room for all. Sinks of forgotten paths must not fill the local one, nor new branches go at once."""

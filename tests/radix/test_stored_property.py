@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from redknot_sglang.store import objects, reader, rows
-from tests.radix.simulation import SimulatedRequest
+from tests.radix.calls import SimulatedRequest
 from tests.radix.store_simulation import StoredSimulation
 from tests.radix.test_host_property import SIZES, Traffic
 from tests.store.memory import MemoryStore

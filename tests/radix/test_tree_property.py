@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.radix.simulation import OutOfSlots, SimulatedRequest, Simulation
+from tests.radix.calls import SimulatedRequest
+from tests.radix.simulation import OutOfSlots, Simulation
 
 STEPS = 120
 

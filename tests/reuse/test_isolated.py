@@ -13,6 +13,7 @@ from redknot_sglang.plan.identity import identity_of
 from redknot_sglang.plan.plan import Path
 from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse.isolated import IsolatedPrefills
+from tests.versions import before_adapted
 
 PATHS = [Path((10 * i, 10 * i + 10), 0, array("q", range(10 * i, 10 * i + 10)), False) for i in range(3)]
 
@@ -108,6 +109,7 @@ def made_by_a_scheduler(bootstrap: Any) -> Any:
     return prefill
 
 
+@before_adapted
 def test_on_a_prefill_server_it_has_a_sender_that_is_ready_and_no_buffer_and_its_kv_stays() -> None:
     """A request that waits for its segments holds one of SGLang's buffers. Were one needed for each segment too, all could wait for ever."""
     from sglang.srt.disaggregation.base.conn import KVPoll

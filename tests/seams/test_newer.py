@@ -226,7 +226,7 @@ def test_the_command_holds_an_sglang_against_what_is_used(source: Source, capsys
     unread = sum(line.startswith("  unread  ") for line in lines)
     assert unread and lines[-1].split(", ")[1:] == ["0 changed", f"{unread} unread"]
     assert main(["doctor", f"--sglang={INSTALLED}"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("0 gone, 0 changed, ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 gone, 0 changed, ")
 
 
 @pytest.mark.parametrize("package", ["_version.py", "../sglang-9.8.7.dist-info/METADATA"])

@@ -20,17 +20,25 @@ from typing import Any
 import redknot_sglang
 from redknot_sglang.hooks import all_seams
 from redknot_sglang.seams.surface import has_field
-from redknot_sglang.versions import SUPPORTED_SGLANG, folder_of, version_folders
+from redknot_sglang.versions import SUPPORTED_SGLANG, folder_of, sglang_version, version_folder, version_folders
 
 PACKAGE = Path(redknot_sglang.__file__).resolve().parent
 # Folders of versions that the installed one is not served from.
 _OTHERS = {folder_of(known) for known in SUPPORTED_SGLANG} - set(version_folders())
+# Names that files of a version's folder stand in for, by the file; those files know SGLang themselves (`seams/v0_5_23/adapted/`).
+_ADAPTED_FOLDER = PACKAGE / "seams" / version_folder() / "adapted"
+ADAPTED: Mapping[str, str] = (
+    import_module(f"redknot_sglang.seams.{version_folder()}.adapted").NAMES if _ADAPTED_FOLDER.is_dir() else {}
+)
+# Files that import SGLang by themselves: those, and others of the installed version's folder.
+ITSELF = {*_ADAPTED_FOLDER.glob("*.py"), PACKAGE / "seams" / version_folder() / "arguments.py"}
 # The oldest first. A version whose names are those of the one before has no such file.
 NAMES = [path for folder in version_folders() if (path := PACKAGE / "seams" / folder / "names.py").is_file()]
 _FROM = "redknot_sglang.seams.sglang"
 # Rooms with classes that derive from SGLang's.
 DERIVING = (
     "radix.cache",
+    "radix.chunk_cache",
     "radix.global_heads",
     "radix.local_heads",
     "radix.host_tier",
@@ -131,8 +139,23 @@ _OBJECTS = {
     "worker": ("speculative.ngram_worker:NGRAMWorker",),
     "wrapper": ("managers.scheduler_components.flush_wrapper:SchedulerFlushWrapper",),
 }
+# Where 0.5.23 has classes of these objects, by the names that hold them.
+_OBJECTS_0_5_23 = {
+    "data": ("mem_cache.unified_cache.components.base:ComponentData",),
+    "ps": ("runtime_context:ParallelContext",),
+}
+if sglang_version() == "0.5.23":
+    _OBJECTS.update(_OBJECTS_0_5_23)
 # Calling these looks a member up.
 _ENUMS = ("HookType",)
+
+# Keywords of calls that 0.5.23 never sees: of a hook that another one replaces, and of what is refused with it.
+_UNSEEN: Mapping[tuple[str, str], set[str]] = {
+    ("mem_cache.common", "free_swa_out_of_window_slots"): {"is_chunk_cache"},
+    ("managers.schedule_batch", "ReqKvInfo"): {"swa_evicted_seqlen"},
+    ("mem_cache.hybrid_cache.hybrid_pool_assembler", "StackBuildResult"): {"transfer_layer_num"},
+    ("mem_cache.hybrid_cache.hybrid_pool_assembler", "build_pool_entry"): {"transfer_layer_num"},
+}
 
 # By module and name: keywords that it is called with, None if it is not called.
 Uses = dict[tuple[str, str], set[str] | None]
@@ -140,9 +163,30 @@ Use = tuple[tuple[str, str], set[str] | None]
 
 
 @cache
-def _trees() -> Mapping[Path, ast.Module]:
+def _all_trees() -> Mapping[Path, ast.Module]:
     paths = [path for path in sorted(PACKAGE.rglob("*.py")) if not {"_stub", *_OTHERS} & set(path.parts)]
     return {path: ast.parse(path.read_text()) for path in paths}
+
+
+@cache
+def _trees() -> Mapping[Path, ast.Module]:
+    return {path: tree for path, tree in _all_trees().items() if path not in _idle()}
+
+
+def _gone() -> set[str]:
+    return set(getattr(import_module(f"redknot_sglang.hooks.{version_folder()}"), "GONE", ()))
+
+
+@cache
+def _idle() -> frozenset[Path]:
+    """Files of hooks that the installed version does without, all of them."""
+    gone, found = _gone(), set()
+    for folder in version_folders():
+        for path in (PACKAGE / "hooks" / folder).glob("*.py"):
+            hooks = getattr(import_module(f"redknot_sglang.hooks.{folder}.{path.stem}"), "SEAMS", ())
+            if path.stem != "__init__" and hooks and {seam.target for seam in hooks} <= gone:
+                found.add(path)
+    return frozenset(found)
 
 
 def names_of(takes: str) -> set[str]:
@@ -166,12 +210,18 @@ def module_of() -> Mapping[str, str]:
     modules: dict[str, str] = {}
     for file in NAMES:
         modules.update({name: module for path, module, name in sglang_imports() if path == file})
-    return modules
+    # Hooks that the installed version does without ask for names that nobody else does.
+    idle = {name for _, name in _asked_in(_all_trees())} - {name for _, name in asked()}
+    return {name: module for name, module in modules.items() if name not in idle}
 
 
 def asked() -> Iterator[tuple[Path, str]]:
     """Names that files ask `seams/sglang.py` for."""
-    for path, tree in _trees().items():
+    yield from _asked_in(_trees())
+
+
+def _asked_in(trees: Mapping[Path, ast.Module]) -> Iterator[tuple[Path, str]]:
+    for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == _FROM:
                 yield from ((path, alias.name) for alias in node.names)
@@ -194,6 +244,8 @@ def uses() -> Uses:
     found: Uses = {}
     for use, keywords in (*_of_names(), *_of_hooks(), *_of_classes(), *_of_objects()):
         before = found.get(use)
+        if keywords is not None and sglang_version() == "0.5.23":
+            keywords = keywords - _UNSEEN.get(use, set())
         found[use] = before if keywords is None else keywords | (before or set())
     return found
 
@@ -202,20 +254,31 @@ def _of_names() -> Iterator[Use]:
     """Imported names, what is called, and what is taken of them, such as members of an enumeration."""
     modules = module_of()
     for path, name in asked():
-        module = modules[name]
-        yield (module, name), None
+        if name not in ADAPTED:
+            yield from _of_name(path, modules[name], name, name)
+    for path in ITSELF & set(_trees()):
         for node in ast.walk(_trees()[path]):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id == name
-                and name not in _ENUMS
-            ):
-                yield (module, name), {keyword.arg for keyword in node.keywords if keyword.arg}
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name:
-                whole = getattr(import_module(f"sglang.srt.{module}"), name)
-                if hasattr(whole, node.attr):
-                    yield (module, f"{name}.{node.attr}"), set() if _is_function(whole, node.attr) else None
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang.srt."):
+                module = (node.module or "").removeprefix("sglang.srt.")
+                for alias in node.names:
+                    yield from _of_name(path, module, alias.name, alias.asname or alias.name)
+
+
+def _of_name(path: Path, module: str, name: str, here: str) -> Iterator[Use]:
+    """One of them, in one file, which calls it `here`."""
+    yield (module, name), None
+    for node in ast.walk(_trees()[path]):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == here
+            and name not in _ENUMS
+        ):
+            yield (module, name), {keyword.arg for keyword in node.keywords if keyword.arg}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == here:
+            whole = getattr(import_module(f"sglang.srt.{module}"), name)
+            if hasattr(whole, node.attr):
+                yield (module, f"{name}.{node.attr}"), set() if _is_function(whole, node.attr) else None
 
 
 def _is_function(whole: Any, name: str) -> bool:
@@ -223,6 +286,9 @@ def _is_function(whole: Any, name: str) -> bool:
 
 
 def _of_hooks() -> Iterator[Use]:
+    if "server_args.ServerArgs.__init__" in _gone():
+        # Nothing hooks it, and its row says which arguments there are to be refused.
+        yield ("server_args", "ServerArgs"), set()
     for seam in all_seams():
         yield split(seam.target), set()
 
@@ -244,14 +310,19 @@ def _of_classes() -> Iterator[Use]:
 
 def _taken_over() -> dict[tuple[str, type], set[str]]:
     """By module and class of SGLang's that ours derive from: names that our classes define or look up on themselves."""
-    modules = module_of()
     found: dict[tuple[str, type], set[str]] = {}
-    for room in DERIVING:
+    adapted = [
+        f"seams.{version_folder()}.adapted.{path.stem}"
+        for path in _ADAPTED_FOLDER.glob("*.py")
+        if path.stem != "__init__"
+    ]
+    for room in (*DERIVING, *adapted):
         for derived in vars(import_module(f"redknot_sglang.{room}")).values():
             if isinstance(derived, type) and derived.__module__ == f"redknot_sglang.{room}":
                 base = next((cls for cls in derived.__mro__ if cls.__module__.startswith("sglang.")), None)
                 if base is not None:
-                    found.setdefault((modules[base.__name__], base), set()).update(_own(derived))
+                    module = base.__module__.removeprefix("sglang.srt.")
+                    found.setdefault((module, base), set()).update(_own(derived))
     return found
 
 

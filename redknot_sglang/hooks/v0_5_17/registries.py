@@ -26,8 +26,8 @@ class Unsaid(str):
         return self
 
 
-def register() -> None:
-    """Fill the registries in this process; idempotent."""
+def register(build: Callable[[Any], Any] | None = None) -> None:
+    """Fill the registries in this process; idempotent. build: makes the prefix cache, in another way than here."""
     from redknot_sglang.seams.sglang import (  # type: ignore[attr-defined]  # `import *` leaves private names out
         _EVICTION_POLICY_FACTORIES,
         get_radix_cache_factory,
@@ -35,7 +35,7 @@ def register() -> None:
     )
 
     if get_radix_cache_factory(RADIX_BACKEND) is None:
-        register_radix_cache_backend(RADIX_BACKEND, _build_tree)
+        register_radix_cache_backend(RADIX_BACKEND, build or _build_tree)
     _EVICTION_POLICY_FACTORIES[EVICTION_POLICY] = _eviction_strategy
 
 

@@ -18,7 +18,7 @@ def build_tree(context: Any) -> Any:
     `certification_metric`, None without metrics.
     """
     from redknot_sglang.pool.sizing import free_interval
-    from redknot_sglang.radix.cache import HeadClassChunkCache, HeadClassRadixCache
+    from redknot_sglang.radix.cache import HeadClassRadixCache
     from redknot_sglang.reuse.admission import SegmentAdmission
     from redknot_sglang.seams.sglang import envs, get_parallel
     from redknot_sglang.serve.metrics import (
@@ -51,6 +51,8 @@ def build_tree(context: Any) -> Any:
 
     tree: Any
     if context.disable_radix_cache:
+        from redknot_sglang.radix.chunk_cache import HeadClassChunkCache
+
         tree = HeadClassChunkCache(context.params)
         tree.listeners = (Reports(tree, None if decodes else facts.arithmetic, prefills=not decodes, weights=weights),)
     else:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang 0.5.23's classes in the shape of 0.5.17's, which is the one that all other rooms are written for.
+
+`seams/sglang.py` gives these in the place of SGLang's own.
+"""
+
+from __future__ import annotations
+
+# By name: the module of this folder that has it.
+NAMES = {
+    "FullComponent": "components",
+    "SWAChunkCache": "tree",
+    "SWAComponent": "components",
+    "UnifiedRadixCache": "tree",
+    "next_component_uuid": "components",
+    "prepare_server_args": "arguments",
+}
