@@ -64,14 +64,12 @@ def test_kv_of_8_bits_takes_a_quarter_of_float32_and_probes_what_they_took() -> 
         assert pool.probes.asked.dtype == pool.asked.rows.dtype == torch.float32
 
 
-def test_kv_of_8_bits_moves_within_the_pool_and_to_the_host_and_back() -> None:
+def test_kv_of_8_bits_moves_to_the_host_and_back() -> None:
     pool = make_pool(MAP, dtype=torch.float8_e4m3fn)
     k = (torch.arange(3 * 4 * DIM) % 13).float().view(3, 4, DIM) / 2
     for layer in range(3):
         written(pool, layer, k)
     kept = pool.get_cpu_copy(torch.tensor([2, 3, 5]))
-    pool.move_kv_cache(torch.tensor([7, 8]), torch.tensor([3, 2]))
-    assert torch.equal(pool.global_kv(2)[1][[7, 8]].float(), -k[[1, 0]])
     pool.register_mapping(torch.tensor([0, 0, 0, 0, 4, 5, 0, 0, 0, 0, 0, -1]))
     pool.load_cpu_copy(kept, torch.tensor([4, 5, 6]))
     assert torch.equal(pool.global_kv(2)[0][[4, 5, 6]].float(), k)

@@ -183,7 +183,9 @@ def test_loads_of_a_tree_that_was_emptied_are_forgotten() -> None:
 
 def sizes_of(heads: HeadMap) -> StartSizes:
     """Sizes of a server without further flags, at 1,000 tokens of context."""
-    server_args = SimpleNamespace(kv_cache_dtype="auto", chunked_prefill_size=64, disaggregation_mode="null")
+    server_args = SimpleNamespace(
+        kv_cache_dtype="auto", chunked_prefill_size=64, disaggregation_mode="null", speculative_algorithm=None
+    )
     model_config = SimpleNamespace(head_dim=DIM, dtype=torch.float32, context_len=1000)
     attach(model_config, Dealing.of(heads, 1, 1))
     return StartSizes(server_args, model_config, RedKnotConfig(head_map=Path("map.json"), context_length=1000))
