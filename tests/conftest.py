@@ -41,6 +41,7 @@ _LONG = (
     "tests/serving/test_prefill_decode_ranks.py",
     "tests/serving/test_segments.py",
     "tests/serving/test_host_tier.py",
+    "tests/serving/test_host_tier_ranks.py",
     "tests/serving/test_mooncake.py",
     "tests/radix/test_host_property.py",
     "tests/serving/test_segment_pressure.py",

@@ -74,10 +74,6 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
         "add --speculative-ngram-max-bfs-breadth 1",
     ),
     "write back": (["--enable-hierarchical-cache", "--hicache-write-policy=write_back"], "evicting would wait"),
-    "host memory of several ranks": (
-        ["--enable-hierarchical-cache", "--tp-size=2"],
-        "a rank may have no heads of a class",
-    ),
     "a store of several ranks": (
         ["--enable-hierarchical-cache", "--hicache-storage-backend=file", "--tp-size=2"],
         "all ranks to agree on what is there",

@@ -122,11 +122,6 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
             "--hicache-storage-backend cannot be used with --tp-size over 1 under --redknot yet: each rank has heads of its own, so objects "
             "would have to say whose they are, and all ranks to agree on what is there; leave one of them out"
         )
-    if server_args.enable_hierarchical_cache and server_args.tp_size > 1:
-        raise RedKnotError(
-            "--enable-hierarchical-cache cannot be used with --tp-size over 1 under --redknot yet: a rank may have no heads of a class, "
-            "and that was not tried; leave one of them out"
-        )
     if server_args.speculative_algorithm is not None:
         _refuse_with_drafts(server_args)
     scales = server_args.quantization_param_path
