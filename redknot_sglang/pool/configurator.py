@@ -18,7 +18,7 @@ from redknot_sglang.pool.sizing import (
     segments_for,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
+from redknot_sglang.pool.start_sizes import check_kv_dtype, draft_tokens, prefill_chunk
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator
 
@@ -36,6 +36,8 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         """
         model_config = configurator.model_config
         server_args = configurator.server_args
+        with one_line(server_args.dp_size > 1):
+            check_kv_dtype(server_args.kv_cache_dtype, configurator.kv_cache_dtype)
         dealing = dealing_of(model_config)
         itemsizes = configurator.kv_cache_dtype.itemsize, model_config.dtype.itemsize
         self._head_map = dealing.heads

@@ -52,7 +52,8 @@ class Updater:
         self.followed: list[Any] = []
         self.shown: list[RedKnotConfig] = []
         self.stopped: list[str] = []
-        self.flushed: list[Any] = []
+        self.flushed: list[bool] = []
+        self.is_idle = True
         self.model, self.tp_cpu_group = Model(), None
         backend = SimpleNamespace(follow_weights=self.followed.append)
         self.scheduler = SimpleNamespace(
@@ -72,9 +73,14 @@ class Updater:
         assert config is not None
         return config.certification
 
+    def flush_cache(self, empty_cache: bool) -> bool:
+        """As SGLang's. empty_cache: whether the device's own memory of allocations is emptied, too."""
+        self.flushed.append(empty_cache)
+        return self.is_idle
+
     def flush_cache_after_weight_update(self, message: Any) -> None:
         """As SGLang's with its seam."""
-        self.flushed.append(message)
+        assert self.flush_cache(message.torch_empty_cache)
         hook("flush_cache_after_weight_update")(None, self, message)
 
     def update(self, works: bool, loads: bool, message: Any = DISK) -> Any:
@@ -121,8 +127,25 @@ def test_an_update_that_fails_halfway_leaves_nothing_certified_and_nothing_cache
     assert (found.weights, found.policies, found.digest) == (UNKNOWN, (), None)
     assert "load a whole checkpoint" in str(found.status("exact")["reason"]) and not found.report("exact")["certified"]
     assert (
-        updater.flushed == [DISK] and updater.followed == [updater.model] and updater.shown[-1].certification == found
+        updater.flushed == [DISK.torch_empty_cache]
+        and updater.followed == [updater.model]
+        and updater.shown[-1].certification == found
     )
+
+
+@pytest.mark.usefixtures("ranks")
+def test_an_update_that_fails_halfway_beside_paused_requests_ends_nothing_but_says_so() -> None:
+    updater = Updater()
+    updater.is_idle = False
+    output = updater.update(works=False, loads=True)
+    assert not output.success and "call /flush_cache" in output.message
+    assert updater.certification.weights == UNKNOWN and updater.followed == [updater.model]
+
+
+def test_newer_sglang_says_how_it_went() -> None:
+    updater = Updater()
+    hook("flush_cache_after_weight_update")((True, "so"), updater, DISK, True, "so")
+    assert updater.certification.weights == UPDATED
 
 
 @pytest.mark.usefixtures("ranks")
@@ -160,7 +183,7 @@ def test_one_rank_that_fails_is_enough(
     output = updater.update(works, loads)
     assert not output.success and updater.certification.weights == UNKNOWN
     assert ("another rank" in output.message) == works
-    assert updater.flushed == [DISK], "all ranks empty their caches, once"
+    assert updater.flushed == [DISK.torch_empty_cache], "all ranks empty their caches, once"
 
 
 @pytest.mark.usefixtures("ranks")

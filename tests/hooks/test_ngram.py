@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.ngram_worker import _derive_tree_links
 
 from redknot_sglang.errors import RedKnotError
@@ -97,6 +98,16 @@ def test_a_verified_draft_is_no_extend_of_a_segmented_request() -> None:
     backend = SimpleNamespace(runs="of the prefill", probed=True)
     seam.hook("forward batch", None, batch, SimpleNamespace(server_args=arguments(), attn_backend=backend))
     assert backend.runs is None and not backend.probed
+
+
+@pytest.mark.parametrize("source", ["disk", "ipc"])
+def test_an_update_of_weights_has_no_draft_model_to_update(source: str) -> None:
+    name = f"update_weights_from_{source}"
+    worker = SimpleNamespace(server_args=arguments(), draft_worker=None)
+    succeeded, message = HOOKS[name](getattr(BaseSpecWorker, name), worker, None)
+    assert succeeded and message
+    worker.server_args = arguments(with_redknot=False)
+    assert HOOKS[name](lambda worker, message: (False, message), worker, "given") == (False, "given")
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,20 @@ def test_graphs_of_prefills_are_refused_with_what_to_write(backend: str) -> None
         with_forced({"cuda_graph_backend_prefill": backend})
 
 
+@pytest.mark.parametrize(("name", "value"), [("enable_deterministic_inference", True), ("rl_on_policy_target", "fsdp")])
+def test_what_sglang_would_refuse_for_our_backend_is_refused_before_that(name: str, value: object) -> None:
+    with pytest.raises(RedKnotError, match=f"--{name.replace('_', '-')} {value} cannot be used"):
+        with_forced({name: value})
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("attn_dp_size", 2), ("enable_hierarchical_cache", True), ("disaggregation_mode", "decode")]
+    ("name", "value"),
+    [
+        ("attn_dp_size", 2),
+        ("enable_hierarchical_cache", True),
+        ("disaggregation_mode", "decode"),
+        ("tokenizer_worker_num", 2),
+    ],
 )
 def test_what_was_not_tried_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(RedKnotError, match=f"--{name.replace('_', '-')} .* cannot be used with --redknot yet"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ from redknot_sglang.pool.sizing import (
     slots_ahead,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
+from redknot_sglang.pool.start_sizes import check_kv_dtype, draft_tokens, prefill_chunk
 
 
 def make_map(num_global: int, window: int = 256, sink: int = 4) -> HeadMap:
@@ -194,3 +195,11 @@ def test_a_decode_server_has_no_chunks_in_flight() -> None:
     for mode, chunked, expected in (("null", 64, 64), ("null", -1, 500), ("prefill", 64, 64), ("decode", 64, 0)):
         args = SimpleNamespace(disaggregation_mode=mode, chunked_prefill_size=chunked)
         assert prefill_chunk(args, 500) == expected
+
+
+def test_kv_of_8_bits_that_only_the_checkpoint_asks_for_is_to_be_said() -> None:
+    """ModelOpt's checkpoints do; a certificate measured with 16 bits would be taken for it."""
+    with pytest.raises(RedKnotError, match="add --kv-cache-dtype fp8_e4m3"):
+        check_kv_dtype("auto", torch.float8_e4m3fn)
+    check_kv_dtype("auto", torch.bfloat16)
+    check_kv_dtype("fp8_e4m3", torch.float8_e4m3fn)

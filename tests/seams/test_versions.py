@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -45,6 +46,28 @@ def test_arguments_that_are_refused_are_in_the_version_s_table(folder: str) -> N
         assert held is refused
     assert {name for name, _, _ in refused} <= known
     assert len(refused) >= 21
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_hooks_take_what_a_version_calls_their_functions_with(folder: str) -> None:
+    surface = of("seams", folder, "surface").SURFACE
+    for seam in of("hooks", folder).SEAMS:
+        module, name = usage.split(seam.target)
+        row = surface[module][name]
+        if row is None:
+            continue
+        # Parameters without a default, in order, and those behind the star by name.
+        parameters = [part for part in row.strip("()").split(", ") if part != "..." and not part.endswith("=")]
+        plain, _, named = ",".join(parameters).partition("*")
+        given = [part for part in plain.split(",") if part]
+        before = [] if seam.kind == "before" else ["the result, or the function"]
+        # The table has methods of a class without it.
+        before += ["the class"] if name in ("ServerArgs.from_cli_args", "ForwardBatch.init_new") else []
+        by_name = dict.fromkeys(part for part in named.split(",") if part.isidentifier() and named.startswith(","))
+        try:
+            inspect.signature(seam.hook).bind(*before, *given, **by_name)
+        except TypeError as error:
+            pytest.fail(f"{seam.target}{row}: {error}")
 
 
 BEFORE: Surface = {"one": {"kept": "(a)", "other": None, "lost": None}, "two": {"lost": "()"}}

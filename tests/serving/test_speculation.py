@@ -10,7 +10,7 @@ import pytest
 
 from redknot_sglang.heads import load_head_map
 from tests.serving import harness
-from tests.serving.answers import agree, agree_with_oracle, ask_all
+from tests.serving.answers import agree, agree_with_oracle, ask, ask_all
 from tests.serving.conversations import check_no_leak, make_conversations, play_all
 from tests.serving.harness import Server
 from tests.serving.maps import oracle_of
@@ -102,3 +102,14 @@ def test_retracted_requests(servers: SharedServers) -> None:
     answers.sort(key=lambda answer: -answer.retractions)
     for answer in answers[:2]:
         agree_with_oracle(answer, oracle)
+
+
+def test_weights_are_updated(servers: SharedServers) -> None:
+    """SGLang looks for a draft model to update as well."""
+    server, prompt = servers.get(*DRAFTING), mixed(random.Random("update"), 300)
+    before = ask(server, prompt, ANSWER)
+    answer = server.post("/update_weights_from_disk", {"model_path": str(harness.MODEL)})
+    assert answer.status_code == 200 and answer.json()["success"], answer.text
+    after = ask(server, prompt, ANSWER)
+    assert after.cached == 0 and agree(after, before).tied is None
+    assert server.get("/redknot/status")["certificate"]["weights"] == "updated"

@@ -13,10 +13,14 @@ from redknot_sglang.config import UNKNOWN, UPDATED
 from redknot_sglang.seams import Seam
 
 _ANOTHER_RANK = "another rank of this server has not loaded them. Load a whole checkpoint again"
+_NOT_EMPTIED = "And the cache has not been emptied, since requests are not done: let them end or abort them, then call /flush_cache"
 
 
-def _follow_weights(result: Any, updater: Any, message: Any) -> None:
-    """New weights are in place, and the cache has been emptied unless the client asked to keep it."""
+def _follow_weights(result: Any, updater: Any, message: Any, *said: Any) -> None:
+    """New weights are in place, and the cache has been emptied unless the client asked to keep it.
+
+    said: what newer SGLang will answer, besides.
+    """
     from redknot_sglang.seams.sglang import UpdateWeightFromDiskReqInput
 
     scheduler = updater.scheduler
@@ -59,7 +63,10 @@ def _notice_failure(original: Any, updater: Any, message: Any) -> Any:
         if output.success:
             output.success, output.message = False, f"{output.message} But {_ANOTHER_RANK}"
         else:
-            updater.flush_cache_after_weight_update(message)
+            # SGLang's own function for that has other parameters in other versions, and may end the scheduler where requests are paused.
+            if message.flush_cache and not updater.flush_cache(empty_cache=message.torch_empty_cache):
+                output.message = f"{output.message} {_NOT_EMPTIED}"
+            _follow_weights(None, updater, message)
         _say(scheduler, UNKNOWN)
     return output
 

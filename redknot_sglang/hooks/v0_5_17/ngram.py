@@ -51,6 +51,14 @@ def _room_for_two_drafts(result: int, server_args: Any) -> int | None:
     return max(result, slots_ahead(draft_tokens(server_args)))
 
 
+def _no_draft_weights(original: Any, worker: Any, message: Any) -> tuple[bool, str]:
+    """SGLang has the model's weights updated, then those of the draft model; where there is none it would end the scheduler."""
+    if active.config_of(worker.server_args) is None:
+        found: tuple[bool, str] = original(worker, message)
+        return found
+    return True, "Succeeded to update model weights."
+
+
 SEAMS = (
     Seam(
         "speculative.ngram_worker.NGRAMWorker.__init__",
@@ -69,5 +77,14 @@ SEAMS = (
         _room_for_two_drafts,
         "after",
         "drafts of a request at the end of the context must not write into another request's slots",
+    ),
+    *(
+        Seam(
+            f"speculative.base_spec_worker.BaseSpecWorker.update_weights_from_{source}",
+            _no_draft_weights,
+            "around",
+            "weights of a running server can be updated although n-grams have none",
+        )
+        for source in ("disk", "ipc")
     ),
 )

@@ -18,6 +18,7 @@ from redknot_sglang.errors import CertificateError, HeadMapError, RedKnotError, 
 from redknot_sglang.flags import make_config, take_options
 from redknot_sglang.hooks.v0_5_17 import arguments as before
 from redknot_sglang.hooks.v0_5_17 import registries
+from redknot_sglang.hooks.v0_5_17.refusals import refuse_first
 from redknot_sglang.hooks.v0_5_23.refusals import ARGUMENTS
 from redknot_sglang.hooks.v0_5_23.tree import build_tree
 from redknot_sglang.seams import Seam
@@ -52,6 +53,7 @@ def with_forced(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments with those that RedKnot needs. Graphs of prefills, the default with earlier versions, were not tried with this one and
     are off, which is logged. Raises RedKnotError for values that cannot be used.
     """
+    refuse_first(kwargs)
     graphs = kwargs.get("cuda_graph_backend_prefill")
     if graphs not in (None, "disabled"):
         raise RedKnotError(

@@ -8,5 +8,6 @@ from redknot_sglang.hooks.v0_5_18 import refusals
 
 ARGUMENTS: Arguments = (
     *refusals.ARGUMENTS,
+    ("tokenizer_worker_num", (1,), "plugins are not loaded in additional tokenizer workers of SGLang 0.5.23; use one"),
     ("attn_dp_size", (1,), "data-parallel attention shards KV heads in another way"),
 )

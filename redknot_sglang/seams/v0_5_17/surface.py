@@ -551,6 +551,10 @@ SURFACE: Surface = {
         "add_radix_eviction_policy_choices": "(choices)",
         "prepare_server_args": "(argv)",
     },
+    "speculative.base_spec_worker": {
+        "BaseSpecWorker.update_weights_from_disk": "(self, recv_req)",
+        "BaseSpecWorker.update_weights_from_ipc": "(self, recv_req)",
+    },
     "speculative.ngram_worker": {
         "NGRAMWorker.__init__": "(self, server_args, gpu_id, ps, nccl_port, target_worker)",
         "NGRAMWorker._prepare_draft_tokens": "(self, batch)",

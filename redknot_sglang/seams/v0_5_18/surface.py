@@ -57,6 +57,8 @@ SURFACE: Surface = changed(
     },
     gone=(
         ("mem_cache.allocation_sizing", "get_req_to_token_extra_context_len"),
+        ("speculative.base_spec_worker", "BaseSpecWorker.update_weights_from_disk"),
+        ("speculative.base_spec_worker", "BaseSpecWorker.update_weights_from_ipc"),
         ("speculative.ngram_worker", "NGRAMWorker.__init__"),
         ("speculative.ngram_worker", "NGRAMWorker._prepare_draft_tokens"),
     ),

@@ -51,7 +51,7 @@ SURFACE: Surface = changed(
                 "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, "
                 "speculative_algorithm=, enable_hierarchical_cache=, hicache_ratio=, hicache_size=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, hicache_storage_backend=, hicache_storage_prefetch_policy=, hicache_storage_backend_extra_config=, enable_hisparse=, "
                 "enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, startup_weight_load_mode=, "
-                "enable_deterministic_inference=, enable_memory_saver=, ...)"
+                "enable_deterministic_inference=, rl_on_policy_target=, enable_memory_saver=, ...)"
             ),
             "add_radix_eviction_policy_choices": "(iterable)",
             "ServerArgs.resolve_once": "(self)",
