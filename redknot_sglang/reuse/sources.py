@@ -109,8 +109,11 @@ class SegmentSources:
         # milliseconds, in which the device can compute it.
         may_load = self._tree.has_host_tier and bool(missing)
         if may_load and (first or has_room_for(self._tree, adder, req, plan, missing)):
-            # What is on the host comes back now: the plan reads it before the request's own forward.
+            # What is on the host comes back now: the plan reads it before the request's own forward. To make room for it may not cost
+            # the request what it has found of its own path, on which it holds no lock yet.
+            own = self._tree.inc_lock_ref(req.last_node)
             missing = self._lock(req, missing, sources, adder)
+            self._tree.dec_lock_ref(req.last_node, own.to_dec_params())
         if not missing:
             self._pinned = None if first else self._pinned
             state.sources = sources

@@ -20,6 +20,7 @@ from redknot_sglang.reuse.sources import SegmentSources
 
 TOKENS = list(range(40))
 PLAN = Plan(((2, 20), (20, 38)), parse_repair("boundary:2"))
+OWN_PATH = 77
 WAITS, NO_ROOM = AddReqResult.CONTINUE, AddReqResult.NO_TOKEN
 
 
@@ -46,20 +47,31 @@ class Tree:
         self.held: set[bytes] = set()
         self.on_host: set[bytes] = set()
         self.lookups = self.locks = 0
+        # Nodes at the end of requests' own paths that are locked.
+        self.own: list[int] = []
 
     def lock_path(
         self, key: array[int], namespace: str | None, whole: bool, room: Callable[[], tuple[float, float]] | None = None
     ) -> Any:
         self.lookups += 1
         if room is not None and key.tobytes() in self.on_host and len(key) < min(room()):
+            # To load evicts what nobody has locked.
+            assert self.own == [OWN_PATH]
             self.held.add(key.tobytes())
         if key.tobytes() not in self.held:
             return None
         self.locks += 1
         return torch.arange(len(key)), key, SimpleNamespace(to_dec_params=lambda: None)
 
+    def inc_lock_ref(self, node: int) -> Any:
+        self.own.append(node)
+        return SimpleNamespace(to_dec_params=lambda: None)
+
     def dec_lock_ref(self, node: Any, params: Any) -> None:
-        self.locks -= 1
+        if node in self.own:
+            self.own.remove(node)
+        else:
+            self.locks -= 1
 
 
 class Prefills(IsolatedPrefills):
@@ -87,7 +99,7 @@ def sources(tree: Tree) -> SegmentSources:
 
 def request(sources: SegmentSources) -> Any:
     params = SimpleNamespace(max_new_tokens=10)
-    found = SimpleNamespace(full_untruncated_fill_ids=TOKENS, extra_key=None, req_pool_idx=None)
+    found = SimpleNamespace(full_untruncated_fill_ids=TOKENS, extra_key=None, req_pool_idx=None, last_node=OWN_PATH)
     found.sampling_params, found.output_ids, found.redknot = params, [7], RequestState(PLAN)
     sources.isolated.scheduler.waiting_queue.append(found)
     return found
@@ -158,4 +170,4 @@ def test_what_is_on_the_host_comes_back_if_there_is_room(
     assert sources.gather(Adder(slots), other, PLAN, 0) is (None if comes_back else NO_ROOM)
     assert (second.key.tobytes() in tree.held) is comes_back
     assert sources.gather(Adder(50), waits, PLAN, 0) is None
-    assert second.key.tobytes() in tree.held
+    assert second.key.tobytes() in tree.held and not tree.own
