@@ -12,4 +12,6 @@ IS_ADAPTED = sglang_version() == "0.5.23"
 needs_adapted = pytest.mark.skipif(
     not IS_ADAPTED, reason="of SGLang 0.5.23's classes (make test-sglang VERSION=0.5.23)"
 )
-before_adapted = pytest.mark.skipif(IS_ADAPTED, reason="of functions that SGLang 0.5.23 has not got, or does not call")
+before_adapted = pytest.mark.skipif(
+    IS_ADAPTED, reason="of functions that SGLang 0.5.23 has not got, does not call, or gives other arguments"
+)

@@ -23,6 +23,7 @@ from redknot_sglang.config import STARTED, UNKNOWN, UPDATED, Certification, RedK
 from redknot_sglang.heads import HeadMap
 from redknot_sglang.hooks.v0_5_17 import new_weights
 from redknot_sglang.pool.head_class_pool import HeadClassPool
+from tests.versions import before_adapted
 
 CERTIFIED = Certification("digest", ("exact", "none"), by_definition=("exact",))
 DISK = UpdateWeightFromDiskReqInput(model_path="m")
@@ -207,6 +208,7 @@ def test_stock_servers_are_left_alone() -> None:
     assert not updater.update(works=False, loads=True).success and not updater.flushed
 
 
+@before_adapted
 def test_sglang_s_own_failures_do_not_empty_the_cache() -> None:
     """Else the hook would do it a second time."""
     asked: list[Any] = []

@@ -22,6 +22,7 @@ from redknot_sglang.pool.dealing import STREAMING, Dealing, attach
 from redknot_sglang.pool.dealt_weights import is_dealt
 from redknot_sglang.refuse import has_refused
 from redknot_sglang.seams import sglang
+from tests.versions import before_adapted
 
 HEADS = HeadMap.from_global_heads(2, 2, ((0, 0), (1, 0)), 8, 1)
 SHAPES = {"q": (4, 3), "k": (4, 3), "v": (4, 3), "o": (3, 4)}
@@ -172,6 +173,7 @@ def test_updates_that_would_not_deal_heads_out_are_refused() -> None:
         tensor(refused, plain, [])
 
 
+@before_adapted
 @pytest.mark.usefixtures("server_args")
 def test_a_folder_that_cannot_follow_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang's own updater loads the folder twice, the second time to roll back."""

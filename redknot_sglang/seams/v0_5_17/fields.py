@@ -85,7 +85,7 @@ FIELDS: Fields = {
         "SchedulerOutputStreamer": "server_args",
     },
     "managers.scheduler_components.weight_updater": {
-        "SchedulerWeightUpdaterManager": "scheduler tp_cpu_group",
+        "SchedulerWeightUpdaterManager": "flush_cache scheduler tp_cpu_group",
     },
     "managers.tokenizer_manager": {
         "TokenizerManager": "model_config preferred_sampling_params server_args tokenizer",
