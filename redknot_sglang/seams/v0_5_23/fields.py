@@ -23,12 +23,12 @@ FIELDS: Fields = changed(
         "managers.schedule_batch": {
             "Req": "best_match_node bootstrap_host bootstrap_room cache_protected_len "
             "cached_tokens customized_info extend_end prefix_len disagg_kv_sender extra_key "
-            "finished_reason full_untruncated_fill_ids host_hit_length kv last_node "
+            "finished_reason full_untruncated_fill_ids host_hit_length kv last_node lock "
             "logprob_start_len lora_id origin_input_ids origin_input_ids_unpadded "
             "output_ids priority retracted_stain sampling_params "
             "skip_radix_cache_insert storage_hit_length swa_host_hit_length "
             "time_stats to_finish tokenizer cache_salt",
-            "ReqKvInfo": "holds_kv kv_allocated_len req_pool_idx",
+            "ReqKvInfo": "cache_protected_len holds_kv kv_allocated_len req_pool_idx",
         },
         "managers.schedule_policy": {
             "PrefillAdder": "can_run_list memory_budget new_chunked_req preempt_list rem_chunk_tokens "
@@ -51,6 +51,10 @@ FIELDS: Fields = changed(
         },
         "mem_cache.unified_cache.components.base": {
             "ComponentData": "host_lock_ref host_value lock_ref metadata value"
+        },
+        "mem_cache.unified_cache.unified_tree_core": {
+            "UnifiedTreeCore": "component_evictable_size_ component_protected_size_ components evictable_device_leaves evictable_host_leaves "
+            "eviction_strategy host_lru_lists lru_lists root_node"
         },
         "runtime_context": {"ParallelContext": "attn_tp_group attn_tp_rank attn_tp_size dp_rank"},
     },
