@@ -96,7 +96,7 @@ def test_retracted_requests(servers: SharedServers) -> None:
     server = servers.get(*DRAFTING)
     # As many as have local slots at a time take more than the global pool when they end, and less when they begin.
     prompts = [mixed(rng, 100) for _ in range(14)]
-    answers = ask_all(server, prompts, SMALL_POOL // 10, at_once=len(prompts))
+    answers = ask_all(server, prompts, SMALL_POOL // 6, at_once=len(prompts))
     assert any(answer.retractions for answer in answers)
     check_no_leak(server)
     answers.sort(key=lambda answer: -answer.retractions)
