@@ -6,6 +6,7 @@ it.
 from __future__ import annotations
 
 import logging
+from inspect import unwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,7 +196,9 @@ def test_a_folder_that_cannot_follow_does_not_end_the_server(monkeypatch: pytest
         recapture_cuda_graph=never,
         get_model_runner=lambda: SimpleNamespace(server_args=SimpleNamespace(weight_cache_mode="off")),
     )
-    done, why = hook("update_weights_from_disk")(WeightUpdater.update_weights_from_disk, updater, "second", "auto")
+    done, why = hook("update_weights_from_disk")(
+        unwrap(WeightUpdater.update_weights_from_disk), updater, "second", "auto"
+    )
     assert not done and "is no weight of attention as it is known" in why and why.endswith("such as first")
     assert config.model_path == "first"
 
