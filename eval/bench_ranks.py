@@ -2,6 +2,7 @@
 """Tokens that one and several tensor-parallel ranks hold in the same memory of each GPU.
 
     python -m eval.bench_ranks --shape qwen3-8b --maps one_of_eight,all_global --kv-gib 16 --json out/ranks.json
+    python -m eval.bench_ranks --shape qwen3-8b --ranks 1 --flag=--kv-cache-dtype=fp8_e4m3 --json out/fp8.json
 
 A server of a map is started with each number of ranks and the same bytes of KV on each GPU (`--redknot-kv-budget`); it says how many
 tokens its pools hold, and has answered a prompt. Stock SGLang shares out every layer's heads evenly, so N ranks hold N times as many.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ from redknot_sglang.measure.table import format_table
 _PROMPT = 4096
 
 
-def flags_of(served: Served, ranks: int, kv_bytes: int) -> list[str]:
-    """All flags of a server of `ranks` ranks with `kv_bytes` bytes of KV each."""
+def flags_of(served: Served, ranks: int, kv_bytes: int, further: Sequence[str] = ()) -> list[str]:
+    """All flags of a server of `ranks` ranks with `kv_bytes` bytes of KV each, `further` ones last."""
     return [
         *served.flags(),
         *served.side_flags()[REDKNOT],
@@ -41,6 +43,7 @@ def flags_of(served: Served, ranks: int, kv_bytes: int) -> list[str]:
         f"--tp-size={ranks}",
         f"--context-length={2 * _PROMPT}",
         "--max-running-requests=4",
+        *further,
     ]
 
 
@@ -67,6 +70,9 @@ def main() -> None:
     parser.add_argument("--maps", default="one_of_eight,all_global", help="head maps beside the shape (%(default)s)")
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks, a GPU each (%(default)s)")
     parser.add_argument("--kv-gib", type=float, default=16.0, help="KV of each rank (%(default)s)")
+    parser.add_argument(
+        "--flag", action="append", default=[], help="one more flag of every server, as --x=y; repeatable"
+    )
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -79,9 +85,8 @@ def main() -> None:
         for ranks in map(int, args.ranks.split(",")):
             log = args.json.parent / f"ranks-{name}-{ranks}.log"
             try:
-                with launch(
-                    flags_of(served, ranks, kv_bytes), log, env=served.environment(), timeout=TIMEOUT
-                ) as server:
+                flags = flags_of(served, ranks, kv_bytes, args.flag)
+                with launch(flags, log, env=served.environment(), timeout=TIMEOUT) as server:
                     found[str(ranks)] = held(server, served.config["vocab_size"], ranks)
             except (ServerError, requests.RequestException) as error:
                 found[str(ranks)] = {"error": str(error)}

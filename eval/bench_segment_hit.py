@@ -20,13 +20,14 @@ import json
 import random
 import statistics
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
 
-from eval.gpu.ask import generate
+from eval.gpu.ask import NotMeasured, generate
 from eval.provenance import origin
 from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, pair
 from redknot_sglang.measure.launch import Server
@@ -41,26 +42,30 @@ KERNELS = {
 
 
 class Traffic:
-    """Prompts over the same documents. Each prompt is (token ids, flat offsets of its segments)."""
+    """Prompts over the same documents. Each prompt is (token ids, flat offsets of its segments).
+
+    lead, documents: token ids. tail: tokens behind the documents, new ones in each prompt.
+    """
 
     def __init__(self, args: argparse.Namespace, vocabulary: int) -> None:
         self._rng = random.Random(args.seed)
-        self._vocabulary, self._tail = vocabulary, args.tail_tokens
-        self._lead = self._noise(args.lead_tokens)
-        self._documents = [self._noise(args.document_tokens) for _ in range(args.documents)]
+        self._vocabulary, self.tail = vocabulary, args.tail_tokens
+        self.lead = self.noise(args.lead_tokens)
+        self.documents = [self.noise(args.document_tokens) for _ in range(args.documents)]
 
-    def _noise(self, count: int) -> list[int]:
+    def noise(self, count: int) -> list[int]:
+        """`count` token ids that never came before."""
         return [self._rng.randrange(300, self._vocabulary) for _ in range(count)]
 
     def prompts(self) -> Iterator[tuple[list[int], list[int]]]:
         """Endless; the first is in the documents' own order."""
-        order = list(range(len(self._documents)))
+        order = list(range(len(self.documents)))
         while True:
-            ids, offsets = list(self._lead), list[int]()
+            ids, offsets = list(self.lead), list[int]()
             for document in order:
-                offsets += [len(ids), len(ids) + len(self._documents[document])]
-                ids += self._documents[document]
-            yield ids + self._noise(self._tail), offsets
+                offsets += [len(ids), len(ids) + len(self.documents[document])]
+                ids += self.documents[document]
+            yield ids + self.noise(self.tail), offsets
             self._rng.shuffle(order)
 
 
@@ -72,8 +77,9 @@ def ask(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[s
 
 
 def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int) -> dict[str, Any]:
-    """Warm up, time, and on a GPU profile; `side` is stock or a repair policy."""
-    prompts = Traffic(args, vocabulary).prompts()
+    """Warm up, time, and on a GPU profile; `side` is stock or a repair policy. Raises requests.HTTPError."""
+    traffic = Traffic(args, vocabulary)
+    prompts = traffic.prompts()
 
     def params(offsets: list[int]) -> dict[str, Any] | None:
         named = {"redknot_mode": "segmented", "redknot_segments": offsets, "redknot_repair": side}
@@ -95,10 +101,32 @@ def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int
         "cached_share": statistics.mean(row["cached_tokens"] for row in rows) / len(ids),
         "rows": rows,
     }
+    if side.startswith("question"):
+        found["chosen_before_s"] = [chosen_before(server, traffic, row["redknot"]) for row in rows]
     if args.shape:
         ids, offsets = next(prompts)
         found["profile"] = profile(server, ids, params(offsets))
     return found
+
+
+def chosen_before(server: Server, traffic: Traffic, report: dict[str, Any]) -> float:
+    """Seconds to first token of the same rows where nothing has to be chosen: what is above it is what choosing costs.
+
+    A request under `question:N` asks all documents, then computes lead, chosen documents and question in exact mode. Here a
+    client sends such a prompt: as many tokens are cached, as many are new. report: what the server said of the request. Raises
+    requests.HTTPError, NotMeasured if a prompt did not find what it should.
+    """
+    new = traffic.noise(report["computed_tokens"])
+    total = len(traffic.lead) + len(report["chosen_segments"]) * len(traffic.documents[0]) + traffic.tail
+    # A chosen document behind the lead is taken as it is in the cache, and so are more where they were chosen before.
+    cached = [*traffic.lead, *chain(*traffic.documents)][: total - len(new)]
+    exact = {"redknot_mode": "exact"}
+    generate(server.url, [cached + traffic.noise(1)], 1, exact)
+    reply = generate(server.url, [cached + new], 1, exact)
+    found = reply.metas[0]["cached_tokens"]
+    if found != len(cached):
+        raise NotMeasured(f"{found} tokens of a prompt were cached, not {len(cached)}")
+    return reply.seconds
 
 
 def profile(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[str, float]:

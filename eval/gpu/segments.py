@@ -44,5 +44,7 @@ def measure(
     if policy != STOCK:
         # Fewer than the policy repairs where two orders begin alike.
         details["computed_tokens"] = [row["redknot"]["computed_tokens"] for row in rows]
+        if "chosen_before_s" in found:
+            details["chosen_before_s"] = found["chosen_before_s"]
     case = "" if policy == STOCK else policy
     return Cell("segments", side, case, length, "s", [row["seconds"] for row in rows], details)
