@@ -106,6 +106,9 @@ def measure(server: Server, side: str, args: argparse.Namespace, vocabulary: int
     if args.shape:
         ids, offsets = next(prompts)
         found["profile"] = profile(server, ids, params(offsets))
+    if args.trace is not None:
+        ids, offsets = next(prompts)
+        traced(server, ids, params(offsets), (args.trace / side.replace(":", "-")).resolve(), host=True)
     return found
 
 
@@ -129,13 +132,19 @@ def chosen_before(server: Server, traffic: Traffic, report: dict[str, Any]) -> f
     return reply.seconds
 
 
+def traced(server: Server, ids: list[int], params: dict[str, Any] | None, folder: Path, host: bool) -> float:
+    """Seconds of a request of which PyTorch's profiler writes a trace into `folder`. host: what the host does, as well."""
+    body = {"output_dir": str(folder), "activities": ["CPU", "GPU"] if host else ["GPU"]}
+    requests.post(server.url + "/start_profile", json=body, timeout=TIMEOUT).raise_for_status()
+    seconds = float(ask(server, ids, params)["seconds"])
+    requests.post(server.url + "/stop_profile", timeout=TIMEOUT).raise_for_status()
+    return seconds
+
+
 def profile(server: Server, ids: list[int], params: dict[str, Any] | None) -> dict[str, float]:
     """Milliseconds of GPU kernels by kind in one request, and of the request itself, which profiling slows down."""
     with TemporaryDirectory() as folder:
-        body = {"output_dir": folder, "activities": ["GPU"]}
-        requests.post(server.url + "/start_profile", json=body, timeout=TIMEOUT).raise_for_status()
-        seconds = ask(server, ids, params)["seconds"]
-        requests.post(server.url + "/stop_profile", timeout=TIMEOUT).raise_for_status()
+        seconds = traced(server, ids, params, Path(folder), host=False)
         traces = [json.loads(gzip.decompress(path.read_bytes())) for path in Path(folder).rglob("*.trace.json.gz")]
     spent = dict.fromkeys((*KERNELS, "everything else"), 0.0)
     for event in (event for trace in traces for event in trace["traceEvents"] if event.get("cat") == "kernel"):
@@ -170,6 +179,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="prompts after the first that are not counted")
     parser.add_argument("--policies", default="none,boundary:16,blend:0.08")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--trace", type=Path, metavar="DIR", help="keep a trace of one request of each side, host included"
+    )
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ def measure(
         requests=n,
         # Profiling would cost another request and change nothing that is reported here.
         shape=None,
+        trace=None,
     )
     flush(server.url)
     found = bench_segment_hit.measure(server, policy, traffic, vocabulary)
