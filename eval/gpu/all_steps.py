@@ -46,7 +46,7 @@ _TCP = {"MC_FORCE_TCP": "1"}
 STEPS = tuple(
     Step(name, gpus, seconds, words, environment)
     for name, gpus, seconds, words, environment in (
-        ("two_ranks", 2, 300, f"{_TIMES} --steps cold,segments,decode {_TWO}", {}),
+        ("two_ranks", 2, 420, f"{_TIMES} --steps cold,segments,decode {_GRAPHS} {_TWO}", {}),
         ("two_ranks_tests", 2, 400, f"{_TESTS} tests/gpu/test_ranks.py", {}),
         ("ranks", 2, 240, f"{_RANKS} --ranks 1,2", {}),
         (
@@ -56,8 +56,7 @@ STEPS = tuple(
             'eval.bench_apart --shape qwen3-8b --lengths 32768 --stock-flags="--attention-backend=fa3" --json {out}/apart.json',
             _TCP,
         ),
-        ("one_rank", 1, 300, f"{_TIMES} --steps cold,segments,decode", {}),
-        ("choosing", 1, 400, f"{_TIMES} --steps segments {_GRAPHS}", {}),
+        ("one_rank", 1, 420, f"{_TIMES} --steps cold,segments,decode {_GRAPHS}", {}),
         (
             "choosing_trace",
             1,
