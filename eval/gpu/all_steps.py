@@ -80,6 +80,13 @@ STEPS = tuple(
         ("tiers_32k", 1, 330, f"{_TIERS} --lengths 32768 --stream-tokens 512", {}),
         ("tiers_128k", 1, 500, f"{_TIERS} --lengths 131072 --requests 6 --repeats 0", {}),
         (
+            "store",
+            1,
+            300,
+            "eval.bench_store --shape qwen3-8b --document-tokens 2048 --stock-flags=--attention-backend=fa3 --json {out}/store.json",
+            _TCP,
+        ),
+        (
             "eight_bits_accuracy",
             1,
             500,

@@ -1,82 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Mooncake master of a test's own, over TCP on this host."""
+"""A Mooncake master of a test's own. Where Mooncake cannot be loaded the test fails, and says what to do."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-_WHAT_TO_DO = (
-    "on Debian or Ubuntu run `bash .ci/native .venv`, as `make install` does, or as root `apt-get install libibverbs1 libnuma1 "
-    "libnl-3-200 libnl-route-3-200`"
-)
+from eval import mooncake
+from redknot_sglang.errors import CliError
 
-
-def environment() -> dict[str, str]:
-    """What processes need in order to load Mooncake's libraries and to use TCP."""
-    folders = sorted(Path(sys.prefix, "native").glob("**/*-linux-gnu"))
-    paths = [*map(str, folders), os.environ.get("LD_LIBRARY_PATH", "")]
-    return {"MC_FORCE_TCP": "1", "LD_LIBRARY_PATH": ":".join(path for path in paths if path)}
+environment = mooncake.environment
 
 
 def program() -> Path:
-    """The master's program; fails the test, with what to do, if Mooncake Store cannot be loaded here."""
-    found = find_spec("mooncake")
-    if found is None or not found.submodule_search_locations:
-        pytest.fail("the package mooncake-transfer-engine-non-cuda is not installed; run `make install`")
-    tried = subprocess.run(
-        [sys.executable, "-c", "import mooncake.store"],
-        env={**os.environ, **environment()},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    if tried.returncode:
-        said = (tried.stderr.strip().splitlines() or ["no message"])[-1]
-        pytest.fail(f"Mooncake Store cannot be loaded ({said}); {_WHAT_TO_DO}")
-    return Path(found.submodule_search_locations[0]) / "mooncake_master"
+    """The master's program."""
+    try:
+        return mooncake.program()
+    except CliError as error:
+        pytest.fail(str(error))
 
 
-class Master:
-    """A master on a port of its own, with what it says in a file. It runs from `start` to `kill`."""
+class Master(mooncake.Master):
+    """A master; see `eval/mooncake.py`."""
 
     def __init__(self, folder: Path) -> None:
-        self._program, self._log = program(), folder / "master.log"
-        self.port, self._metrics = _free_port(), _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, on the same port as before, and wait until it listens."""
-        # Leases are short, so that objects of a test can be removed at once.
-        args = [f"--rpc_port={self.port}", f"--metrics_port={self._metrics}", "--default_kv_lease_ttl=100"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._program), *args], env={**os.environ, **environment()}, stdout=log, stderr=log
-            )
-        for _ in range(100):
-            assert self._process.poll() is None, self._log.read_text()[-2000:]
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise AssertionError(f"the master does not listen: {self._log.read_text()[-2000:]}")
-
-    def kill(self) -> None:
-        """End it at once, if it runs."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
+        program()
+        super().__init__(folder)
