@@ -24,7 +24,6 @@ from redknot_sglang.pool.relocation import ClassMove, Relocation, RelocationQueu
 from redknot_sglang.pool.sizing import PoolSlots
 from redknot_sglang.pool.start_sizes import StartSizes
 
-pytestmark = pytest.mark.pinned
 
 DIM = 4
 # A layer with both classes, one without global heads, one without local ones.

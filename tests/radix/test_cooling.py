@@ -15,7 +15,6 @@ from redknot_sglang.seams.sglang import ComponentType
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.test_host_tier import moved, visit
 
-pytestmark = pytest.mark.pinned
 
 WINDOW, SINK = 8, 2
 SIZE = 600

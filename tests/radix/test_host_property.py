@@ -19,7 +19,6 @@ from tests.radix.calls import SimulatedRequest
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots
 
-pytestmark = pytest.mark.pinned
 
 STEPS = 150
 SEEDS, ALL_SEEDS = 12, 300

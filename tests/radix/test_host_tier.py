@@ -13,7 +13,6 @@ from redknot_sglang.radix.listeners import Move
 from redknot_sglang.seams.sglang import ComponentType, MatchPrefixParams, RadixKey
 from tests.radix.host_simulation import HostSimulation
 
-pytestmark = pytest.mark.pinned
 
 WINDOW, SINK = 8, 2
 LOCAL = ComponentType.SWA

@@ -23,7 +23,7 @@ from tests.serving.prompts import noise
 from tests.serving.segmented import SegmentedRequest, ask_segmented
 from tests.serving.shared import SharedServers
 
-pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+pytestmark = pytest.mark.serving
 
 ANSWER = 6
 HIT_TOLERANCE = 1e-4
