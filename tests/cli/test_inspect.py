@@ -14,7 +14,6 @@ import pytest
 from redknot_sglang.cli.main import main
 from tests.report.made_cache import make_cache
 
-pytestmark = pytest.mark.pinned
 
 
 class Canned(BaseHTTPRequestHandler):

@@ -111,7 +111,6 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert again["hit_rate"] == row["hit_rate"]
 
 
-@pytest.mark.pinned
 def test_lifetimes_lose_nothing_that_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

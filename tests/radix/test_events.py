@@ -127,7 +127,6 @@ def test_all_that_can_be_reused_is_told_and_no_more(seed: int) -> None:
     assert not subscriber.blocks
 
 
-@pytest.mark.pinned
 @pytest.mark.parametrize("seed", range(8))
 def test_with_a_host_tier_both_media_are_told(seed: int) -> None:
     device, host = test_host_property.SIZES[seed % 4]

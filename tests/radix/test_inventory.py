@@ -17,7 +17,6 @@ from tests.radix.host_simulation import HostSimulation
 from tests.radix.test_host_property import Traffic
 from tests.radix.test_host_tier import push_out, visit
 
-pytestmark = pytest.mark.pinned
 
 WINDOW, SINK = 8, 2
 

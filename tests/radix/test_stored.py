@@ -12,7 +12,6 @@ from redknot_sglang.store.envelope import Refusal
 from tests.radix.store_simulation import StoredSimulation
 from tests.store.memory import MemoryStore
 
-pytestmark = pytest.mark.pinned
 
 WINDOW, SINK = 8, 2
 BLOCK = 64

@@ -16,7 +16,6 @@ from tests.radix.store_simulation import CONTEXT, StoredSimulation
 from tests.radix.test_stored import SINK, WINDOW, filled, simulate, visit
 from tests.store.memory import MemoryStore
 
-pytestmark = pytest.mark.pinned
 
 PROMPT = list(range(200))
 

@@ -17,7 +17,6 @@ from tests.radix.store_simulation import StoredSimulation
 from tests.radix.test_host_property import SIZES, Traffic
 from tests.store.memory import MemoryStore
 
-pytestmark = pytest.mark.pinned
 
 STEPS = 150
 SEEDS, ALL_SEEDS = 8, 300

@@ -15,7 +15,6 @@ from redknot_sglang.report.cache_page import render_cache
 from tests.report.made_cache import SECRET, make_cache
 from tests.report.test_page import browse
 
-pytestmark = pytest.mark.pinned
 
 SECTIONS = ("Room", "Traffic", "Tenants", "What goes next")
 

@@ -16,7 +16,6 @@ from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse import stored
 from redknot_sglang.reuse.stored import StoredPaths
 
-pytestmark = pytest.mark.pinned
 
 PROMPT = array("q", range(100))
 

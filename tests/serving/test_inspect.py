@@ -68,7 +68,6 @@ def test_a_server_shows_what_it_has_and_hides_whose_and_what(
     assert server.get(PATH + ".json")["ranks"][0]["cache"]["pieces"] == []
 
 
-@pytest.mark.pinned
 def test_with_the_flag_admins_see_names_and_texts_while_requests_run() -> None:
     flags = (*SMALL, "--redknot-inspect-texts", f"--admin-api-key={KEY}", "--radix-eviction-policy=lru")
     host = ("--enable-hierarchical-cache", "--hicache-ratio=4")

@@ -19,7 +19,7 @@ HOST = ("--enable-hierarchical-cache", "--hicache-ratio=1.5")
 ROOM = (*SEGMENTS, "--chunked-prefill-size=128", "--radix-eviction-policy=redknot")
 
 
-@pytest.mark.parametrize("host", [(), pytest.param(HOST, marks=pytest.mark.pinned)], ids=["device", "host"])
+@pytest.mark.parametrize("host", [(), HOST], ids=["device", "host"])
 def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: bool) -> None:
     rng = random.Random("retention")
     popular = [noise(rng, 300) for _ in range(4)]

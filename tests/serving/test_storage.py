@@ -38,7 +38,7 @@ from tests.serving.stored import (
     wait_for_store,
 )
 
-pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+pytestmark = pytest.mark.serving
 
 
 @dataclass(frozen=True)

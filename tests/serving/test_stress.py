@@ -183,7 +183,7 @@ def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[
 
 @pytest.mark.parametrize(
     "flags",
-    [TIGHT, pytest.param(TIERS, marks=pytest.mark.pinned), ROOMY],
+    [TIGHT, TIERS, ROOMY],
     ids=["pool of 1.2 requests", "host tier behind it", "room"],
 )
 def test_answers_are_the_cold_ones_whatever_happens(

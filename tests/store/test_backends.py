@@ -15,7 +15,6 @@ from redknot_sglang.errors import StoreError
 from redknot_sglang.seams.sglang import HiCacheStorageConfig, StorageBackendFactory
 from redknot_sglang.store.backends import KINDS, Files, Found, Mooncake
 
-pytestmark = pytest.mark.pinned
 
 
 def files(folder: Path, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> Files:

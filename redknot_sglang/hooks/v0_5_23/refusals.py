@@ -11,8 +11,8 @@ ARGUMENTS: Arguments = (
     *(row for row in refusals.ARGUMENTS if row[0] not in _AGAIN),
     (
         "hicache_storage_backend",
-        (None,),
-        "stores behind host memory are served with SGLang 0.5.17 only: this version asks them, and waits for them, in another way",
+        (None, "file"),
+        "other stores than files were not tried with SGLang 0.5.23; use file, or SGLang 0.5.17",
     ),
     (
         "hicache_host_memory_mode",
