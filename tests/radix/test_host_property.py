@@ -18,7 +18,9 @@ from redknot_sglang.radix.listeners import Move
 from tests.radix.calls import SimulatedRequest
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots
+from tests.versions import needs_host_tier
 
+pytestmark = needs_host_tier
 
 STEPS = 150
 # So many that nodes turn cold under `write_through_selective` too, with which SGLang 0.5.23 copies a fourth of what 0.5.17 did.

@@ -30,6 +30,9 @@ def StackBuildResult(*, transfer_layer_num: int, **kwargs: Any) -> Any:  # noqa:
 class HybridCacheController(_Controller):
     """The base of our controller. transfer_layer_num: layers. args, kwargs: SGLang's."""
 
+    # Ours is asked for it by name; SGLang's own is what the surface has.
+    parse_storage_backend_extra_config = staticmethod(_Controller.parse_storage_backend_extra_config)
+
     def __init__(self, *args: Any, transfer_layer_num: int, **kwargs: Any) -> None:
         super().__init__(*args, transfer_layer_id_max=transfer_layer_num, **kwargs)
 
