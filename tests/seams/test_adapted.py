@@ -26,6 +26,7 @@ WINDOW, SINK = 8, 2
 
 if IS_ADAPTED:
     from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ScheduleBatch
+    from sglang.srt.mem_cache.hicache_auto_size import _estimate_hicache_bytes
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.runtime_context import get_context
 
@@ -136,7 +137,7 @@ def test_the_cache_without_reuse_frees_everything_and_tells_that_a_request_ended
 
 
 def test_room_that_sglang_makes_for_an_allocation_is_told_as_any_other() -> None:
-    simulation = HostSimulation((64, 32), (64, 32), WINDOW, SINK)
+    simulation = HostSimulation((64, 64), (64, 64), WINDOW, SINK)
     req = simulation.admit(range(40))
     simulation.prefill(req, 40, finish=True)
     simulation.notice()
@@ -172,6 +173,12 @@ def test_host_memory_has_the_size_that_sglang_found_room_for() -> None:
         get_context().override("a machine with little memory", hicache_ratio=0.5)
         assert arguments.resolved(server_args).hicache_ratio == 2.0
         assert arguments.running(server_args).hicache_ratio == 0.5
+
+
+def test_sglang_finds_that_room_by_the_bytes_of_both_classes() -> None:
+    simulation = Simulation(64, 32, WINDOW, SINK)
+    # One head of one number in each class, K and V in float32, and the slot that nothing is in.
+    assert _estimate_hicache_bytes(simulation.params, None) == (65 + 33) * 2 * 4
 
 
 @pytest.mark.parametrize("prompt", [1, 20, 100])
