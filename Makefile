@@ -75,9 +75,9 @@ OTHER   := .venv-$(VERSION)
 SERVERS := stock_parity conversations windowed_map segments segment_pressure segment_requests segments_api question updates status \
            capacity stress
 SGLANG  := tests/test_versions.py tests/test_floors.py tests/test_attention.py tests/test_start_memory.py tests/seams tests/hooks \
-           tests/patches tests/pool tests/radix tests/reuse tests/serve $(SERVERS:%=tests/serving/test_%.py)
+           tests/patches tests/pool tests/radix tests/reuse tests/serve tests/store $(SERVERS:%=tests/serving/test_%.py)
 ifeq ($(VERSION),0.5.23)
-SGLANG  += $(patsubst %,tests/serving/test_%.py,bad_input kv_events retention tensor_parallel)
+SGLANG  += $(patsubst %,tests/serving/test_%.py,bad_input kv_events retention tensor_parallel host_tier host_tier_ranks storage inspect)
 endif
 test-sglang: $(OTHER)/.redknot-installed ## the tests that touch SGLang with another version of it (VERSION=0.5.18), in .venv-VERSION
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -m "not gpu and not pinned" -n $(WORKERS) --dist loadfile \
@@ -89,7 +89,7 @@ $(OTHER)/.redknot-installed: requirements-$(VERSION).txt pyproject.toml
 
 # For a job that has minutes: whether the newest of the supported versions still serves what stock SGLang answers, and segments.
 LAST   := 0.5.23
-CHOSEN := tests/test_versions.py tests/seams $(patsubst %,tests/serving/test_%.py,stock_parity conversations windowed_map segments bad_input)
+CHOSEN := tests/test_versions.py tests/seams $(patsubst %,tests/serving/test_%.py,stock_parity conversations windowed_map segments bad_input host_tier)
 test-newest: ## a choice of test-sglang's files with the newest SGLang that is supported, in .venv-VERSION
 	$(MAKE) test-sglang VERSION=$(LAST) SGLANG="$(CHOSEN)"
 

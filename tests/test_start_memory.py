@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from redknot_sglang.errors import StartError
 from redknot_sglang.start_memory import checkpoint_bytes, estimate
 from tests.serving.harness import FLAGS, HEAD_MAP, MODEL, ON_CPU, run_redknot
+from tests.versions import needs_host_tier
 
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="the flags are a CPU server's")
 # Without the harness's own number of tokens; the map's certificate is for one SGLang version.
@@ -46,8 +47,7 @@ def test_what_a_start_would_take_is_what_it_takes() -> None:
     assert f"KV {total:.1f} MiB (--max-total-tokens)" in said
 
 
-# Host memory is refused with the others.
-@pytest.mark.pinned
+@needs_host_tier
 def test_it_says_what_the_host_tier_takes() -> None:
     tier = ["--enable-hierarchical-cache", "--hicache-ratio=3"]
     said = _estimate("--max-total-tokens=4096", "--redknot-context-length=1024", *tier)

@@ -15,3 +15,8 @@ needs_adapted = pytest.mark.skipif(
 before_adapted = pytest.mark.skipif(
     IS_ADAPTED, reason="of functions that SGLang 0.5.23 has not got, does not call, or gives other arguments"
 )
+# Where host memory behind the pools is served (`hooks/v0_5_18/refusals.py`).
+needs_host_tier = pytest.mark.skipif(
+    sglang_version() == "0.5.18",
+    reason="SGLang 0.5.18 asks host pools in another way, so host memory is refused with it",
+)

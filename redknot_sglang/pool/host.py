@@ -103,7 +103,14 @@ class ClassHostPool(HostKVCache):
         return layers
 
     def load_to_device_per_layer(
-        self, device_pool: Any, host_indices: Tensor, device_indices: Tensor, layer_id: int, io_backend: str
+        self,
+        device_pool: Any,
+        host_indices: Tensor,
+        device_indices: Tensor,
+        layer_id: int,
+        io_backend: str,
+        *,
+        is_draft: bool = False,
     ) -> None:
         """Copy one layer's rows to the device, on the current stream.
 
@@ -112,6 +119,7 @@ class ClassHostPool(HostKVCache):
         device_indices: int64 [n], slots on the device.
         layer_id: the layer.
         io_backend: SGLang's argument, without use here.
+        is_draft: that of newer SGLang, whether it is for a draft model; False here.
         """
         for pair in self._layers[layer_id]:
             copy_rows(pair.host, pair.device, host_indices, device_indices)

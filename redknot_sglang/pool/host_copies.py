@@ -38,7 +38,7 @@ class HostCopies(HybridCacheController):
     """The controller of one scheduler. Its parameters are those of SGLang's controller."""
 
     def __init__(self, *args: Any, pool: HeadClassPool, **kwargs: Any) -> None:
-        self._relocations = pool.relocations
+        self._relocations, self._layer_count = pool.relocations, pool.layer_num
         self._held = False
         # Seconds that finished loads took where the device's events cannot say, as on a CPU; in their order.
         self.seconds: deque[float] = deque()
@@ -99,7 +99,7 @@ class HostCopies(HybridCacheController):
 
     def wait(self) -> None:
         """Have the current stream wait for the loads that were begun last, if it has not yet."""
-        self.layer_done_counter.wait_until(self.layer_num - 1)
+        self.layer_done_counter.wait_until(self._layer_count - 1)
         self.layer_done_counter.set_consumer(-1)
 
     def reset(self) -> None:

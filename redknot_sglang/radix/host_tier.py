@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redknot_sglang.plan.request import state_of
 from redknot_sglang.radix.events import Events
 from redknot_sglang.radix.listeners import Move, TierListener
 from redknot_sglang.radix.scope import ALL, Scope
-from redknot_sglang.seams.sglang import BackupKV, CacheTransferPhase, ComponentType, UnifiedRadixCache
+from redknot_sglang.seams.sglang import (
+    BackupKV,
+    CacheTransferPhase,
+    ComponentType,
+    InitLoadBackParams,
+    UnifiedRadixCache,
+)
 
 
 class HostTierCache(UnifiedRadixCache):
@@ -114,13 +121,24 @@ class HostTierCache(UnifiedRadixCache):
     def init_load_back(self, params: Any) -> tuple[Any, int]:
         """Load what a request's match found on the host, before its next forward reads it.
 
-        params: SGLang's InitLoadBackParams. Returns the global slots behind those that it has, int64 [n], and its new last node;
-        no slots and its old one if there is no room.
+        params: SGLang's InitLoadBackParams. Returns what SGLang's admission expects: the global slots behind those that it has,
+        int64 [n], or with newer SGLang their number, and its new last node; none and its old one if there is no room.
         """
         whole = state_of(params.req).whole
         with self._scope.within(whole=whole, span=ALL if whole else None):
             found: tuple[Any, int] = super().init_load_back(params)
         return found
+
+    def load_found(self, req: Any) -> Tensor:
+        """The same for others than SGLang's admission.
+
+        req: SGLang's Req, already matched; its `last_node` becomes the node that it goes on from, the old one if there is no room.
+        Returns the global slots behind those that it has, int64 [n].
+        """
+        before = req.last_node
+        _, req.last_node = self.init_load_back(InitLoadBackParams(req.best_match_node, req.host_hit_length, req=req))
+        slots: Tensor = self.tree_core.collect_full_device_indices(req.last_node, before)
+        return slots
 
     def load_back(self, node_id: int, mem_quota: int | None = None, req: Any = None) -> bool:
         """Load a path from the host as far as the rows behind its end see it.

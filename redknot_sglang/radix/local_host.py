@@ -114,7 +114,7 @@ class LocalHost(LocalLocks):
         for node_id in transfers[0].nodes_to_load:
             loaded = self.tree_core.node_by_id(node_id)
             self._tell(loaded)
-            if loaded.component_data[self.component_type].lock_ref > 0:
+            if self.credits_unlocked_only and loaded.component_data[self.component_type].lock_ref > 0:
                 self._protect(len(loaded.key))
 
     def evict_component(

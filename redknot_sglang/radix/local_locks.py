@@ -41,7 +41,7 @@ def unmap(mapping: Tensor, slots: Tensor) -> None:
 class LocalLocks(SWAComponent):
     """The part of the local class's tree component that locks and unlocks nodes, and frees local slots.
 
-    credits_unlocked_only: whether SGLang counts a tombstone that becomes live as evictable although it is locked.
+    credits_unlocked_only: whether SGLang counts a node that becomes live as evictable although it is locked.
     """
 
     credits_unlocked_only: bool = getattr(SWAComponent, "credits_unlocked_only", True)

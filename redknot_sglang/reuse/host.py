@@ -12,7 +12,6 @@ import torch
 
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.model_facts import ModelFacts
-from redknot_sglang.seams.sglang import InitLoadBackParams
 
 
 def load_own_path(tree: Any, adder: Any, req: Any) -> None:
@@ -31,9 +30,8 @@ def load_own_path(tree: Any, adder: Any, req: Any) -> None:
     # As for SGLang's own loads, the room is what is left beside what it has on the device, which the load locks.
     lock = tree.inc_lock_ref(last)
     if missing < adder.rem_total_tokens and req.swa_host_hit_length < adder.rem_swa_tokens:
-        params = InitLoadBackParams(req.best_match_node, req.host_hit_length, req=req)
-        slots, req.last_node = tree.init_load_back(params)
-        req.prefix_indices = torch.cat([req.prefix_indices, slots])
+        slots = req.prefix_indices
+        req.prefix_indices = torch.cat([slots, tree.load_found(req)])
         req.cache_protected_len = len(req.prefix_indices)
     tree.dec_lock_ref(last, lock.to_dec_params())
     req.best_match_node = req.last_node

@@ -91,7 +91,7 @@ class Files:
     def remove(self, name: str) -> None:
         """As `Objects.remove`."""
         try:
-            os.remove(self._backend._get_component_path(name))
+            os.remove(os.path.join(self._backend.file_path, self._backend._get_component_key(name) + ".bin"))
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -13,8 +13,9 @@ import pytest
 
 from redknot_sglang.cli.main import main
 from tests.report.made_cache import make_cache
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 
 class Canned(BaseHTTPRequestHandler):

@@ -13,6 +13,7 @@ from eval import bench_retention
 from eval.retention.block_tree import POLICIES, BlockTree, distinct_tokens, request_hits, token_hits
 from eval.retention.segmented import SEGMENTED
 from eval.retention.traces import MADE, Request, make, read, write
+from tests.versions import needs_host_tier
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -111,7 +112,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert again["hit_rate"] == row["hit_rate"]
 
 
-@pytest.mark.pinned
+@needs_host_tier
 def test_lifetimes_lose_nothing_that_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,8 +16,6 @@ from redknot_sglang.errors import CertificateError
 from redknot_sglang.hooks.v0_5_17.stored import Adapters, context_digest
 from redknot_sglang.plan.identity import MARK
 
-pytestmark = pytest.mark.pinned
-
 LAYOUT = [[("torch.float32", [1, 8])]]
 
 

@@ -49,7 +49,8 @@ def test_what_sglang_would_refuse_for_our_backend_is_refused_before_that(name: s
     ("name", "value"),
     [
         ("attn_dp_size", 2),
-        ("enable_hierarchical_cache", True),
+        ("hicache_storage_backend", "mooncake"),
+        ("hicache_host_memory_mode", "buffer_only"),
         ("disaggregation_mode", "decode"),
         ("tokenizer_worker_num", 2),
     ],
@@ -57,6 +58,11 @@ def test_what_sglang_would_refuse_for_our_backend_is_refused_before_that(name: s
 def test_what_was_not_tried_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(RedKnotError, match=f"--{name.replace('_', '-')} .* cannot be used with --redknot yet"):
         refuse_unsupported(SimpleNamespace(**{name: value}), None, ARGUMENTS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("enable_hierarchical_cache", True), ("hicache_storage_backend", "file")])
+def test_no_row_refuses_the_host_tier_and_files(name: str, value: object) -> None:
+    assert [row for row in ARGUMENTS if row[0] == name and value not in row[1]] == []
 
 
 def test_the_memory_check_leaves_out_rows_without_a_local_slot() -> None:

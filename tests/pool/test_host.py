@@ -23,8 +23,9 @@ from redknot_sglang.pool.host import ClassHostPool, host_pools
 from redknot_sglang.pool.relocation import ClassMove, Relocation, RelocationQueue
 from redknot_sglang.pool.sizing import PoolSlots
 from redknot_sglang.pool.start_sizes import StartSizes
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 DIM = 4
 # A layer with both classes, one without global heads, one without local ones.

@@ -7,8 +7,11 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from sglang.srt.managers.schedule_batch import ReqKvInfo
+from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams
 from sglang.srt.mem_cache.common import free_swa_out_of_window_slots
+from torch import Tensor
 
 from redknot_sglang.plan.request import RequestState
 
@@ -67,6 +70,24 @@ class Calls:
         req.swa_uuid_for_lock, req.skip_lock_node_ids = lock.swa_uuid_for_lock, {}
         req.swa_prefix_lock_released = False
         req.kv = ReqKvInfo(kv_allocated_len=len(match.device_indices), swa_evicted_seqlen=0)
+
+    def start_from_host(self, req: Any, match: Any) -> Tensor:
+        """The same of one that may have something on the host, which is loaded; returns its slots, int64 [n]."""
+        tree, more, slots = self.tree, req.__dict__, match.device_indices
+        req.last_node = match.last_device_node
+        more["swa_host_hit_length"], more["mamba_host_hit_length"] = match.swa_host_hit_length, 0
+        more["mamba_pool_idx"] = None
+        # As SGLang's admission: nothing goes while room is made.
+        first, lock = req.last_node, tree.inc_lock_ref(req.last_node)
+        if match.host_hit_length or match.swa_host_hit_length:
+            params: Any = InitLoadBackParams(match.best_match_node, match.host_hit_length, req=req)
+            loaded, req.last_node = tree.init_load_back(params)
+            slots = torch.cat([slots, loaded])
+        own = tree.inc_lock_ref(req.last_node)
+        tree.dec_lock_ref(first, lock.to_dec_params())
+        req.swa_uuid_for_lock, req.skip_lock_node_ids = own.swa_uuid_for_lock, {}
+        req.kv = ReqKvInfo(kv_allocated_len=len(slots), swa_evicted_seqlen=0)
+        return slots
 
     def cache_chunk(self, req: Any) -> None:
         """A part of its prompt has been computed, or all of it."""

@@ -7,6 +7,9 @@ from array import array
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, ReqKvInfo
+from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams
+from sglang.srt.runtime_context import get_context
+from torch import Tensor
 
 from redknot_sglang.seams.v0_5_23.adapted import requests
 from tests.radix.calls import Calls, SimulatedRequest
@@ -22,6 +25,7 @@ class KvRequest(SimulatedRequest):
     lock: Any = None
     rid = "simulated"
     session_id: str | None = None
+    swa_host_hit_length = mamba_host_hit_length = 0
     kv_rotation_base: int | None = None
     swa_branching_seqlen: int | None = None
 
@@ -52,6 +56,9 @@ class KvCalls(Calls):
     def __init__(self, tree: Any, rows: Any) -> None:
         super().__init__(tree, rows)
         requests.install(tree)
+        if not get_context().is_config_namespace_published("memory"):
+            # A tree's host tier reads settings of the process.
+            get_context().override_server_args(device="cpu").install()
 
     def start(self, req: Any, match: Any) -> None:
         floor = req.swa_evict_floor
@@ -59,6 +66,24 @@ class KvCalls(Calls):
         req.swa_evict_floor = floor
         req.last_node = match.last_device_node
         req.lock = self.tree.lock(req.last_node)
+
+    def start_from_host(self, req: Any, match: Any) -> Tensor:
+        tree, floor, loaded = self.tree, req.swa_evict_floor, 0
+        req.kv = ReqKvInfo(req_pool_idx=req.req_pool_idx)
+        req.swa_evict_floor, req.last_node = floor, match.last_device_node
+        req.swa_host_hit_length, req.mamba_host_hit_length = match.swa_host_hit_length, 0
+        first = tree.lock(req.last_node)
+        if match.host_hit_length or match.swa_host_hit_length:
+            best = match.best_match_node
+            on_host, on_device = tree.inc_host_lock_ref(best).to_dec_params(), tree.lock(best)
+            loaded, req.last_node = tree.init_load_back(InitLoadBackParams(best, match.host_hit_length, req=req))
+            tree.unlock(on_device)
+            tree.dec_host_lock_ref(best, on_host)
+        req.lock = tree.lock(req.last_node)
+        tree.unlock(first)
+        req.kv.kv_allocated_len = match.device_prefix_len + loaded
+        slots: Tensor = tree.path_device_indices(req.last_node)[: req.kv.kv_allocated_len]
+        return slots
 
     def cache_chunk(self, req: Any) -> None:
         self.tree.checkpoint(req, up_to=req.computed)

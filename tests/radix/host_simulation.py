@@ -13,8 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from sglang.srt.managers.schedule_batch import ReqKvInfo
-from sglang.srt.mem_cache.base_prefix_cache import InitLoadBackParams, MatchPrefixParams
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import register_stack_strategy
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -78,25 +77,12 @@ class HostSimulation(Simulation):
         self.host = [entry.host_pool for entry in self.tree.host_pool_group.entries]
 
     def _start(self, req: SimulatedRequest) -> None:
-        ids, tree, more = req.ids, self.tree, req.__dict__
-        match = tree.match_prefix(MatchPrefixParams(key=RadixKey(ids, req.extra_key, limit=len(ids) - 1), req=req))
-        req.last_node, slots = match.last_device_node, match.device_indices
-        more["swa_host_hit_length"], more["mamba_host_hit_length"] = match.swa_host_hit_length, 0
-        more["mamba_pool_idx"] = None
-        # As SGLang's admission: nothing goes while room is made.
-        first, lock = req.last_node, tree.inc_lock_ref(req.last_node)
-        if match.host_hit_length or match.swa_host_hit_length:
-            params: Any = InitLoadBackParams(match.best_match_node, match.host_hit_length, req=req)
-            loaded, req.last_node = tree.init_load_back(params)
-            slots = torch.cat([slots, loaded])
-        own = tree.inc_lock_ref(req.last_node)
-        tree.dec_lock_ref(first, lock.to_dec_params())
-        req.swa_uuid_for_lock, req.skip_lock_node_ids = own.swa_uuid_for_lock, {}
+        key = RadixKey(req.ids, req.extra_key, limit=len(req.ids) - 1)
+        slots = self.calls.start_from_host(req, self.tree.match_prefix(MatchPrefixParams(key=key, req=req)))
         req.prefix_indices = slots
         req.computed = req.cache_protected_len = req.cached_tokens = len(slots)
         req.decoded = 0
         req.redknot.start = len(slots)
-        req.kv = ReqKvInfo(kv_allocated_len=req.computed, swa_evicted_seqlen=0)
         self.rows.write((req.req_pool_idx, slice(0, req.computed)), slots)
 
     def forward_begins(self) -> None:

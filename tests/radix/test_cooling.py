@@ -14,8 +14,9 @@ from redknot_sglang.radix.uses import FRACTION
 from redknot_sglang.seams.sglang import ComponentType
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.test_host_tier import moved, visit
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 WINDOW, SINK = 8, 2
 SIZE = 600

@@ -17,6 +17,7 @@ from redknot_sglang.radix.paths import reusable_tokens
 from tests.radix import test_host_property, test_tree_property
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import Simulation
+from tests.versions import needs_host_tier
 
 GPU, CPU = StorageMedium.GPU, StorageMedium.CPU
 # Hashes of the tokens 1, 2 and 70,000, and their numbers.
@@ -127,7 +128,7 @@ def test_all_that_can_be_reused_is_told_and_no_more(seed: int) -> None:
     assert not subscriber.blocks
 
 
-@pytest.mark.pinned
+@needs_host_tier
 @pytest.mark.parametrize("seed", range(8))
 def test_with_a_host_tier_both_media_are_told(seed: int) -> None:
     device, host = test_host_property.SIZES[seed % 4]

@@ -18,11 +18,13 @@ from redknot_sglang.radix.listeners import Move
 from tests.radix.calls import SimulatedRequest
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import OutOfSlots
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 STEPS = 150
-SEEDS, ALL_SEEDS = 12, 300
+# So many that nodes turn cold under `write_through_selective` too, with which SGLang 0.5.23 copies a fourth of what 0.5.17 did.
+SEEDS, ALL_SEEDS = 24, 300
 # Slots on the device, and on the host: less than there, about as many, and room for everything.
 SIZES = (((250, 120), (150, 60)), ((250, 120), (600, 200)), ((160, 90), (4000, 2000)), ((900, 900), (300, 300)))
 

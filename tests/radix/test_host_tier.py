@@ -12,8 +12,9 @@ import pytest
 from redknot_sglang.radix.listeners import Move
 from redknot_sglang.seams.sglang import ComponentType, MatchPrefixParams, RadixKey
 from tests.radix.host_simulation import HostSimulation
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 WINDOW, SINK = 8, 2
 LOCAL = ComponentType.SWA

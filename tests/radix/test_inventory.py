@@ -16,8 +16,9 @@ from redknot_sglang.seams.sglang import ComponentType
 from tests.radix.host_simulation import HostSimulation
 from tests.radix.test_host_property import Traffic
 from tests.radix.test_host_tier import push_out, visit
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 WINDOW, SINK = 8, 2
 

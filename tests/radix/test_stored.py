@@ -11,8 +11,9 @@ from redknot_sglang.seams.sglang import RadixKey
 from redknot_sglang.store.envelope import Refusal
 from tests.radix.store_simulation import StoredSimulation
 from tests.store.memory import MemoryStore
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 WINDOW, SINK = 8, 2
 BLOCK = 64

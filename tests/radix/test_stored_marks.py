@@ -15,8 +15,9 @@ from redknot_sglang.store import objects
 from tests.radix.store_simulation import CONTEXT, StoredSimulation
 from tests.radix.test_stored import SINK, WINDOW, filled, simulate, visit
 from tests.store.memory import MemoryStore
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 PROMPT = list(range(200))
 

@@ -16,8 +16,9 @@ from tests.radix.calls import SimulatedRequest
 from tests.radix.store_simulation import StoredSimulation
 from tests.radix.test_host_property import SIZES, Traffic
 from tests.store.memory import MemoryStore
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 STEPS = 150
 SEEDS, ALL_SEEDS = 8, 300

@@ -14,8 +14,9 @@ from redknot_sglang.radix.inventory import tenant_label
 from redknot_sglang.report.cache_page import render_cache
 from tests.report.made_cache import SECRET, make_cache
 from tests.report.test_page import browse
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 SECTIONS = ("Room", "Traffic", "Tenants", "What goes next")
 

@@ -14,8 +14,6 @@ from redknot_sglang.pool.relocation import RelocationQueue
 from redknot_sglang.reuse.host import load_own_path, settle
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 
-pytestmark = pytest.mark.pinned
-
 
 class Loads:
     """Notes what is begun and waited for."""
@@ -58,9 +56,10 @@ class Tree:
     def dec_lock_ref(self, node: int, params: Any) -> None:
         self.locks -= 1
 
-    def init_load_back(self, params: Any) -> tuple[torch.Tensor, int]:
-        assert self.locks == 1 and (params.best_match_node, params.host_hit_length) == (9, 3)
-        return torch.tensor([7, 8, 9]), 9
+    def load_found(self, req: Any) -> torch.Tensor:
+        assert self.locks == 1
+        req.last_node = req.best_match_node
+        return torch.tensor([7, 8, 9])
 
 
 @pytest.mark.parametrize(("room", "local_room", "loads"), [(16, 3, True), (15, 3, False), (16, 2, False)])

@@ -15,8 +15,9 @@ from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.plan.request import RequestState
 from redknot_sglang.reuse import stored
 from redknot_sglang.reuse.stored import StoredPaths
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 PROMPT = array("q", range(100))
 

@@ -13,9 +13,11 @@ import torch
 from redknot_sglang.hooks import all_seams
 from redknot_sglang.pool.sizing import DECODE_FREE_INTERVAL
 from redknot_sglang.radix.chunk_cache import HeadClassChunkCache
-from redknot_sglang.seams.sglang import ComponentType
+from redknot_sglang.radix.listeners import Move
+from redknot_sglang.seams.sglang import ComponentType, EvictParams
 from redknot_sglang.seams.surface import find
 from redknot_sglang.versions import version_folder
+from tests.radix.host_simulation import HostSimulation
 from tests.radix.simulation import CALLS, Simulation
 from tests.versions import IS_ADAPTED, needs_adapted
 
@@ -24,8 +26,11 @@ WINDOW, SINK = 8, 2
 
 if IS_ADAPTED:
     from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ScheduleBatch
+    from sglang.srt.mem_cache.hicache_auto_size import _estimate_hicache_bytes
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
+    from sglang.srt.runtime_context import get_context
 
+    from redknot_sglang.seams.v0_5_23 import arguments
     from redknot_sglang.seams.v0_5_23.adapted import NAMES, requests
 
 
@@ -129,6 +134,51 @@ def test_the_cache_without_reuse_frees_everything_and_tells_that_a_request_ended
     simulation.calls.end(req, insert=True)
     assert ended == [req]
     assert (simulation.allocator.full_available_size(), simulation.allocator.swa_available_size()) == free
+
+
+def test_room_that_sglang_makes_for_an_allocation_is_told_as_any_other() -> None:
+    simulation = HostSimulation((64, 64), (64, 64), WINDOW, SINK)
+    req = simulation.admit(range(40))
+    simulation.prefill(req, 40, finish=True)
+    simulation.notice()
+    simulation.tree.evict_for_alloc(EvictParams(num_tokens=30))
+    assert simulation.allocator.full_available_size() >= 54
+    assert simulation.figures.tokens[Move.DEMOTED][0] >= 30
+    # SGLang's own `evict` stays what it is.
+    assert simulation.tree._told is None
+
+
+def test_a_path_on_the_host_can_be_locked_before_it_is_loaded() -> None:
+    """SGLang's admission does so. What it needs has no local slots yet, its sinks neither."""
+    simulation = HostSimulation((200, 200), (200, 200), WINDOW, SINK)
+    simulation.prefill(simulation.admit(range(40)), 40, finish=True)
+    simulation.notice()
+    simulation.evict(200, 200)
+    (end,) = [node for node, path, _ in simulation.nodes() if len(path) == 40]
+    lock = simulation.tree.lock(end.id)
+    assert end.component_data[ComponentType.SWA].lock_ref == 1 and end.evicted
+    simulation.tree.unlock(lock)
+    simulation.check_no_locks()
+
+
+@pytest.mark.parametrize("ask", ["attach_storage_backend", "detach_storage_backend"])
+def test_stores_neither_come_nor_go_while_the_server_runs(ask: str) -> None:
+    given = ("file",) if ask.startswith("attach") else ()
+    done, reason = getattr(HostSimulation((64, 32), (64, 32), WINDOW, SINK).tree, ask)(*given)
+    assert not done and "--hicache-storage-backend" in reason
+
+
+def test_host_memory_has_the_size_that_sglang_found_room_for() -> None:
+    with get_context().override_server_args(device="cpu", hicache_ratio=2.0) as server_args:
+        get_context().override("a machine with little memory", hicache_ratio=0.5)
+        assert arguments.resolved(server_args).hicache_ratio == 2.0
+        assert arguments.running(server_args).hicache_ratio == 0.5
+
+
+def test_sglang_finds_that_room_by_the_bytes_of_both_classes() -> None:
+    simulation = Simulation(64, 32, WINDOW, SINK)
+    # One head of one number in each class, K and V in float32, and the slot that nothing is in.
+    assert _estimate_hicache_bytes(simulation.params, None) == (65 + 33) * 2 * 4
 
 
 @pytest.mark.parametrize("prompt", [1, 20, 100])

@@ -22,8 +22,9 @@ from tests.serving.maps import save_retrieval_map
 from tests.serving.prompts import noise
 from tests.serving.segmented import SegmentedRequest, ask_segmented
 from tests.serving.shared import SharedServers
+from tests.versions import needs_host_tier
 
-pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+pytestmark = [pytest.mark.serving, needs_host_tier]
 
 ANSWER = 6
 HIT_TOLERANCE = 1e-4

@@ -19,8 +19,9 @@ from tests.serving.prompts import noise
 from tests.serving.ranks import TWO_RANKS, needs_two
 from tests.serving.segmented import SegmentedRequest, ask_segmented
 from tests.serving.test_host_tier import POOL, loaded, push_out, tiers
+from tests.versions import needs_host_tier
 
-pytestmark = [pytest.mark.serving, needs_two]
+pytestmark = [pytest.mark.serving, needs_two, needs_host_tier]
 
 ANSWER, TOLERANCE = 6, 1e-4
 FLAGS = ("--redknot", "--redknot-segment-length=300", "--chunked-prefill-size=128", "--enable-metrics")

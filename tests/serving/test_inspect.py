@@ -19,6 +19,7 @@ from tests.serving.conversations import settle
 from tests.serving.prompts import noise, text, tokenizer
 from tests.serving.segmented import SMALL
 from tests.serving.shared import SharedServers
+from tests.versions import needs_host_tier
 
 pytestmark = pytest.mark.serving
 
@@ -68,7 +69,7 @@ def test_a_server_shows_what_it_has_and_hides_whose_and_what(
     assert server.get(PATH + ".json")["ranks"][0]["cache"]["pieces"] == []
 
 
-@pytest.mark.pinned
+@needs_host_tier
 def test_with_the_flag_admins_see_names_and_texts_while_requests_run() -> None:
     flags = (*SMALL, "--redknot-inspect-texts", f"--admin-api-key={KEY}", "--radix-eviction-policy=lru")
     host = ("--enable-hierarchical-cache", "--hicache-ratio=4")

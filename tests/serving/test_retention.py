@@ -12,6 +12,7 @@ from tests.serving.answers import TOLERANCE, agree, ask_all
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise
 from tests.serving.segmented import SEGMENTS, ask_all_segmented, make_requests
+from tests.versions import needs_host_tier
 
 pytestmark = pytest.mark.serving
 
@@ -19,7 +20,7 @@ HOST = ("--enable-hierarchical-cache", "--hicache-ratio=1.5")
 ROOM = (*SEGMENTS, "--chunked-prefill-size=128", "--radix-eviction-policy=redknot")
 
 
-@pytest.mark.parametrize("host", [(), pytest.param(HOST, marks=pytest.mark.pinned)], ids=["device", "host"])
+@pytest.mark.parametrize("host", [(), pytest.param(HOST, marks=needs_host_tier)], ids=["device", "host"])
 def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: bool) -> None:
     rng = random.Random("retention")
     popular = [noise(rng, 300) for _ in range(4)]

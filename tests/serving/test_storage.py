@@ -37,8 +37,9 @@ from tests.serving.stored import (
     store,
     wait_for_store,
 )
+from tests.versions import needs_host_tier
 
-pytestmark = [pytest.mark.serving, pytest.mark.pinned]
+pytestmark = [pytest.mark.serving, needs_host_tier]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tests.serving.maps import save_retrieval_map
 from tests.serving.prompts import noise
 from tests.serving.segmented import make_documents, make_request
 from tests.serving.shared import SharedServers
+from tests.versions import needs_host_tier
 
 pytestmark = pytest.mark.serving
 
@@ -183,7 +184,7 @@ def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[
 
 @pytest.mark.parametrize(
     "flags",
-    [TIGHT, pytest.param(TIERS, marks=pytest.mark.pinned), ROOMY],
+    [TIGHT, pytest.param(TIERS, marks=needs_host_tier), ROOMY],
     ids=["pool of 1.2 requests", "host tier behind it", "room"],
 )
 def test_answers_are_the_cold_ones_whatever_happens(

@@ -14,8 +14,9 @@ import torch
 from redknot_sglang.errors import StoreError
 from redknot_sglang.seams.sglang import HiCacheStorageConfig, StorageBackendFactory
 from redknot_sglang.store.backends import KINDS, Files, Found, Mooncake
+from tests.versions import needs_host_tier
 
-pytestmark = pytest.mark.pinned
+pytestmark = needs_host_tier
 
 
 def files(folder: Path, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> Files:

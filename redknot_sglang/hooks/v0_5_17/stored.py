@@ -37,6 +37,10 @@ def open_store(context: Any, tree: Any) -> Any:
         raise RedKnotError(
             f"--hicache-storage-backend-extra-config cannot be read ({error}); give a JSON object or @FILE"
         ) from None
+    folder = server_args.file_storage_path
+    if name == "file" and folder is not None:
+        # SGLang's files are there from 0.5.23 on, unless the extra configuration has a folder.
+        extra = {"file_storage_path": folder, **(extra or {})}
     pools = [entry.host_pool for entry in group.entries]
     window, sink = tree.local_reach
     config = HiCacheStorageConfig(

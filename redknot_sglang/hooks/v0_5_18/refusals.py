@@ -16,7 +16,7 @@ ARGUMENTS: refusals.Arguments = (
     (
         "enable_hierarchical_cache",
         (False,),
-        "host memory is served with SGLang 0.5.17 only: this version asks host pools in another way",
+        "host memory is served with SGLang 0.5.17 and 0.5.23: this version asks host pools in another way",
     ),
     ("disaggregation_mode", ("null",), "prefill and decode apart are served with SGLang 0.5.17 only"),
 )

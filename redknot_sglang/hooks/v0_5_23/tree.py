@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from redknot_sglang.refuse import one_line
-from redknot_sglang.seams.v0_5_23.arguments import resolved
+from redknot_sglang.seams.v0_5_23.arguments import running
 
 
 def build_tree(context: Any) -> Any:
@@ -18,6 +18,6 @@ def build_tree(context: Any) -> Any:
 
     with one_line(context.server_args.dp_size > 1):
         seams.verify()
-    made = tree.build_tree(replace(context, server_args=resolved(context.server_args)))
+    made = tree.build_tree(replace(context, server_args=running(context.server_args)))
     requests.install(made)
     return made

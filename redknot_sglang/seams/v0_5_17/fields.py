@@ -110,7 +110,7 @@ FIELDS: Fields = {
         "SWAChunkCache": "sliding_window_size",
     },
     "mem_cache.hybrid_cache.hybrid_cache_controller": {
-        "HybridCacheController": "layer_done_counter layer_num load_queue",
+        "HybridCacheController": "layer_done_counter load_queue",
     },
     "mem_cache.kv_cache_configurator": {
         "KVCacheConfigurator": "is_draft_worker kv_cache_dtype model_config server_args",
@@ -184,7 +184,7 @@ FIELDS: Fields = {
     "server_args": {
         "ServerArgs": (
             "admin_api_key api_key chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
-            "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup hicache_ratio hicache_size hicache_storage_backend "
+            "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup file_storage_path hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl quantization_param_path "

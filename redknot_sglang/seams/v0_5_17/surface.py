@@ -416,6 +416,7 @@ SURFACE: Surface = {
         "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees)",
         "UnifiedTreeCore._split_node": "(self, key, child, split_len)",
         "UnifiedTreeCore._update_evictable_leaf_sets": "(self, node)",
+        "UnifiedTreeCore.collect_full_device_indices": "(self, from_node_id, until_node_id)",
         "UnifiedTreeCore.insert_host": "(self, node_id, key, host_value, hash_value)",
         "UnifiedTreeCore.node_by_id": "(self, node_id)",
     },

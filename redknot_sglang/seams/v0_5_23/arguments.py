@@ -20,3 +20,16 @@ def resolved(server_args: Any) -> Any:
     values = {name: resolution_result(server_args, name) for name in type(server_args).__struct_fields__}
     own = {name: value for name, value in vars(server_args).items() if name.startswith("_redknot")}
     return SimpleNamespace(**values, **own, get_model_config=lambda: model_config_of(server_args))
+
+
+def running(server_args: Any) -> Any:
+    """The same in a scheduler that is about to build its prefix cache: with the size of host memory that SGLang has found there is room
+    for, where nobody has given one.
+
+    server_args: SGLang's record.
+    """
+    from sglang.srt.runtime_context import get_memory
+
+    values = resolved(server_args)
+    values.hicache_ratio = get_memory().hicache_ratio
+    return values

@@ -44,7 +44,6 @@ FIELDS: Fields = changed(
         "mem_cache.base_prefix_cache": {
             "MatchResult": "best_match_node device_prefix_len full_kv_hit_length last_device_node swa_host_hit_length"
         },
-        "mem_cache.hybrid_cache.hybrid_cache_controller": {"HybridCacheController": "layer_done_counter load_queue"},
         "mem_cache.unified_cache.components.full": {"FullComponent": "cache component_type tree_core"},
         "mem_cache.unified_cache.components.swa": {
             "SWAComponent": "cache component_type sliding_window_size tree_core"

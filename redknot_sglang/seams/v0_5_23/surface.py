@@ -45,11 +45,14 @@ SURFACE: Surface = changed(
         "mem_cache.prefill_budget": {
             "SWAPrefillBudget.swa_never_fits": "(self, extend_input_len, max_new_tokens, **kwargs)",
         },
+        "runtime_context": {
+            "get_memory": "()",
+        },
         "server_args": {
             "ServerArgs": (
                 "(model_path, tokenizer_worker_num=, kv_cache_dtype=, mem_fraction_static=, max_total_tokens=, chunked_prefill_size=, page_size=, radix_eviction_policy=, disable_radix_cache=, enable_unified_memory=, tp_size=, dcp_size=, pp_size=, dp_size=, attn_dp_size=, "
                 "attn_cp_size=, enable_dp_attention=, device=, preferred_sampling_params=, enable_streaming_session=, enable_session_radix_cache=, kv_events_config=, attention_backend=, decode_attention_backend=, prefill_attention_backend=, radix_cache_backend=, cuda_graph_config=, "
-                "speculative_algorithm=, enable_hierarchical_cache=, hicache_ratio=, hicache_size=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, hicache_storage_backend=, hicache_storage_prefetch_policy=, hicache_storage_backend_extra_config=, enable_hisparse=, "
+                "speculative_algorithm=, enable_hierarchical_cache=, hicache_host_memory_mode=, hicache_ratio=, hicache_size=, hicache_write_policy=, hicache_io_backend=, hicache_mem_layout=, hicache_storage_backend=, hicache_storage_prefetch_policy=, hicache_storage_backend_extra_config=, enable_hisparse=, "
                 "enable_two_batch_overlap=, enable_lmcache=, enable_flexkv=, dllm_algorithm=, disaggregation_mode=, disaggregation_transfer_backend=, disaggregation_decode_enable_radix_cache=, disaggregation_decode_enable_offload_kvcache=, enable_pdmux=, startup_weight_load_mode=, "
                 "enable_deterministic_inference=, rl_on_policy_target=, enable_memory_saver=, ...)"
             ),
@@ -198,6 +201,7 @@ SURFACE: Surface = changed(
             "SWAComponent.evict_component": "(self, node, device_frees, host_frees, cache_actions, target=)",
             "SWAComponent.finalize_match_result_in_tree_core": "(self, result, params, value_chunks, best_value_len)",
             "SWAComponent.free_out_of_window_slots": "(self, req, pre_len, insert_params)",
+            "SWAComponent.needs_incremental_backup": "(self, node)",
             "SWAComponent.prepare_for_caching_req": "(self, req, insert_params, token_ids_len, is_finished)",
             "SWAComponent.recover_after_unevict": "(self, node, prefix_len, "
             "total_prefix_len, params, "
@@ -244,12 +248,19 @@ SURFACE: Surface = changed(
             "target=, "
             "tracker=)",
             "UnifiedTreeCore._evict_host_leaf": "(self, node, tracker, device_frees, host_frees, cache_actions)",
+            "UnifiedTreeCore._update_duplicate_tracking": "(self, node)",
+            "UnifiedTreeCore.commit_load_back": "(self, node_id, device_indices, kv_xfer, comp_xfers)",
         },
         "mem_cache.unified_radix_cache": {
             "UnifiedRadixCache._apply_cache_action": "(self, action)",
+            "UnifiedRadixCache.attach_storage_backend": "(self, storage_backend, storage_backend_extra_config_json=, "
+            "served_model_name=, hicache_storage_prefetch_policy=, hicache_write_policy=)",
             "UnifiedRadixCache.checkpoint": "(self, req, *, up_to, **kwargs)",
+            "UnifiedRadixCache.detach_storage_backend": "(self)",
+            "UnifiedRadixCache.evict_for_alloc": "(self, params, *, allocation_reclaim_satisfied=)",
             "UnifiedRadixCache.evict_sliding_windows": "(self, req, pre_len, *, eviction_interval=)",
             "UnifiedRadixCache.free_kv_row": "(self, kv, ranges)",
+            "UnifiedRadixCache.lock": "(self, node_id, skip_lock_components=)",
             "UnifiedRadixCache.on_release": "(self, req, *, checkpointed)",
             "UnifiedRadixCache.page_size": None,
             "UnifiedRadixCache.path_device_indices": "(self, node)",

@@ -9,9 +9,12 @@ from __future__ import annotations
 # By name: the module of this folder that has it.
 NAMES = {
     "FullComponent": "components",
+    "HybridCacheController": "host_tier",
     "SWAChunkCache": "tree",
     "SWAComponent": "components",
+    "StackBuildResult": "host_tier",
     "UnifiedRadixCache": "tree",
+    "build_pool_entry": "host_tier",
     "next_component_uuid": "components",
     "prepare_server_args": "arguments",
 }

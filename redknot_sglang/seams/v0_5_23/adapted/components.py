@@ -69,6 +69,10 @@ class SWAComponent(_Inner, _SWA):
 
     credits_unlocked_only = False
 
+    def needs_incremental_backup(self, node: Any) -> bool:
+        """Whether SGLang is to copy local KV to the host that has come to an old node. Ours is copied when its path has been cached."""
+        return False
+
 
 class _Outer:
     """What both outer layers do."""

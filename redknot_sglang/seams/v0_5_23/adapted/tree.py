@@ -17,6 +17,7 @@ from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache as _Tree
 
 from redknot_sglang.seams.v0_5_23.adapted.components import outward
+from redknot_sglang.seams.v0_5_23.adapted.host_tier import HostTier
 from redknot_sglang.seams.v0_5_23.adapted.requests import given_prefix
 
 _CORE = "redknot"
@@ -67,6 +68,15 @@ class TreeCore(_Core):
     ) -> None:
         with self._carried_out(cache_actions) as actions:
             super()._evict_host_leaf(node, tracker, device_frees, host_frees, actions)
+
+    def commit_load_back(self, node_id: int, device_indices: Any, kv_xfer: Any, comp_xfers: Any) -> list[Any]:
+        """Nodes are being loaded. That they lie at both ends SGLang notes when they have come, and its check of the tree, which an idle
+        scheduler makes, wants it before: a load may wait for a forward.
+        """
+        actions: list[Any] = super().commit_load_back(node_id, device_indices, kv_xfer, comp_xfers)
+        for loaded in kv_xfer.nodes_to_load:
+            self._update_duplicate_tracking(self.node_by_id(loaded))
+        return actions
 
     @contextmanager
     def _carried_out(self, cache_actions: list[Any] | None) -> Iterator[list[Any]]:
@@ -143,7 +153,7 @@ class _Slots(_Tree):
         self.token_to_kv_pool_allocator.free_full(slots.to(torch.int64))
 
 
-class UnifiedRadixCache(_Slots):
+class UnifiedRadixCache(HostTier, _Slots):
     """SGLang's tree as 0.5.17 has it.
 
     caching_chunk: whether what is being cached is a part of a prompt of which more follows.
