@@ -92,6 +92,8 @@ class HostSimulation(Simulation):
         own = tree.inc_lock_ref(req.last_node)
         tree.dec_lock_ref(first, lock.to_dec_params())
         req.swa_uuid_for_lock, req.skip_lock_node_ids = own.swa_uuid_for_lock, {}
+        # As SGLang does when it retracts a request: the lock is a new one.
+        req.swa_prefix_lock_released = False
         req.prefix_indices = slots
         req.computed = req.cache_protected_len = req.cached_tokens = len(slots)
         req.decoded = 0
