@@ -30,6 +30,8 @@ class Record:
     computed: those that did not.
     relocated: those that were moved to where this prompt has them, freshly computed segments' included.
     repaired: those of `computed` that lie in a reused segment.
+    from_host: those of `reused` that a stock server found in host memory, by its `cached_tokens_details`; 0 of RedKnot, whose
+        documents SGLang does not count there.
     output: token ids of the answer without the end marker, which `output_tokens` counts.
     right: whether the answer is right; None if it is not scored.
     began: whether a first token came, although the answer may have failed after it.
@@ -53,6 +55,7 @@ class Record:
     computed: int = 0
     error: str | None = None
     began: bool = True
+    from_host: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For a result file."""
@@ -188,7 +191,9 @@ def _classes(answer: Answer, prompt: Prompt, policy: str | None) -> dict[str, in
     if policy is None:
         if report is not None:
             raise RequestFailed("the stock server answered with meta_info.redknot; start it without --redknot")
-        return {"reused": told["cached_tokens"], "computed": told["prompt_tokens"] - told["cached_tokens"]}
+        from_host = int((told.get("cached_tokens_details") or {}).get("host") or 0)
+        computed = told["prompt_tokens"] - told["cached_tokens"]
+        return {"reused": told["cached_tokens"], "computed": computed, "from_host": from_host}
     if report is None or report["mode"] != "segmented":
         raise RequestFailed("no segmented meta_info.redknot in the answer; start this server with --redknot")
     return {

@@ -15,6 +15,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,28 +116,37 @@ async def send(
 
 
 async def drive(
-    router: str, servers: Sequence[str], traffic: Traffic, texts: Texts, requests: Sequence[Arrival], warm: int
+    router: str,
+    servers: Sequence[str],
+    traffic: Traffic,
+    texts: Texts,
+    requests: Sequence[Arrival],
+    warm: int,
+    store: Path | None = None,
 ) -> dict[str, Any]:
     """Empty the servers, send the requests at their times, and read what the servers computed for them, as JSON.
 
     router: address of a router. servers: addresses of the servers behind it, which nobody else may ask.
     warm: requests at the beginning that are not counted; the others begin when these are answered.
+    store: folder of the files that the servers share, which is emptied, too; then `store` says what came from there and how lookups
+        ended. None if they share nothing.
     Raises CliError if a server does not count what it computes.
     """
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
-        for server in servers:
-            async with session.post(server + "/flush_cache", params={"timeout": 30}) as answer:
-                answer.raise_for_status()
+        await _empty(session, servers, store)
         await send(session, router, traffic, texts, requests[:warm])
         before = [await _rows(session, server) for server in servers]
+        had = await _store(session, servers) if store else Counter[str]()
         sent = await send(session, router, traffic, texts, requests[warm:], warm)
         after = [await _rows(session, server) for server in servers]
+        has = await _store(session, servers) if store else had
     gained = [{kind: b.get(kind, 0) - a.get(kind, 0) for kind in b} for a, b in zip(before, after, strict=True)]
     work = [sum(rows.get(kind, 0) for kind in COMPUTED) for rows in gained]
     documents = sum(rows.get("relocated", 0) for rows in gained)
     if not documents:
         raise CliError("the servers counted no documents: start them with --enable-metrics")
     seconds = sorted(one.seconds for one in sent)
+    used = {"store": {key: has[key] - had[key] for key in has if key != "pending"}} if store else {}
     return {
         "requests": len(sent),
         "failed": sum(one.failed for one in sent),
@@ -145,7 +155,41 @@ async def drive(
         "work": work,
         "seconds_median": round(median(seconds), 3),
         "seconds_p99": round(seconds[int(0.99 * len(seconds))], 3),
+        **used,
     }
+
+
+async def _empty(session: aiohttp.ClientSession, servers: Sequence[str], store: Path | None) -> None:
+    """Empty the servers' caches, and the folder that they share if there is one."""
+    for server in servers:
+        async with session.post(server + "/flush_cache", params={"timeout": 30}) as answer:
+            answer.raise_for_status()
+    if store:
+        # What still waits to be written would come behind the end of the others. A server's own command to empty the store ends some time
+        # after its answer, and fails on files that another server removes.
+        while (await _store(session, servers))["pending"]:
+            await asyncio.sleep(0.5)
+        for file in store.iterdir():
+            file.unlink()
+
+
+async def _store(session: aiohttp.ClientSession, servers: Sequence[str]) -> Counter[str]:
+    """What the servers together say of their store: paths that wait, objects and tokens that came, and lookups by how they ended.
+
+    Raises CliError if one has no store, or no longer uses it.
+    """
+    found = Counter[str]()
+    for server in servers:
+        async with session.get(server + "/redknot/status") as answer:
+            tiers = (await answer.json())["tiers"]
+        store = tiers and tiers["store"]
+        if not store or store["state"] != "working":
+            raise CliError(f"{server} has no store that works: {store and store['state']}; see its log")
+        found.update(
+            pending=sum(store["pending"].values()), tokens=store["tokens"], objects_read=store["objects"]["read"]
+        )
+        found.update({f"lookups_{name}": count for name, count in store["lookups"].items()})
+    return found
 
 
 async def _rows(session: aiohttp.ClientSession, server: str) -> dict[str, float]:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four real servers on this machine's CPUs, behind `redknot route` and behind SGLang's router, under the same traffic.
 
-python -m eval.route.real [--sglang-router PYTHON] [--topics T,...] [--rate R] [--requests N] [--logs DIR] [--json F]
+python -m eval.route.real [--sglang-router PYTHON] [--store] [--topics T,...] [--rate R] [--requests N] [--logs DIR] [--json F]
 
 The servers have the embedded model and small pools, so that documents of 64 tokens do not all fit. First the traffic of
 eval/route/drive.py goes through each router. Then one server is killed in the middle of traffic through `redknot route` and started
 again. PYTHON is the interpreter of an environment with sglang-router, which SGLang does not bring; without it only our router runs.
+
+With `--store` the servers share a store of files behind host memory of their own, so that a document that one of them computed is loaded by the
+others. It is emptied before each router. Without `--store`, on the same options, is what to compare with.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import aiohttp
@@ -56,14 +60,15 @@ class Killable(Protocol):
 class Restartable:
     """A server on a port of its own, which can be killed and started again."""
 
-    def __init__(self, flags: Sequence[str], port: int, log: Path) -> None:
-        self._flags, self._port, self._log = flags, port, log
+    def __init__(self, flags: Sequence[str], port: int, log: Path, variables: Mapping[str, str]) -> None:
+        """variables: added to its environment."""
+        self._flags, self._port, self._log, self._variables = flags, port, log, variables
         self.url = f"http://127.0.0.1:{port}"
         self.start()
 
     def start(self) -> None:
         """Start it, without waiting until it answers."""
-        environment = {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+        environment = {**CPU_ENVIRONMENT, "OMP_NUM_THREADS": "1", **self._variables}
         flags = [*self._flags, f"--nccl-port={self._port + 1}"]
         self._process = start(flags, self._log, self._port, environment)
 
@@ -77,9 +82,18 @@ class Restartable:
         stop(self._process)
 
 
-def server_flags(slots: int) -> list[str]:
-    """Flags of a server that caches so many tokens."""
+def server_flags(slots: int, document_tokens: int | None = None) -> list[str]:
+    """Flags of a server that caches so many tokens. document_tokens: of the documents in a store that it shares, None without one."""
+    extra = {"prefetch_threshold": (document_tokens or 0) // 2}
+    store = [
+        "--enable-hierarchical-cache",
+        # As much host memory as the device has: what the store gives passes through it.
+        "--hicache-ratio=1",
+        "--hicache-storage-backend=file",
+        f"--hicache-storage-backend-extra-config={json.dumps(extra)}",
+    ]
     return [
+        *(store if document_tokens else []),
         f"--model-path={MODEL}",
         *CPU_FLAGS,
         "--redknot",
@@ -156,10 +170,29 @@ async def _state(session: aiohttp.ClientSession, router: str, server: Killable) 
         return dict((await answer.json())["router"]["servers"][server.url])
 
 
+@contextmanager
+def fleet(args: argparse.Namespace) -> Iterator[tuple[list[Restartable], Path | None]]:
+    """`--servers` servers that answer, until the context ends, and the folder that they share, or None. Raises CliError."""
+    with ExitStack() as stack:
+        args.logs.mkdir(parents=True, exist_ok=True)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="store-", dir=args.logs))).resolve()
+        variables = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(folder)} if args.store else {}
+        flags = server_flags(args.slots, args.document_tokens if args.store else None)
+        ports = [stack.enter_context(reserved_port()) for _ in range(args.servers)]
+        servers = []
+        for number, port in enumerate(ports):
+            servers.append(Restartable(flags, port, args.logs / f"server-{number}.log", variables))
+            stack.callback(servers[-1].stop)
+        for server in servers:
+            wait_for(server.url + "/health")
+        yield servers, folder if args.store else None
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sglang-router", type=Path, metavar="PYTHON", help="interpreter that has sglang-router")
+    parser.add_argument("--store", action="store_true", help="servers share a store of files")
     parser.add_argument("--servers", type=int, default=4, help="how many (%(default)s)")
     parser.add_argument("--slots", type=int, default=32768, help="tokens that a server caches (%(default)s)")
     parser.add_argument("--topics", default="8,1", help="numbers of topics; 1: documents are independent (%(default)s)")
@@ -171,24 +204,17 @@ def main() -> None:
     args = parser.parse_args()
     from transformers import AutoTokenizer
 
-    tokenizer, runs = AutoTokenizer.from_pretrained(MODEL), []
+    tokenizer, runs = AutoTokenizer.from_pretrained(MODEL), list[dict[str, Any]]()
     pythons = {"documents": sys.executable, **({"cache_aware": str(args.sglang_router)} if args.sglang_router else {})}
-    with ExitStack() as stack:
-        ports = [stack.enter_context(reserved_port()) for _ in range(args.servers)]
-        servers = []
-        for number, port in enumerate(ports):
-            servers.append(Restartable(server_flags(args.slots), port, args.logs / f"server-{number}.log"))
-            stack.callback(servers[-1].stop)
+    with fleet(args) as (servers, store):
         urls = [server.url for server in servers]
-        for url in urls:
-            wait_for(url + "/health")
         for topics in map(int, args.topics.split(",")):
             traffic = Traffic(document_tokens=args.document_tokens, text_tokens=12, answer_tokens=4, topics=topics)
             requests, texts = list(arrivals(traffic, args.rate, args.requests, 0)), make_texts(tokenizer, traffic)
             for name, python in pythons.items():
                 with ExitStack() as routing:
                     router = _start_router(routing, name, python, urls, args.logs)
-                    outcome = asyncio.run(drive(router, urls, traffic, texts, requests, args.requests // 4))
+                    outcome = asyncio.run(drive(router, urls, traffic, texts, requests, args.requests // 4, store))
                 runs.append({"router": name, "traffic": asdict(traffic), **outcome})
                 print(json.dumps(runs[-1]), flush=True)
         with ExitStack() as routing:

@@ -113,6 +113,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 @needs_host_tier
+# The bench's tree is that of the pinned version.
+@pytest.mark.pinned
 def test_lifetimes_lose_nothing_that_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

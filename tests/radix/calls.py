@@ -86,6 +86,8 @@ class Calls:
         own = tree.inc_lock_ref(req.last_node)
         tree.dec_lock_ref(first, lock.to_dec_params())
         req.swa_uuid_for_lock, req.skip_lock_node_ids = own.swa_uuid_for_lock, {}
+        # As SGLang does when it retracts a request: the lock is a new one.
+        req.swa_prefix_lock_released = False
         req.kv = ReqKvInfo(kv_allocated_len=len(slots), swa_evicted_seqlen=0)
         return slots
 

@@ -17,7 +17,7 @@ from tests.measure.fake_server import QuietHandler, serving
 class Reply:
     """What to stream for one request: token ids one by one, then the end.
 
-    after_first: called when the first of them is out. cached: prompt tokens said to be cached. report:
+    after_first: called when the first of them is out. cached: prompt tokens said to be cached, `on_host` of them in host memory. report:
     `meta_info.redknot` of the last event, None on a stock server.
     """
 
@@ -27,6 +27,7 @@ class Reply:
     report: dict[str, Any] | None = None
     after_first: Callable[[], object] = lambda: None
     status: int = 200
+    on_host: int = 0
 
 
 class FakeNative:
@@ -84,6 +85,8 @@ def fake_native(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[FakeNativ
                 last = count == len(reply.ids)
                 meta: dict[str, Any] = {"prompt_tokens": len(body["input_ids"]), "completion_tokens": count}
                 meta |= {"cached_tokens": reply.cached, "finish_reason": reply.reason if last else None}
+                if reply.on_host:
+                    meta["cached_tokens_details"] = {"device": reply.cached - reply.on_host, "host": reply.on_host}
                 if last and reply.report is not None:
                     meta["redknot"] = reply.report
                 event = {"output_ids": list(reply.ids[:count]), "meta_info": meta}

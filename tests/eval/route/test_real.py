@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from aiohttp import web
 
 from eval.route.drive import make_texts
-from eval.route.real import router_command, survive
+from eval.route.real import router_command, server_flags, survive
 from eval.route.traffic import Traffic, arrivals
 from tests.route.fakes import Fake, setting
 from tests.serving.prompts import tokenizer
@@ -87,3 +88,11 @@ def test_each_router_has_its_command() -> None:
         *servers,
     ]
     assert "--port=5" in theirs
+
+
+def test_servers_share_a_store_of_documents_that_are_shorter_than_its_default() -> None:
+    """The default asks for paths of 256 tokens only."""
+    plain, shared = server_flags(1000), server_flags(1000, 64)
+    assert set(plain) < set(shared) and not any("hicache" in flag for flag in plain)
+    extra = next(flag for flag in shared if flag.startswith("--hicache-storage-backend-extra-config="))
+    assert json.loads(extra.partition("=")[2]) == {"prefetch_threshold": 32}
