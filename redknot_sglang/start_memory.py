@@ -41,7 +41,9 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
     model_config = server_args.get_model_config()
     sizes = StartSizes(server_args, model_config, config)
     ranks = server_args.tp_size * server_args.dp_size
-    weights = checkpoint_bytes(Path(model), model_config.dtype.itemsize) // server_args.tp_size
+    draft = server_args.speculative_draft_model_path if server_args.speculative_algorithm is not None else None
+    folders = [Path(folder) for folder in (model, draft) if folder is not None]
+    weights = sum(checkpoint_bytes(folder, model_config.dtype.itemsize) for folder in folders) // server_args.tp_size
     share = int(_free_bytes(server_args.device) * server_args.mem_fraction_static) - weights
     yield f"memory of a server of {model}, each of {ranks} rank(s), {model_config.dtype}:"
     yield f"  weights {_size(weights)}"
@@ -52,10 +54,10 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
         raise StartError(str(error)) from None
     kv = sizes.bytes_of(slots)
     yield f"  KV {_size(kv)} ({why})"
-    yield f"    {slots.global_slots} global slots of {sizes.cost.global_slot} bytes"
+    yield f"    {slots.global_slots} global slots of {sizes.cost.whole_global} bytes{_of_draft(sizes.cost.draft)}"
     if not sizes.head_map.all_global:
         yield f"    {slots.local_slots} local slots of {sizes.cost.local} bytes"
-    yield f"    stock SGLang would hold {kv // sizes.cost.stock} tokens in it"
+    yield f"    stock SGLang would hold {kv // (sizes.cost.stock + sizes.cost.draft)} tokens in it"
     yield f"  together {_size(weights + kv)}"
     if host is not None:
         flag = "--hicache-size" if server_args.hicache_size > 0 else "--hicache-ratio"
@@ -66,6 +68,10 @@ def estimate(model: str, flags: Sequence[str]) -> Iterator[str]:
             f"--redknot-kv-budget asks for {_size(config.kv_budget)}, only {_size(max(0, share))} are free for KV here; "
             "lower it or raise --mem-fraction-static"
         )
+
+
+def _of_draft(size: int) -> str:
+    return f", {size} of them the draft model's" if size else ""
 
 
 def _slots(sizes: StartSizes, server_args: Any, budget: int | None, share: int) -> tuple[PoolSlots, str]:

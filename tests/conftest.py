@@ -32,6 +32,7 @@ _LONG = (
     "tests/serving/test_conversations.py",
     "tests/serving/test_stress.py",
     "tests/serving/test_speculation.py",
+    "tests/serving/test_eagle.py",
     "tests/serving/test_prefill_decode_ends.py",
     "tests/serving/test_prefill_decode.py",
     "tests/serving/test_storage.py",

@@ -6,8 +6,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,13 +42,11 @@ TREES = st.tuples(*(st.integers(0, node) for node in range(SIZE - 1)))
 
 
 @cache
-def kernels() -> Any:
+def kernels(name: str = "speculative") -> Any:
     """The stand-in's kernels of speculative decoding, also where the real ones can be imported."""
-    spec = spec_from_file_location("written_kernels", Path(STAND_IN) / "sgl_kernel" / "speculative.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    package = sys.modules.setdefault("written_kernels", ModuleType("written_kernels"))
+    package.__path__ = [str(Path(STAND_IN) / "sgl_kernel")]
+    return import_module(f"written_kernels.{name}")
 
 
 def test_kernels_of_speculative_decoding_are_there() -> None:
@@ -99,6 +98,53 @@ def test_the_accepted_path_of_a_draft_is_the_one_that_the_model_goes(
         assert counts[request] == len(path) - 1
         for node in path:
             assert predicts[request * SIZE + node] == choices[request, node]
+
+
+def test_a_draft_models_candidates_become_a_tree() -> None:
+    """Two steps of two candidates each: the root's are 0 and 1; those behind 1 are 4 and 5, of which 5 is left out."""
+    make, count = kernels("drafting").build_tree_kernel_efficient_cpu, 4
+    shapes = (count * count, count, (1, count), (1, count), (1, count))
+    mask, positions, rows, children, siblings = (torch.zeros(shape, dtype=torch.int64) for shape in shapes)
+    mask = mask.bool()
+    parents, selected = torch.tensor([[-1, 0, 1]]), torch.tensor([[0, 1, 4]])
+    make(parents, selected, torch.tensor([7]), mask, positions, rows, children, siblings, 2, 2, count, 1)
+    assert mask.view(count, count).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert positions.tolist() == [7, 8, 8, 9]
+    assert children.tolist() == [[1, -1, 3, -1]] and siblings.tolist() == [[-1, 2, -1, -1]]
+    with pytest.raises(ValueError, match="tree_mask_mode 0 is for GPUs"):
+        make(parents, selected, torch.tensor([7]), mask, positions, rows, children, siblings, 2, 2, count, 0)
+
+
+def test_a_draft_models_candidates_become_chains() -> None:
+    make, size, steps = kernels("drafting").build_tree_kernel_efficient_cpu, 4, 3
+    parents, selected = torch.arange(-1, steps - 1).repeat(2, 1), torch.arange(steps).repeat(2, 1)
+    shapes = (2 * size, (2, size), (2, size), (2, size))
+    mask = torch.zeros(2 * size * size, dtype=torch.bool)
+    positions, rows, children, siblings = (torch.zeros(shape, dtype=torch.int64) for shape in shapes)
+    make(parents, selected, torch.tensor([3, 9]), mask, positions, rows, children, siblings, 1, steps, size, 1)
+    assert torch.equal(mask.view(2, size, size), torch.ones(2, size, size).tril().bool())
+    assert positions.tolist() == [3, 4, 5, 6, 9, 10, 11, 12]
+    assert children.tolist() == 2 * [[1, 2, 3, -1]] and siblings.tolist() == 2 * [size * [-1]]
+
+
+def test_slots_of_chains_and_last_tokens() -> None:
+    table, found = torch.arange(24).view(3, 8), torch.zeros(4, dtype=torch.int64)
+    kernels("drafting").assign_draft_cache_locs_contiguous_cpu(
+        torch.tensor([2, 0]), table, torch.tensor([1, 5]), found, 8, 1, 2
+    )
+    assert found.tolist() == [17, 18, 5, 6]
+    last = torch.zeros(2, dtype=torch.int32)
+    kernels("drafting").fill_bonus_tokens_cpu(torch.arange(6), torch.tensor([1, 3]), last, 3)
+    assert last.tolist() == [0, 5]
+
+
+def test_slots_are_copied_in_all_buffers_at_once() -> None:
+    buffers = [torch.arange(12.0).view(6, 2), torch.arange(6, dtype=torch.int16).view(6, 1)]
+    addresses = torch.tensor([buffer.data_ptr() for buffer in buffers], dtype=torch.uint64)
+    sizes = torch.tensor([buffer[0].nbytes for buffer in buffers])
+    expected = [buffer[[0, 2, 1, 3, 3, 5]] for buffer in buffers]
+    kernels("drafting").copy_all_layer_kv_cache_cpu(addresses, sizes, torch.tensor([1, 2, 4]), torch.tensor([2, 1, 3]))
+    assert all(map(torch.equal, buffers, expected))
 
 
 def test_slots_are_written_and_read_by_position() -> None:

@@ -47,10 +47,11 @@ placement: heads plan seams pool radix
 reuse: errors heads kernels plan seams pool radix
 batches: kernels plan
 forwards:
+draft_attention: seams
 attention: active heads kernels plan seams pool reuse batches forwards
 report: __init__ errors heads certificate
 serve: __init__ errors versions config active heads certificate plan seams pool store report
-hooks: __init__ errors versions refuse cpu chains config active heads kernels certificate plan flags seams pool store radix placement reuse batches attention serve
+hooks: __init__ errors versions refuse cpu chains config active heads kernels certificate plan flags seams pool store radix placement reuse batches draft_attention attention serve
 measure: __init__ errors
 profile: __init__ errors work_file heads measure
 certify: __init__ errors versions work_file config heads certificate plan measure

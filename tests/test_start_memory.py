@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from redknot_sglang.errors import StartError
 from redknot_sglang.start_memory import checkpoint_bytes, estimate
+from tests.serving.drafts import HEAD_DIM, KV_HEADS, random_draft
 from tests.serving.harness import FLAGS, HEAD_MAP, MODEL, ON_CPU, run_redknot
 from tests.versions import needs_host_tier
 
@@ -57,6 +58,26 @@ def test_it_says_what_the_host_tier_takes() -> None:
     assert f"in host memory {size:.1f} MiB more (--hicache-ratio)" in said
     with pytest.raises(StartError, match="--hicache-ratio 0.001 cannot hold a single request"):
         _estimate("--max-total-tokens=4096", "--enable-hierarchical-cache", "--hicache-ratio=0.001")
+
+
+# Refused with the others.
+@pytest.mark.pinned
+def test_a_draft_models_kv_is_part_of_a_global_slot(tmp_path: Path) -> None:
+    draft = random_draft(tmp_path / "draft", "EAGLE")
+    size = (draft / "model.safetensors").stat().st_size / 2**20
+    said = _estimate(
+        "--max-total-tokens=8192",
+        "--redknot-context-length=1024",
+        "--speculative-algorithm=EAGLE",
+        f"--speculative-draft-model-path={draft}",
+        "--speculative-num-steps=2",
+        "--speculative-eagle-topk=1",
+        "--speculative-num-draft-tokens=3",
+    )
+    own, of_draft = 6 * 2 * 64 * 4, 2 * KV_HEADS * HEAD_DIM * 4
+    assert f"8192 global slots of {own + of_draft} bytes, {of_draft} of them the draft model's" in said
+    found = re.search(r"weights ([\d.]+) MiB", said)
+    assert found is not None and abs(float(found[1]) - 20 - size) < 0.2
 
 
 def _held(*flags: str) -> int:

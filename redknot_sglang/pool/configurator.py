@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.pool.dealing import dealing_of
+from redknot_sglang.pool.draft_model import draft_slot_bytes
+from redknot_sglang.pool.kv_dtype import check_kv_dtype
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
@@ -18,7 +21,7 @@ from redknot_sglang.pool.sizing import (
     segments_for,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import check_kv_dtype, draft_tokens, prefill_chunk
+from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
 from redknot_sglang.refuse import one_line
 from redknot_sglang.seams.sglang import MemoryPoolConfig, MemoryPoolConfigurator
 
@@ -43,7 +46,8 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         self._head_map = dealing.heads
         width = probe_width(config, dealing.heads, dealing.group)
         ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
-        self._cost = ranks.widest(model_config.head_dim, itemsizes[0], width, itemsizes[1])
+        cost = ranks.widest(model_config.head_dim, itemsizes[0], width, itemsizes[1])
+        self._cost = replace(cost, draft=draft_slot_bytes(server_args, dealing.ranks))
         self._budget = config.kv_budget
         self._data_parallel = server_args.dp_size > 1
         self._context_length = config.context_length or model_config.context_len
@@ -89,7 +93,7 @@ class HeadClassPoolConfigurator(MemoryPoolConfigurator):
         logger.info(
             "RedKnot pools: %d global slots of %d bytes, %d local slots of %d bytes (context %d)",
             slots.global_slots,
-            self._cost.global_slot,
+            self._cost.whole_global,
             slots.local_slots,
             self._cost.local,
             self._context_length,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +45,25 @@ class Relocation:
     local_rows: ClassMove
 
 
+@dataclass(frozen=True)
+class Follower:
+    """KV of a draft model, of which a row goes with each global slot.
+
+    pool: SGLang's pool of it, with `k_buffer` and `v_buffer`, of each layer [slots + 1, heads, D], 8-bit floats as bytes; and `dtype`,
+        that of K and V.
+    rotation: how the draft model rotates keys.
+    """
+
+    pool: Any
+    rotation: Rotation
+
+    @cached_property
+    def layers(self) -> KVLayers:
+        """The pool's buffers."""
+        k, v = ([buffer.view(self.pool.dtype) for buffer in kept] for kept in (self.pool.k_buffer, self.pool.v_buffer))
+        return KVLayers(k, v)
+
+
 class Loads(Protocol):
     """The interface of what copies from the host tier to the device (`pool/host_copies.py`)."""
 
@@ -61,12 +81,14 @@ class RelocationQueue:
     """Relocations and loads that wait for the next forward.
 
     loads: what copies from the host tier, set where there is one.
+    follower: the draft model's KV, set where there is one.
     """
 
     def __init__(self) -> None:
         self._jobs: list[Any] = []
         self._layers: list[KVLayers] | None = None
         self.loads: Loads | None = None
+        self.follower: Follower | None = None
 
     @property
     def has_loads(self) -> bool:
@@ -136,6 +158,12 @@ class RelocationQueue:
                     indices.record_stream(torch.cuda.current_stream())
             cos, sin = rotation.turn(move.origin, move.position)
             relocate(layers, move.source, move.target, cos, sin, rotation.is_neox)
+        if self.follower is not None:
+            self._follow(job.global_rows, self.follower)
+
+    def _follow(self, move: ClassMove, follower: Follower) -> None:
+        cos, sin = follower.rotation.turn(move.origin, move.position)
+        relocate(follower.layers, move.source, move.target, cos, sin, follower.rotation.is_neox)
 
 
 def move_rows(

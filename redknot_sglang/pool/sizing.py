@@ -31,11 +31,18 @@ class ClassBytes:
     global_slot: K and V of one token for all global heads, over all layers.
     local_slot: the same for the local heads.
     probe: what a local slot takes besides, for probes (`probe.py`).
+    draft: what a global slot takes besides, for a draft model (`draft_model.py`).
     """
 
     global_slot: int
     local_slot: int
     probe: int = 0
+    draft: int = 0
+
+    @property
+    def whole_global(self) -> int:
+        """All bytes of a global slot."""
+        return self.global_slot + self.draft
 
     @property
     def local(self) -> int:
@@ -44,7 +51,7 @@ class ClassBytes:
 
     @property
     def stock(self) -> int:
-        """Bytes of a token in stock SGLang."""
+        """Bytes of a token in stock SGLang, without a draft model."""
         return self.global_slot + self.local_slot
 
 
@@ -164,14 +171,14 @@ def split_budget(
     Raises RedKnotError if segments leave no room for a request.
     """
     if head_map.all_global:
-        slots = budget // (cost.global_slot + cost.probe)
+        slots = budget // (cost.whole_global + cost.probe)
         return PoolSlots(slots, slots)
     in_flight = min(2 * chunk, int(_CHUNK_SHARE * budget / cost.local)) if cost.local else 2 * chunk
     ratio = _local_ratio(head_map, context_length, segments, draft)
 
     def beside(held: PoolSlots) -> PoolSlots:
-        rest = budget - (in_flight + held.local_slots) * cost.local - held.global_slots * cost.global_slot
-        global_slots = int(rest / (cost.global_slot + ratio * cost.local))
+        rest = budget - (in_flight + held.local_slots) * cost.local - held.global_slots * cost.whole_global
+        global_slots = int(rest / (cost.whole_global + ratio * cost.local))
         return PoolSlots(global_slots, int(global_slots * ratio) + in_flight)
 
     found = _with_segments(head_map, segments, ratio, beside, draft)

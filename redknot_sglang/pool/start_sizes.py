@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.kernels.stored import is_fp8
 from redknot_sglang.pool.dealing import dealing_of
+from redknot_sglang.pool.draft_model import draft_slot_bytes
+from redknot_sglang.pool.kv_dtype import kv_dtype
 from redknot_sglang.pool.probe import probe_width
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
@@ -46,30 +45,6 @@ def draft_tokens(server_args: Any) -> int:
     return max(server_args.speculative_num_draft_tokens, server_args.speculative_num_steps)
 
 
-def kv_dtype(name: str, model: torch.dtype) -> torch.dtype:
-    """The dtype in which KV is stored. name: `--kv-cache-dtype`, one that is not refused. model: the model's own dtype."""
-    named = {
-        "bf16": torch.bfloat16,
-        "bfloat16": torch.bfloat16,
-        "fp8_e4m3": torch.float8_e4m3fn,
-        "fp8_e5m2": torch.float8_e5m2,
-    }
-    return model if name == "auto" else named[name]
-
-
-def check_kv_dtype(name: str, found: torch.dtype) -> None:
-    """Sizes at start, certificates and peers go by the flag, so what a checkpoint alone asks for must be said there, too.
-
-    name: `--kv-cache-dtype`. found: the dtype that SGLang has made of it and of the loaded checkpoint.
-    Raises RedKnotError if the flag is auto and the checkpoint asks for 8-bit floats.
-    """
-    if name == "auto" and is_fp8(found):
-        raise RedKnotError(
-            "the checkpoint asks for KV of 8-bit floats, by which a model answers otherwise: add --kv-cache-dtype fp8_e4m3 to have that, "
-            "or --kv-cache-dtype bfloat16 for KV as it is computed"
-        )
-
-
 class StartSizes:
     """Sizes on the tensor-parallel rank whose slots take most bytes, which limits all ranks.
 
@@ -84,7 +59,8 @@ class StartSizes:
         ranks = Ranks(dealing.dealt, dealing.group, dealing.ranks)
         dtype = model_config.dtype
         itemsize = kv_dtype(server_args.kv_cache_dtype, dtype).itemsize
-        self.cost: ClassBytes = ranks.widest(model_config.head_dim, itemsize, width, dtype.itemsize)
+        cost = ranks.widest(model_config.head_dim, itemsize, width, dtype.itemsize)
+        self.cost: ClassBytes = replace(cost, draft=draft_slot_bytes(server_args, dealing.ranks))
         context_length = config.context_length or model_config.context_len
         self._draft = draft_tokens(server_args)
         self._lengths = context_length, prefill_chunk(server_args, context_length), segments_for(config), self._draft
@@ -137,4 +113,4 @@ class StartSizes:
         keep.
         """
         local = self.cost.probe if self.head_map.all_global else self.cost.local
-        return slots.global_slots * self.cost.global_slot + slots.local_slots * local
+        return slots.global_slots * self.cost.whole_global + slots.local_slots * local

@@ -72,6 +72,9 @@ class HeadClassRadixCache(StoredCache):
         self.ages = Ages()
         # SGLang's own events would name what no router may rely on.
         tells, params.enable_kv_cache_events = params.enable_kv_cache_events, False
+        # With a draft model SGLang's tree is over pairs of tokens, since the draft model's row of a token is made of the next one, too.
+        # Drafts are only guesses, so ours stays one over tokens: where paths part, one such row is that of another answer.
+        params.is_eagle = False
         super().__init__(params)
         if ranked:
             self.keeper = self.tree_core.eviction_strategy.keeper = Keeper(self, cost or (lambda position: 1))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from eval.make_checkpoint import write
 from redknot_sglang.measure.launch import launch
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
+from tests.serving.drafts import Shape, random_draft
 
 pytestmark = [pytest.mark.gpu, pytest.mark.serving, pytest.mark.pinned]
 
@@ -40,6 +43,7 @@ DRAFTS = (
     "--speculative-ngram-max-bfs-breadth=1",
     "--speculative-num-draft-tokens=8",
 )
+STEPS = 3
 # bf16 rounds otherwise in another kernel; as in test_prefill_graphs.py.
 TOLERANCE = 0.15
 
@@ -84,24 +88,34 @@ def differences(server: harness.Server, found: list[dict[str, Any]]) -> list[flo
     return worst
 
 
-@pytest.mark.parametrize("path", ["fa3", "flashinfer", "triton"])
-def test_drafts_answer_as_without(path: str, tmp_path: Path, full: bool) -> None:
-    model = tmp_path / "model"
-    write("qwen3-8b", None if full else LAYERS, model)
+def run_sides(
+    path: str, model: Path, drafts: Sequence[str], logs: Path
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
+    """Answers of a server with drafts and decode graphs, of one without graphs and of one without drafts, and of each the worst difference."""
     common = [
         f"--model-path={model}",
         f"--redknot-head-map={model}/one_of_eight.json",
         f"--redknot-attention={path}",
         *FLAGS,
     ]
-    sides = {"graphs": DRAFTS, "eager": (*DRAFTS, "--disable-cuda-graph"), "plain": ()}
+    sides = {"graphs": drafts, "eager": (*drafts, "--disable-cuda-graph"), "plain": ()}
     runs = {}
     for name, flags in sides.items():
-        with launch([*common, *flags], tmp_path / f"{name}.log", timeout=500) as running:
+        with launch([*common, *flags], logs / f"{name}.log", timeout=500) as running:
             server = harness.Server(running.url, running)
             runs[name] = answers(server)
             if name == "plain":
                 worst = {side: max(differences(server, runs[side])) for side in runs}
+    lines = (logs / "graphs.log").read_text().splitlines()
+    assert any("Decode batch" in line and "cuda graph: True" in line for line in lines), "the graphs were not used"
+    return runs, worst
+
+
+@pytest.mark.parametrize("path", ["fa3", "flashinfer", "triton"])
+def test_drafts_answer_as_without(path: str, tmp_path: Path, full: bool) -> None:
+    model = tmp_path / "model"
+    write("qwen3-8b", None if full else LAYERS, model)
+    runs, worst = run_sides(path, model, DRAFTS, tmp_path)
     half = len(prompts())
     seconds = {name: sum(one["seconds"] for one in found[half:]) for name, found in runs.items()}
     for name, found in runs.items():
@@ -116,5 +130,32 @@ def test_drafts_answer_as_without(path: str, tmp_path: Path, full: bool) -> None
         assert all(one["per_step"] > 2 for one in runs[name][half:]), "what was answered before is drafted"
     if full:
         assert seconds["plain"] > SPEEDUP * seconds["graphs"]
-    lines = (tmp_path / "graphs.log").read_text().splitlines()
-    assert any("Decode batch" in line and "cuda graph: True" in line for line in lines), "the graphs were not used"
+
+
+@pytest.mark.parametrize("path", ["fa3", "flashinfer", "triton"])
+@pytest.mark.parametrize("algorithm", ["EAGLE3", pytest.param("EAGLE", marks=pytest.mark.full)])
+def test_a_draft_model_answers_as_without(algorithm: str, path: str, tmp_path: Path) -> None:
+    """Of random weights: hardly any draft is accepted, and what its rows leave behind must not be seen."""
+    model = tmp_path / "model"
+    write("qwen3-8b", LAYERS, model)
+    config = json.loads((model / "config.json").read_text())
+    shape = Shape(
+        hidden=config["hidden_size"],
+        vocabulary=config["vocab_size"],
+        context=config["max_position_embeddings"],
+        heads=16,
+        kv_heads=4,
+        layers_read=(0, 1, 2),
+        dtype="bfloat16",
+    )
+    drafts = (
+        f"--speculative-algorithm={algorithm}",
+        f"--speculative-draft-model-path={random_draft(tmp_path / 'draft', algorithm, shape)}",
+        f"--speculative-num-steps={STEPS}",
+        "--speculative-eagle-topk=1",
+        f"--speculative-num-draft-tokens={STEPS + 1}",
+    )
+    runs, worst = run_sides(path, model, drafts, tmp_path)
+    for name, found in runs.items():
+        print(name, f"worst {worst[name]:.4f}", [round(one["per_step"], 2) for one in found])
+    assert max(worst.values()) < TOLERANCE

@@ -96,14 +96,20 @@ def test_a_verified_draft_is_no_extend_of_a_segmented_request() -> None:
     mark_batch(batch, {0: stretch})
     batch.forward_mode = ForwardMode.TARGET_VERIFY
     backend = SimpleNamespace(runs="of the prefill", probed=True)
-    seam.hook("forward batch", None, batch, SimpleNamespace(server_args=arguments(), attn_backend=backend))
+    seam.hook(
+        "forward batch",
+        None,
+        batch,
+        SimpleNamespace(server_args=arguments(), attn_backend=backend, is_draft_worker=False),
+    )
     assert backend.runs is None and not backend.probed
 
 
 @pytest.mark.parametrize("source", ["disk", "ipc"])
-def test_an_update_of_weights_has_no_draft_model_to_update(source: str) -> None:
+@pytest.mark.parametrize("draft_worker", [None, object()])
+def test_an_update_of_weights_is_the_models(source: str, draft_worker: Any) -> None:
     name = f"update_weights_from_{source}"
-    worker = SimpleNamespace(server_args=arguments(), draft_worker=None)
+    worker = SimpleNamespace(server_args=arguments(), draft_worker=draft_worker)
     succeeded, message = HOOKS[name](getattr(BaseSpecWorker, name), worker, None)
     assert succeeded and message
     worker.server_args = arguments(with_redknot=False)
@@ -113,13 +119,8 @@ def test_an_update_of_weights_has_no_draft_model_to_update(source: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        (
-            {"speculative_algorithm": "EAGLE"},
-            "--speculative-algorithm EAGLE .* use NGRAM, which drafts without a model",
-        ),
-        ({"speculative_algorithm": "EAGLE3"}, "use NGRAM"),
-        ({"speculative_algorithm": "STANDALONE"}, "use NGRAM"),
-        ({"speculative_algorithm": "DFLASH"}, "use NGRAM"),
+        ({"speculative_algorithm": "STANDALONE"}, "--speculative-algorithm STANDALONE .* use NGRAM, EAGLE or EAGLE3"),
+        ({"speculative_algorithm": "DFLASH"}, "drafts of this kind were not tried"),
         ({"speculative_ngram_max_bfs_breadth": 10}, "drafts must be chains; add --speculative-ngram-max-bfs-breadth 1"),
         ({"speculative_ngram_external_sam_budget": 2}, "drafts must be chains; leave it out"),
         ({"disaggregation_mode": "decode"}, "how many slots a decode server promises does not count drafts"),

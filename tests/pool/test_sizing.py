@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.pool.kv_dtype import check_kv_dtype
 from redknot_sglang.pool.ranks import Ranks
 from redknot_sglang.pool.sizing import (
     ClassBytes,
@@ -28,7 +29,7 @@ from redknot_sglang.pool.sizing import (
     slots_ahead,
     split_budget,
 )
-from redknot_sglang.pool.start_sizes import check_kv_dtype, draft_tokens, prefill_chunk
+from redknot_sglang.pool.start_sizes import draft_tokens, prefill_chunk
 
 
 def make_map(num_global: int, window: int = 256, sink: int = 4) -> HeadMap:

@@ -52,6 +52,7 @@ DERIVING = (
     "pool.host",
     "pool.host_copies",
     "attention",
+    "draft_attention",
 )
 # Those that get objects of SGLang's, and the names under which they hold them, wherever they do.
 _HOLDING = (
@@ -80,7 +81,10 @@ _OBJECTS = {
     "context": ("mem_cache.registry:TreeCacheBuildContext",),
     "decode_req": ("disaggregation.decode:DecodeRequest",),
     "data": ("mem_cache.unified_cache.components.tree_component:ComponentData",),
+    "drafter": ("speculative.eagle_worker_v2:EagleDraftWorker",),
+    "eagle_worker": ("speculative.eagle_worker_v2:EAGLEWorkerV2",),
     "exporter": ("model_executor.model_runner_components.weight_exporter:WeightExporter",),
+    "factory": ("speculative.draft_utils:DraftBackendFactory",),
     "forward_batch": ("model_executor.forward_batch_info:ForwardBatch",),
     "forward_mode": ("model_executor.forward_batch_info:ForwardMode",),
     "info": ("disaggregation.mooncake.conn:TransferInfo", "disaggregation.common.conn:PrefillServerInfo"),

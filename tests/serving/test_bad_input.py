@@ -67,7 +67,26 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
             "--speculative-eagle-topk=1",
             "--speculative-num-draft-tokens=3",
         ],
-        "use NGRAM, which drafts without a model",
+        "use NGRAM, EAGLE or EAGLE3",
+    ),
+    "a draft model's drafts that are trees": (
+        [
+            "--speculative-algorithm=EAGLE",
+            f"--speculative-draft-model-path={harness.MODEL}",
+            "--speculative-num-steps=2",
+            "--speculative-eagle-topk=2",
+            "--speculative-num-draft-tokens=3",
+        ],
+        "add --speculative-eagle-topk 1",
+    ),
+    "a draft model without a name": (
+        [
+            "--speculative-algorithm=EAGLE",
+            "--speculative-num-steps=2",
+            "--speculative-eagle-topk=1",
+            "--speculative-num-draft-tokens=3",
+        ],
+        "add --speculative-draft-model-path",
     ),
     "drafts that are trees": (
         ["--speculative-algorithm=NGRAM", "--speculative-num-draft-tokens=4"],

@@ -2,7 +2,7 @@
 """Stand-in for SGLang's CUDA kernels, used where there is no CUDA driver.
 
 Every attribute and submodule can be imported; calling one raises, since the real kernel needs a GPU. Only what a CPU server of
-ours calls is there: the kernels of speculative decoding (`speculative.py`).
+ours calls is there: the kernels of speculative decoding (`speculative.py`, `drafting.py`).
 """
 
 import importlib.abc
@@ -15,9 +15,13 @@ from typing import Any
 __version__ = "0.0.0+redknot.standin"
 # Kernels that SGLang imports from the package itself, and the submodule that has them.
 _WRITTEN = {
+    "assign_draft_cache_locs_contiguous_cpu": "drafting",
     "assign_extend_cache_locs_cpu": "speculative",
     "assign_req_to_token_pool_cpu": "speculative",
+    "build_tree_kernel_efficient_cpu": "drafting",
+    "copy_all_layer_kv_cache_cpu": "drafting",
     "fill_accept_out_cache_loc_cpu": "speculative",
+    "fill_bonus_tokens_cpu": "drafting",
     "verify_tree_greedy_cpu": "speculative",
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from redknot_sglang.hooks.v0_5_17 import (
     arguments,
     disaggregation,
+    eagle,
     http,
     kv_cache,
     model_config,
@@ -29,6 +30,7 @@ _AREAS = (
     kv_cache,
     prefill_graphs,
     ngram,
+    eagle,
     scheduler,
     segments,
     preload,

@@ -52,7 +52,9 @@ def _room_for_two_drafts(result: int, server_args: Any) -> int | None:
 
 
 def _no_draft_weights(original: Any, worker: Any, message: Any) -> tuple[bool, str]:
-    """SGLang has the model's weights updated, then those of the draft model; where there is none it would end the scheduler."""
+    """SGLang has the model's weights updated, then those of the draft model by the same message; where there is none it would end the
+    scheduler, and where there is one its weights are of another checkpoint.
+    """
     if active.config_of(worker.server_args) is None:
         found: tuple[bool, str] = original(worker, message)
         return found
@@ -83,7 +85,7 @@ SEAMS = (
             f"speculative.base_spec_worker.BaseSpecWorker.update_weights_from_{source}",
             _no_draft_weights,
             "around",
-            "weights of a running server can be updated although n-grams have none",
+            "weights of a running server are updated, and not those of its draft model, which n-grams have not",
         )
         for source in ("disk", "ipc")
     ),

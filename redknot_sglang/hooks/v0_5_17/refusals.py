@@ -12,11 +12,12 @@ from redknot_sglang.errors import RedKnotError
 # (argument, values that mean "off", reason)
 Arguments = tuple[tuple[str, tuple[Any, ...], str], ...]
 NGRAM = "NGRAM"
+EAGLE = ("EAGLE", "EAGLE3")
 ARGUMENTS: Arguments = (
     (
         "speculative_algorithm",
-        (None, NGRAM),
-        "a draft model has KV of its own, which the pools of head classes have no room for; use NGRAM, which drafts without a model",
+        (None, NGRAM, *EAGLE),
+        "drafts of this kind were not tried with KV per head class; use NGRAM, EAGLE or EAGLE3",
     ),
     ("pp_size", (1,), "pipeline stages would each need their own share of the head map"),
     ("dcp_size", (1,), "decode context parallelism splits a sequence's slots over ranks"),
@@ -162,8 +163,27 @@ def refuse_unsupported(server_args: Any, model_config: Any, arguments: Arguments
 
 def _refuse_with_drafts(server_args: Any) -> None:
     mode = f"--speculative-algorithm {server_args.speculative_algorithm}"
+    apart = server_args.disaggregation_mode
+    rows = (
+        *(_ngram_reasons(server_args) if server_args.speculative_algorithm == NGRAM else _eagle_reasons(server_args)),
+        (
+            apart != "null",
+            f"--disaggregation-mode {apart}",
+            "how many slots a decode server promises does not count drafts; leave one of them out",
+        ),
+    )
+    for bad, what, reason in rows:
+        if bad:
+            raise RedKnotError(f"{what} cannot be used with {mode} under --redknot yet: {reason}")
+
+
+# (whether it is refused, flag, reason)
+Reasons = tuple[tuple[bool, str, str], ...]
+
+
+def _ngram_reasons(server_args: Any) -> Reasons:
     breadth, budget = server_args.speculative_ngram_max_bfs_breadth, server_args.speculative_ngram_external_sam_budget
-    for bad, what, reason in (
+    return (
         (
             breadth != 1,
             f"--speculative-ngram-max-bfs-breadth {breadth}",
@@ -175,14 +195,62 @@ def _refuse_with_drafts(server_args: Any) -> None:
             f"--speculative-ngram-external-sam-budget {budget}",
             "what an external corpus drafts would be a second branch, and drafts must be chains; leave it out",
         ),
+    )
+
+
+def _eagle_reasons(server_args: Any) -> Reasons:
+    from redknot_sglang.seams.sglang import envs
+
+    topk, attention = server_args.speculative_eagle_topk, server_args.speculative_draft_attention_backend
+    return (
         (
-            server_args.disaggregation_mode != "null",
-            f"--disaggregation-mode {server_args.disaggregation_mode}",
-            "how many slots a decode server promises does not count drafts; leave one of them out",
+            topk != 1,
+            f"--speculative-eagle-topk {topk}",
+            "drafts would be trees, and a row sees all positions before its own: drafts must be chains; add "
+            "--speculative-eagle-topk 1, with --speculative-num-steps",
         ),
-    ):
-        if bad:
-            raise RedKnotError(f"{what} cannot be used with {mode} under --redknot yet: {reason}")
+        (
+            server_args.enable_hierarchical_cache,
+            "--enable-hierarchical-cache",
+            "the host keeps the KV of head classes only, so that what comes back from there would be without the draft model's; leave one "
+            "of them out",
+        ),
+        (
+            server_args.enable_memory_saver,
+            "--enable-memory-saver",
+            "memory of the draft model's KV that was given back and taken again holds anything; leave one of them out",
+        ),
+        (
+            server_args.speculative_adaptive,
+            "--speculative-adaptive",
+            "local slots are counted for drafts of one length; leave it out",
+        ),
+        (
+            server_args.enable_multi_layer_eagle,
+            "--enable-multi-layer-eagle",
+            "several draft models, each with KV of its own, are not counted in the sizes of the pools; leave it out",
+        ),
+        (
+            server_args.speculative_draft_window_size is not None,
+            f"--speculative-draft-window-size {server_args.speculative_draft_window_size}",
+            "a draft model with a window of its own was not tried; leave it out",
+        ),
+        (
+            server_args.speculative_use_rejection_sampling,
+            "--speculative-use-rejection-sampling",
+            "it was not tried; leave it out",
+        ),
+        (
+            server_args.device == "cpu" and attention is not None,
+            f"--speculative-draft-attention-backend {attention}",
+            "on a CPU the draft model has one attention, in plain torch; leave it out",
+        ),
+        (
+            envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get(),
+            "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+            "attention would be planned beside the forward, and copies of documents' KV begin with the plan; leave it out",
+        ),
+    )
 
 
 def _refuse_apart(server_args: Any) -> None:

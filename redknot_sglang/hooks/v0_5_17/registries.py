@@ -60,7 +60,8 @@ def register_attention() -> None:
 
 def _dispatching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def build(runner: Any) -> Any:
-        if active.config_of(runner.server_args) is None:
+        # A draft model has no classes of heads.
+        if active.config_of(runner.server_args) is None or runner.is_draft_worker:
             return original(runner)
         from redknot_sglang.attention import RedKnotAttention
 

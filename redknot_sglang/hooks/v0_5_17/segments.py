@@ -71,19 +71,32 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
     # A draft that is verified counts as an extend in SGLang, but is the decode step of requests that were prefilled before.
     is_extend = batch.forward_mode.is_extend() and not batch.forward_mode.is_target_verify()
     stretches = stretches_of(batch) if is_extend else {}
+    if runner.is_draft_worker:
+        # Its attention takes them for the last rows, so that repaired ones see a little too much: a draft is a guess.
+        if stretches:
+            _set_positions(result, _runs_of(batch, stretches))
+        return
     runner.attn_backend.runs = None
     runner.attn_backend.probed = is_extend and any(state_of(req).whole for req in batch.reqs)
     if is_extend:
         runner.attn_backend.forwards.begin()
-    if not stretches:
-        return
-    from redknot_sglang.kernels.host_copy import to_device
+    if stretches:
+        runner.attn_backend.runs = _runs_of(batch, stretches)
+        _set_positions(result, runner.attn_backend.runs)
+
+
+def _runs_of(batch: Any, stretches: Any) -> Any:
     from redknot_sglang.plan.gather import Runs
 
     ends = [prefix + rows for prefix, rows in zip(batch.prefix_lens, batch.extend_lens, strict=True)]
-    runs = Runs.of(batch.prefix_lens, ends, stretches)
-    result.positions = to_device(runs.positions(), result.positions.device, result.positions.dtype)
-    runner.attn_backend.runs = runs
+    return Runs.of(batch.prefix_lens, ends, stretches)
+
+
+def _set_positions(forward_batch: Any, runs: Any) -> None:
+    from redknot_sglang.kernels.host_copy import to_device
+
+    positions = forward_batch.positions
+    forward_batch.positions = to_device(runs.positions(), positions.device, positions.dtype)
 
 
 def _drop_aborted(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:

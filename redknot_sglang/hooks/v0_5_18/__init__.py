@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from redknot_sglang.hooks.v0_5_17 import SEAMS as BEFORE
-from redknot_sglang.hooks.v0_5_17 import ngram
+from redknot_sglang.hooks.v0_5_17 import eagle, ngram
 from redknot_sglang.hooks.v0_5_17.arguments import construction
 from redknot_sglang.hooks.v0_5_18 import namespace, scheduler
 from redknot_sglang.hooks.v0_5_18.refusals import ARGUMENTS
@@ -14,5 +14,5 @@ from redknot_sglang.seams import Seam, changed_seams
 SEAMS: tuple[Seam, ...] = changed_seams(
     BEFORE,
     (construction(ARGUMENTS), *scheduler.SEAMS, *namespace.SEAMS),
-    gone=[seam.target for seam in ngram.SEAMS],
+    gone=[seam.target for seam in (*ngram.SEAMS, *eagle.SEAMS)],
 )

@@ -10,7 +10,7 @@ FIELDS: Fields = {
         "ModelConfig": (
             "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id "
             "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal model_path num_attention_heads "
-            "num_hidden_layers quantization sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
+            "num_attention_layers num_hidden_layers num_nextn_predict_layers quantization sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
         ),
     },
     "disaggregation.base.conn": {
@@ -103,7 +103,7 @@ FIELDS: Fields = {
     "mem_cache.cache_init_params": {
         "CacheInitParams": (
             "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_kv_cache_events enable_metrics eviction_policy "
-            "page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
+            "is_eagle page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components"
         ),
     },
     "mem_cache.chunk_cache": {
@@ -161,7 +161,7 @@ FIELDS: Fields = {
         ),
     },
     "model_executor.model_runner": {
-        "ModelRunner": "attn_backend model model_config req_to_token_pool server_args token_to_kv_pool",
+        "ModelRunner": "attn_backend is_draft_worker model model_config req_to_token_pool server_args token_to_kv_pool",
     },
     "model_executor.model_runner_components.weight_exporter": {
         "WeightExporter": "get_model",
@@ -184,15 +184,24 @@ FIELDS: Fields = {
     "server_args": {
         "ServerArgs": (
             "admin_api_key api_key chunked_prefill_size cuda_graph_config device disable_radix_cache disaggregation_mode dp_size "
-            "enable_hierarchical_cache enable_lora enable_memory_saver enable_weights_cpu_backup file_storage_path hicache_ratio hicache_size hicache_storage_backend "
+            "enable_hierarchical_cache enable_lora enable_memory_saver enable_multi_layer_eagle enable_weights_cpu_backup "
+            "file_storage_path hicache_ratio hicache_size hicache_storage_backend "
             "hicache_storage_backend_extra_config hicache_storage_prefetch_policy hicache_write_policy "
             "kv_cache_dtype load_format "
             "lora_paths max_total_tokens mem_fraction_static model_impl quantization_param_path "
             "remote_instance_weight_loader_start_seed_via_transfer_engine "
-            "speculative_algorithm speculative_ngram_external_sam_budget speculative_ngram_max_bfs_breadth speculative_num_draft_tokens "
-            "speculative_num_steps "
+            "speculative_adaptive speculative_algorithm speculative_draft_attention_backend speculative_draft_model_path "
+            "speculative_draft_model_revision speculative_draft_window_size speculative_eagle_topk speculative_ngram_external_sam_budget speculative_ngram_max_bfs_breadth speculative_num_draft_tokens "
+            "speculative_num_steps speculative_use_rejection_sampling "
             "tokenizer_worker_num tp_size weight_cache_mode"
         ),
+    },
+    "speculative.draft_utils": {
+        "DraftBackendFactory": "draft_model_runner server_args speculative_num_steps",
+    },
+    "speculative.eagle_worker_v2": {
+        "EAGLEWorkerV2": "server_args target_worker",
+        "EagleDraftWorker": "draft_runner server_args token_to_kv_pool_allocator",
     },
     "speculative.ngram_info": {
         "NgramVerifyInput": "draft_token_num",

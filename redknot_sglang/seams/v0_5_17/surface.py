@@ -9,10 +9,12 @@ SURFACE: Surface = {
     "configs.model_config": {
         "AttentionArch": None,
         "AttentionArch.MHA": None,
+        "ModelConfig": None,
         "ModelConfig.from_server_args": (
             "(server_args, model_path=, model_revision=, is_draft_model=, context_length=, **kwargs)"
         ),
         "ModelConfig.get_num_attention_heads": "(self, tensor_parallel_size)",
+        "ModelConfig.get_num_kv_heads": "(self, tensor_parallel_size)",
         "ModelConfig.get_total_num_kv_heads": "(self)",
     },
     "constants": {
@@ -89,6 +91,7 @@ SURFACE: Surface = {
     "environ": {
         "envs": None,
         "envs.SGLANG_DISAGG_STAGING_BUFFER": None,
+        "envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM": None,
         "envs.SGLANG_MOONCAKE_CUSTOM_MEM_POOL": None,
         "envs.SGLANG_SWA_EVICTION_INTERVAL": None,
     },
@@ -555,6 +558,14 @@ SURFACE: Surface = {
     "speculative.base_spec_worker": {
         "BaseSpecWorker.update_weights_from_disk": "(self, recv_req)",
         "BaseSpecWorker.update_weights_from_ipc": "(self, recv_req)",
+    },
+    "speculative.draft_utils": {
+        "DraftBackendFactory.create_decode_backend": "(self)",
+        "DraftBackendFactory.create_draft_extend_backend": "(self)",
+    },
+    "speculative.eagle_worker_v2": {
+        "EAGLEWorkerV2.update_weights_from_tensor": "(self, recv_req)",
+        "EagleDraftWorker.alloc_memory_pool": "(self, memory_pool_config=, req_to_token_pool=, token_to_kv_pool_allocator=)",
     },
     "speculative.ngram_worker": {
         "NGRAMWorker.__init__": "(self, server_args, gpu_id, ps, nccl_port, target_worker)",

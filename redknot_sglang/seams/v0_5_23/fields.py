@@ -15,7 +15,7 @@ FIELDS: Fields = changed(
         },
         "disaggregation.prefill": {"PrefillBootstrapQueue": "kv_manager"},
         "mem_cache.cache_init_params": {
-            "CacheInitParams": "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_kv_cache_events enable_metrics eviction_policy page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components tree_core_backend"
+            "CacheInitParams": "attn_cp_cache_group attn_tp_cache_group component_registry_override enable_kv_cache_events enable_metrics eviction_policy is_eagle page_size pp_cache_group token_to_kv_pool_allocator tp_cache_group tree_components tree_core_backend"
         },
         "mem_cache.unified_radix_cache": {
             "UnifiedRadixCache": "cache_controller components device disable host_pool_group page_size req_to_token_pool sliding_window_size swa_retain_window token_to_kv_pool_allocator tp_group tree_components tree_core"
@@ -55,6 +55,8 @@ FIELDS: Fields = changed(
             "UnifiedTreeCore": "component_evictable_size_ component_protected_size_ components evictable_device_leaves evictable_host_leaves "
             "eviction_strategy host_lru_lists lru_lists root_node"
         },
+        # Refused with this version: the table only says what is there.
+        "speculative.draft_utils": {"DraftBackendFactory": "draft_model_runner speculative_num_steps"},
         "runtime_context": {"ParallelContext": "attn_tp_group attn_tp_rank attn_tp_size dp_rank"},
     },
     gone=[

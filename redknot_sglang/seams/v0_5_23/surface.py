@@ -9,6 +9,9 @@ from redknot_sglang.seams.v0_5_18.surface import SURFACE as BEFORE
 SURFACE: Surface = changed(
     BEFORE,
     {
+        "configs.model_config": {
+            "ModelConfig.get_num_kv_heads": "(self, tensor_parallel_size, dcp_size=)",
+        },
         "disaggregation.kv_events": {
             "BlockStored": "(block_hashes, parent_block_hash, token_ids, block_size, lora_id, medium=, cache_salt=, session_id=, lora_name=)",
         },
