@@ -110,7 +110,8 @@ def test_both_sides_get_the_same_room_and_stock_pages(tmp_path: Path) -> None:
     args.document_tokens, args.tail_tokens, args.documents, args.page = 2048, 32, 8, 64
     args.mem_fraction, args.stock_flags = 0.8, "--attention-backend=fa3"
     served = Served("qwen3-8b", None, "one_of_eight.json", 1)
-    flags = {side: bench_store.commands(served, side, Store(tmp_path), args)  # type: ignore[arg-type] for side in (STOCK, REDKNOT)}
+    store: Any = Store(tmp_path)
+    flags = {side: bench_store.commands(served, side, store, args) for side in (STOCK, REDKNOT)}
     rooms = {flag for side in flags for flag in flags[side] if flag.startswith("--max-total-tokens")}
     assert rooms == {f"--max-total-tokens={2 * 9 * 2080}"}
     assert {"--page-size=64", "--hicache-mem-layout=page_first", "--attention-backend=fa3"} <= set(flags[STOCK])
