@@ -19,7 +19,8 @@ from torch import Tensor
 from redknot_sglang.store.objects import Kind, Piece
 
 SIZE = 128
-_MAGIC, _VERSION = b"RedKnot\x01", 1
+# Version 2: blocks of 128 tokens.
+_MAGIC, _VERSION = b"RedKnot\x01", 2
 _FIELDS = struct.Struct("<8sHHI QQ 32s32s")
 _CHECKSUM = 16
 _KINDS = {kind: number for number, kind in enumerate(Kind)}

@@ -3,11 +3,11 @@
 
 A path is a namespace and the tokens from the root. Its KV is cut into three kinds of objects:
 
-- *blocks*: global rows of 64 tokens each. Of a whole path, of which local heads keep all rows, they hold these, too.
+- *blocks*: global rows of 128 tokens each. Of a whole path, of which local heads keep all rows, they hold these, too.
 - *ends*: what it takes to go on at one position beside the blocks before it, which is the local rows of the sink and of the window
   before it, and the global rows behind the last block.
-- *marks*: empty objects, which say that there is an end within the 64 positions from here on. Whoever looks for the end of
-  a prompt of which only the beginning is stored asks for marks first, and then for 64 positions.
+- *marks*: empty objects, which say that there is an end within the 128 positions from here on. Whoever looks for the end of
+  a prompt of which only the beginning is stored asks for marks first, and then for 128 positions.
 
 The name of an object is a digest of all that decides its content: the *context* (model, head map, layout of rows), the
 namespace (tenant, adapter, mode) and every token up to its end.
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from redknot_sglang.plan.spans import Spans, union
 
-BLOCK = 64
+# Tokens of a block: megabytes of a model of 8 billion parameters, whose objects cost a store as much as their bytes do.
+BLOCK = 128
 Tokens = NDArray[np.int64]
 
 

@@ -16,7 +16,7 @@ from redknot_sglang.store.rows import HostRows, Staging
 
 logger = logging.getLogger(__name__)
 
-# Marks whose 64 positions are asked for an end, of one path.
+# Marks whose positions are asked for an end, of one path.
 _MARKS = 8
 
 

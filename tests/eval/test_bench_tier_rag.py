@@ -156,6 +156,7 @@ def test_sides_get_the_same_requests_and_one_that_does_not_start_is_an_error(
     assert f"{100 * 2 / tokens:.1f} %" in printed and "same_answers" not in found
 
 
+@pytest.mark.full
 def test_a_tier_saves_computing_and_changes_no_answer(tmp_path: Path) -> None:
     """Both servers with RedKnot on the embedded model, one of them stopped while the other is asked."""
     file = tmp_path / "t.json"

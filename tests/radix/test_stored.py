@@ -9,6 +9,7 @@ import pytest
 
 from redknot_sglang.seams.sglang import RadixKey
 from redknot_sglang.store.envelope import Refusal
+from redknot_sglang.store.objects import BLOCK
 from tests.radix.store_simulation import StoredSimulation
 from tests.store.memory import MemoryStore
 from tests.versions import needs_host_tier
@@ -16,7 +17,6 @@ from tests.versions import needs_host_tier
 pytestmark = needs_host_tier
 
 WINDOW, SINK = 8, 2
-BLOCK = 64
 
 
 def simulate(
@@ -52,7 +52,7 @@ def filled(prompt: list[int], tenant: str | None = None, whole: bool = False) ->
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("length", [5, 63, 64, 65, 200, 256])
+@pytest.mark.parametrize("length", [5, BLOCK - 1, BLOCK, BLOCK + 1, 400, 4 * BLOCK])
 def test_another_server_finds_a_prompt(length: int, whole: bool) -> None:
     prompt = list(range(length))
     objects = filled(prompt, whole=whole)
@@ -118,16 +118,16 @@ def test_no_other_namespace_and_no_other_context_finds_it() -> None:
 
 
 def test_what_the_host_has_of_a_path_is_not_read_again() -> None:
-    prompt = list(range(300))
+    prompt = list(range(600))
     objects = filled(prompt)
     other = simulate(objects)
-    visit(other, prompt[:150])
+    visit(other, prompt[:300])
     other.forward_begins()
     other.notice()
-    assert other.bring(prompt) == 150
+    assert other.bring(prompt) == 300
     # Two blocks, of which the host has the first in part, and the end.
     assert other.store.figures.objects["read"] == 3
-    assert visit(other, prompt) == 299
+    assert visit(other, prompt) == 599
     other.work()
     other.check_no_locks()
 
@@ -154,7 +154,7 @@ def test_a_path_that_is_computed_meanwhile_keeps_its_own_slots() -> None:
     [("cut", Refusal.CUT), ("bit", Refusal.GARBLED), ("head", Refusal.GARBLED), ("swap", Refusal.OTHER_PATH)],
 )
 def test_a_bad_object_is_not_used_and_written_anew(change: str, why: Refusal) -> None:
-    prompt = list(range(200))
+    prompt = list(range(400))
     objects = filled(prompt)
     bad, another = [name for name in objects.objects if name.endswith("-b")][:2]
     data = objects.objects[bad]
@@ -170,7 +170,7 @@ def test_a_bad_object_is_not_used_and_written_anew(change: str, why: Refusal) ->
     assert visit(other, prompt) == 0
     other.work()
     assert bad in objects.objects
-    assert simulate(objects).bring(prompt) == 200
+    assert simulate(objects).bring(prompt) == 400
 
 
 def test_an_object_of_another_map_is_not_used() -> None:

@@ -179,9 +179,11 @@ def _start_up_error(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
     cpu.install_kernel_stand_in()
     from sglang.srt.plugins import load_plugins
-    from sglang.srt.server_args import prepare_server_args
 
     load_plugins()
+    # SGLang 0.5.23 reads flags here and resolves them later; ours does both.
+    from redknot_sglang.seams.sglang import prepare_server_args
+
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         prepare_server_args(harness.flags(args))
@@ -195,8 +197,9 @@ def _assert_one_line(message: str, names: str) -> None:
     assert names in message
 
 
+# On a CPU SGLang 0.5.23 starts two servers only where each is told its cores.
 @pytest.mark.serving
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.pinned)])
 def test_sizes_that_only_the_scheduler_can_refuse_are_one_line_too(ranks: int) -> None:
     # No budget and no number of tokens: how much memory there is shows when the weights are loaded.
     flags = [flag for flag in harness.FLAGS if not flag.startswith("--max-total-tokens")]
@@ -220,12 +223,35 @@ def test_wrong_head_map_is_refused(case: str, tmp_path: Path, capsys: pytest.Cap
     assert (str(path) in message) == ("in the model" not in message)
 
 
-@pytest.mark.parametrize("case", BAD_FLAGS)
+# Flags of what SGLang 0.5.17 serves with us and others do not yet, which they refuse with another reason.
+PINNED = {
+    "a draft model",
+    "a draft model's drafts that are trees",
+    "a draft model without a name",
+    "drafts that are trees",
+    "another store",
+    "data-parallel prefill",
+    "data-parallel attention",
+    "documents that only the prefill server leaves out",
+    "scales of prefill servers",
+    "keys that several tokenizer workers do not ask for",
+    "a memory saver on a prefill server",
+}
+
+
+def test_the_pinned_cases_are_cases() -> None:
+    assert set(BAD_FLAGS) >= PINNED
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.pinned] if case in PINNED else []) for case in BAD_FLAGS]
+)
 def test_wrong_flags_are_refused(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     args, names = BAD_FLAGS[case]
     _assert_one_line(_start_up_error(["--redknot", MAP_ARGUMENT, *args], capsys), names)
 
 
+@pytest.mark.pinned
 @pytest.mark.parametrize(
     ("variable", "value"), [("SGLANG_DISAGG_STAGING_BUFFER", "1"), ("SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "NVLINK")]
 )

@@ -164,6 +164,7 @@ def test_segmented_requests(servers: SharedServers, drafting: tuple[str, ...], f
             assert agree(answer, reference, TOLERANCE).tied is None, way
 
 
+@pytest.mark.full
 def test_retracted_requests(servers: SharedServers, drafting: tuple[str, ...]) -> None:
     rng, oracle = random.Random("retractions"), oracle_of(load_head_map(harness.HEAD_MAP))
     server = servers.get(*drafting)

@@ -76,6 +76,6 @@ def test_objects_of_a_path_hold_each_row_that_it_needs(whole: bool, end: int, wi
 
 
 def test_a_mark_stands_where_the_block_with_its_end_begins() -> None:
-    assert [objects.mark_of(end) for end in (1, 63, 64, 65, 127, 128)] == [0, 0, 64, 64, 64, 128]
+    assert [objects.mark_of(end) for end in (1, 127, 128, 129, 255, 256)] == [0, 0, 128, 128, 128, 256]
     assert objects.mark(b"", 64).counts == (0, 0) and objects.mark(b"", 64).kind is Kind.MARK
     assert list(objects.block_ends(BLOCK * 2 + 1)) == [BLOCK, 2 * BLOCK]

@@ -74,21 +74,22 @@ def test_a_path_that_is_written_is_found_by_the_threads_of_another() -> None:
     for store in (one, two):
         store.start()
     assert one.room()
-    one.save(saving())
+    one.save(saving(count=200))
     wait_for(lambda: bool(one.picked_up()))
+    # A block, an end and its mark.
     assert not one.saving and len(objects.objects) == 3
-    job = two.fetch(np.arange(100), "tenant", False, 0)
+    job = two.fetch(np.arange(200), "tenant", False, 0)
     assert job is not None
     wait_for(lambda: two.picked_up() == [job])
-    assert job.stage is Stage.FOUND and job.end == 100
-    target = torch.arange(500, 600)
-    before = two.rows.pools[0].rows[:100].clone()  # type: ignore[attr-defined]
-    two.rows.pools[0].rows[500:600] = 0  # type: ignore[attr-defined]
+    assert job.stage is Stage.FOUND and job.end == 200
+    target = torch.arange(500, 700)
+    before = two.rows.pools[0].rows[:200].clone()  # type: ignore[attr-defined]
+    two.rows.pools[0].rows[500:700] = 0  # type: ignore[attr-defined]
     job.slots = target, target
     two.read(job)
     wait_for(lambda: two.picked_up() == [job])
     assert job.stage is Stage.READ
-    assert torch.equal(two.rows.pools[0].rows[500:600], before)
+    assert torch.equal(two.rows.pools[0].rows[500:700], before)
 
 
 def test_a_store_that_hangs_keeps_nobody() -> None:

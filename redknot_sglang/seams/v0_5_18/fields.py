@@ -12,5 +12,7 @@ FIELDS: Fields = changed(
         "managers.schedule_batch": {
             "Req": BEFORE["managers.schedule_batch"]["Req"] + " cache_salt",
         },
+        # Draft models are refused with this version: the table only says what is there.
+        "speculative.draft_utils": {"DraftBackendFactory": "draft_model_runner speculative_num_steps"},
     },
 )

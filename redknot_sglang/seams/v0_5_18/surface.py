@@ -9,6 +9,9 @@ from redknot_sglang.seams.v0_5_17.surface import SURFACE as BEFORE
 SURFACE: Surface = changed(
     BEFORE,
     {
+        "configs.model_config": {
+            "ModelConfig.get_num_kv_heads": "(self, tensor_parallel_size, dcp_size=)",
+        },
         "managers.schedule_batch": {
             "ScheduleBatch.maybe_evict_swa": "(self)",
         },
