@@ -90,7 +90,7 @@ $(OTHER)/.redknot-installed: requirements-$(VERSION).txt pyproject.toml
 # For a job that has minutes: whether the newest of the supported versions still serves what stock SGLang answers, and segments.
 LAST   := 0.5.23
 CHOSEN := tests/test_versions.py tests/seams/test_surface.py tests/seams/test_adapted.py \
-          $(patsubst %,tests/serving/test_%.py,stock_parity conversations segments host_tier)
+          $(patsubst %,tests/serving/test_%.py,stock_parity conversations segments host_tier bad_input)
 test-newest: ## a choice of test-sglang's files with the newest SGLang that is supported, in .venv-VERSION
 	$(MAKE) test-sglang VERSION=$(LAST) SGLANG="$(CHOSEN)"
 
