@@ -188,7 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the steps and their commands")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="STEP,STEP", help="these, in this order")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="pretrained weights, as `make real` writes them")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="pretrained weights, as `make real` writes them, and Natural Questions as published, nq.jsonl.gz",
+    )
     parser.add_argument("--seconds", type=float, default=3600.0, help="of this machine (%(default)s)")
     parser.add_argument("--one-at-a-time", action="store_true", help="no two steps side by side")
     parser.add_argument("--out", type=Path, default=Path("out/everything"), metavar="DIR", help="(%(default)s)")

@@ -11,8 +11,8 @@ import pytest
 
 from redknot_sglang.heads import load_head_map
 from tests.serving import harness
-from tests.serving.answers import agree, agree_with_oracle, ask, ask_all
-from tests.serving.conversations import check_no_leak, make_conversations, play_all
+from tests.serving.answers import agree, ask, ask_all
+from tests.serving.conversations import check_no_leak
 from tests.serving.drafts import copying_draft, random_draft
 from tests.serving.harness import Server
 from tests.serving.maps import oracle_of
@@ -21,11 +21,9 @@ from tests.serving.segmented import (
     SEGMENTS,
     SMALL,
     SegmentedRequest,
-    ask_all_segmented,
-    ask_segmented,
-    make_requests,
 )
 from tests.serving.shared import SharedServers
+from tests.serving.speculated import TOLERANCE, check_conversations, check_retractions, check_segmented
 
 pytestmark = [pytest.mark.serving, pytest.mark.pinned]
 
@@ -36,8 +34,6 @@ STEPS, ANSWER = 4, 32
 POOL, LONG_ANSWER = 4000, 700
 PLAIN = (*SEGMENTS, "--chunked-prefill-size=128")
 ALL_GLOBAL = ("--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}", "--chunked-prefill-size=128")
-# float32; what differs is the order of additions.
-TOLERANCE = 1e-4
 
 
 def speculation(algorithm: str, draft: Path, steps: int = STEPS) -> tuple[str, ...]:
@@ -137,44 +133,16 @@ def test_eagle_3_drafts_are_accepted(servers: SharedServers, tmp_path: Path) -> 
 
 
 def test_conversations_with_clients_that_leave(servers: SharedServers, drafting: tuple[str, ...], full: bool) -> None:
-    server, oracle = servers.get(*drafting), oracle_of(load_head_map(harness.HEAD_MAP))
-    answers = play_all(server, make_conversations(7, 60 if full else 6), at_once=6)
-    assert any(answer.cached for answer in answers)
-    check_no_leak(server)
-    answers.sort(key=lambda answer: -answer.cached)
-    for answer in answers[: 60 if full else 6]:
-        agree_with_oracle(answer, oracle)
+    check_conversations(servers.get(*drafting), full)
 
 
 def test_segmented_requests(servers: SharedServers, drafting: tuple[str, ...], full: bool) -> None:
-    requests = make_requests(random.Random("speculation"), 100 if full else 8, most=6, longest=300, limit=1300)
-    references = [answer for answer, _ in ask_all_segmented(servers.get(*PLAIN), requests, ANSWER, at_once=1)]
-    server = servers.get(*drafting)
-    cold = []
-    for request in requests:
-        server.flush()
-        cold.append(ask_segmented(server, request, ANSWER)[0])
-    ways = {"cold": cold}
-    for way, at_once in (("warm", 1), ("in a batch", 8)):
-        ways[way] = [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once)]
-    check_no_leak(server)
-    assert sum(answer.cached for answer in ways["warm"]) > sum(answer.cached for answer in cold)
-    for way, answers in ways.items():
-        for answer, reference in zip(answers, references, strict=True):
-            assert agree(answer, reference, TOLERANCE).tied is None, way
+    check_segmented(servers.get(*drafting), servers.get(*PLAIN), ANSWER, full)
 
 
-@pytest.mark.full
 def test_retracted_requests(servers: SharedServers, drafting: tuple[str, ...]) -> None:
-    rng, oracle = random.Random("retractions"), oracle_of(load_head_map(harness.HEAD_MAP))
-    server = servers.get(*drafting)
-    prompts = [repeating(rng) for _ in range(9)]
-    answers = ask_all(server, prompts, LONG_ANSWER, at_once=len(prompts))
-    assert any(answer.retractions for answer in answers)
-    check_no_leak(server)
-    answers.sort(key=lambda answer: -answer.retractions)
-    for answer in answers[:2]:
-        agree_with_oracle(answer, oracle)
+    rng = random.Random("retractions")
+    check_retractions(servers.get(*drafting), [repeating(rng) for _ in range(9)], LONG_ANSWER)
 
 
 def test_weights_are_updated_and_those_of_the_draft_model_are_not(

@@ -76,9 +76,12 @@ def test_a_decode_server_answers_as_one_server_does() -> None:
     with harness.launch(flags) as single:
         expected = [apart.alone(single, request, ANSWER) for request in sent]
     with apart.launch_pair(*flags) as pair:
+        # One at a time, in the batches that the server alone had: which requests share one decides the order of sums, and that
+        # now and then another 8-bit number.
         for _ in ("cold", "warm"):
-            for answer, reference in zip(pair.ask_all(sent, ANSWER, at_once=3), expected, strict=True):
-                # Which requests share a batch differs between the two, so that sums do as well: 0.006 was seen.
-                agree(answer, reference, 2 * HIT_TOLERANCE)
+            for answer, reference in zip(pair.ask_all(sent, ANSWER, at_once=1), expected, strict=True):
+                agree(answer, reference, HIT_TOLERANCE)
+        for answer, reference in zip(pair.ask_all(sent, ANSWER, at_once=3), expected, strict=True):
+            agree(answer, reference, 2 * HIT_TOLERANCE)
         for server in (pair.prefill, pair.decode):
             check_no_leak(server)

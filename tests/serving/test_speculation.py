@@ -8,15 +8,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from redknot_sglang.heads import load_head_map
 from tests.serving import harness
-from tests.serving.answers import agree, agree_with_oracle, ask, ask_all
-from tests.serving.conversations import check_no_leak, make_conversations, play_all
+from tests.serving.answers import agree, ask, ask_all
+from tests.serving.conversations import check_no_leak
 from tests.serving.harness import Server
-from tests.serving.maps import oracle_of
 from tests.serving.prompts import mixed, noise
-from tests.serving.segmented import SEGMENTS, SMALL, SMALL_POOL, ask_all_segmented, ask_segmented, make_requests
+from tests.serving.segmented import SEGMENTS, SMALL, SMALL_POOL
 from tests.serving.shared import SharedServers
+from tests.serving.speculated import check_conversations, check_retractions, check_segmented
 
 pytestmark = [pytest.mark.serving, pytest.mark.pinned]
 
@@ -64,44 +63,17 @@ def test_answers_are_those_without(
 
 
 def test_conversations_with_clients_that_leave(servers: SharedServers, full: bool) -> None:
-    server, oracle = servers.get(*DRAFTING), oracle_of(load_head_map(harness.HEAD_MAP))
-    answers = play_all(server, make_conversations(7, 60 if full else 6), at_once=6)
-    assert any(answer.cached for answer in answers)
-    check_no_leak(server)
-    answers.sort(key=lambda answer: -answer.cached)
-    for answer in answers[: 60 if full else 6]:
-        agree_with_oracle(answer, oracle)
+    check_conversations(servers.get(*DRAFTING), full)
 
 
 def test_segmented_requests(servers: SharedServers, full: bool) -> None:
-    requests = make_requests(random.Random("speculation"), 100 if full else 8, most=6, longest=300, limit=1300)
-    references = [answer for answer, _ in ask_all_segmented(servers.get(*PLAIN), requests, ANSWER, at_once=1)]
-    server = servers.get(*DRAFTING)
-    cold = []
-    for request in requests:
-        server.flush()
-        cold.append(ask_segmented(server, request, ANSWER)[0])
-    ways = {"cold": cold}
-    for way, at_once in (("warm", 1), ("in a batch", 8)):
-        ways[way] = [answer for answer, _ in ask_all_segmented(server, requests, ANSWER, at_once)]
-    check_no_leak(server)
-    assert sum(answer.cached for answer in ways["warm"]) > sum(answer.cached for answer in cold)
-    for way, answers in ways.items():
-        for answer, reference in zip(answers, references, strict=True):
-            assert agree(answer, reference).tied is None, way
+    check_segmented(servers.get(*DRAFTING), servers.get(*PLAIN), ANSWER, full)
 
 
 def test_retracted_requests(servers: SharedServers) -> None:
-    rng, oracle = random.Random("retractions"), oracle_of(load_head_map(harness.HEAD_MAP))
-    server = servers.get(*DRAFTING)
+    rng = random.Random("retractions")
     # As many as have local slots at a time take more than the global pool when they end, and less when they begin.
-    prompts = [mixed(rng, 100) for _ in range(14)]
-    answers = ask_all(server, prompts, SMALL_POOL // 6, at_once=len(prompts))
-    assert any(answer.retractions for answer in answers)
-    check_no_leak(server)
-    answers.sort(key=lambda answer: -answer.retractions)
-    for answer in answers[:2]:
-        agree_with_oracle(answer, oracle)
+    check_retractions(servers.get(*DRAFTING), [mixed(rng, 100) for _ in range(14)], SMALL_POOL // 6)
 
 
 def test_weights_are_updated(servers: SharedServers) -> None:
