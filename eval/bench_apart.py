@@ -4,12 +4,13 @@
     python -m eval.bench_apart --json out/apart.json                                             # CPU, embedded model
     python -m eval.bench_apart --shape qwen3-8b --lengths 8192,32768 --json out/apart.json       # two GPUs, the second one decodes
 
-The pairs run one after the other and get the same requests, one at a time, which go to both servers of a pair as a router sends them.
+The pairs are measured one after the other and get the same requests, one at a time, which go to both servers of a pair as a router sends
+them. On GPUs all four servers start together, which saves minutes, and the pair that is not measured is stopped (SIGSTOP) or ended.
 Measured of each length: the time to first token of a new prompt, that of a prompt whose KV the prefill server has cached, and the
 seconds of a decode step. With a new prompt the time is of computing it and of its KV's way; with a cached one of the way above all.
 
 Bytes on the wire are counted by the server with RedKnot, which says also what stock SGLang sends: every token's KV of all heads. Stock
-does not count them. Without RDMA between the devices set MC_FORCE_TCP=1.
+does not count them. KV goes over TCP, or with `--ib-device` over that network device.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import signal
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +32,7 @@ from typing import Any
 import requests
 
 from eval.gpu.ask import NotMeasured, noise
+from eval.mooncake import environment
 from eval.provenance import origin
 from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, flush, start
 from redknot_sglang.errors import ServerError
@@ -128,6 +132,7 @@ def commands(served: Served, side: str, longest: int, port: int, args: argparse.
         *served.side_flags()[side],
         *served.context_flags(room),
         *([f"--mem-fraction-static={args.mem_fraction}", "--cuda-graph-max-bs-decode=4"] if served.shape else []),
+        # What bounds the memory of servers that share a GPU: a fraction would count what the others have taken as missing.
         f"--max-total-tokens={3 * room}",
         f"--chunked-prefill-size={args.chunk}",
         "--max-running-requests=4",
@@ -143,18 +148,45 @@ def commands(served: Served, side: str, longest: int, port: int, args: argparse.
 
 
 @contextmanager
-def launched(served: Served, side: str, longest: int, args: argparse.Namespace) -> Iterator[Pair]:
-    """Both servers of a side. Raises ServerError if one does not come up."""
-    with ExitStack() as stack, reserved_port() as port:
-        flags: Mapping[str, Sequence[str]] = commands(served, side, longest, port, args)
-        found = start(stack, flags, served.environment(), args.json.parent / f"apart-{side}")
-        servers = []
-        for role in (PREFILL, DECODE):
-            server = found[role]
-            if isinstance(server, ServerError):
-                raise server
-            servers.append(server)
-        yield Pair(servers[0], servers[1], port)
+def launched(
+    served: Served, sides: Sequence[str], longest: int, args: argparse.Namespace
+) -> Iterator[dict[str, Pair | ServerError]]:
+    """Pairs started at the same time, by side, or why one did not come up."""
+    with ExitStack() as stack:
+        ports = {side: stack.enter_context(reserved_port()) for side in sides}
+        flags: dict[str, Sequence[str]] = {
+            f"{side}-{role}": words
+            for side, port in ports.items()
+            for role, words in commands(served, side, longest, port, args).items()
+        }
+        mooncake = environment()
+        if args.ib_device:
+            del mooncake["MC_FORCE_TCP"]
+        started = start(stack, flags, served.environment() | mooncake, args.json.parent / "apart")
+        pairs: dict[str, Pair | ServerError] = {}
+        for side, port in ports.items():
+            prefill, decode = (started[f"{side}-{role}"] for role in (PREFILL, DECODE))
+            if isinstance(prefill, ServerError):
+                pairs[side] = prefill
+            elif isinstance(decode, ServerError):
+                pairs[side] = decode
+            else:
+                pairs[side] = Pair(prefill, decode, port)
+        yield pairs
+
+
+@contextmanager
+def only(pairs: Mapping[str, Pair | ServerError], side: str) -> Iterator[None]:
+    """All servers of other sides are stopped until the context ends: an idle scheduler spins and takes its share of the GPU."""
+    others = [pair for name, pair in pairs.items() if name != side and isinstance(pair, Pair)]
+    groups = [server.process.pid for pair in others for server in (pair.prefill, pair.decode)]
+    for group in groups:
+        os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for group in groups:
+            os.killpg(group, signal.SIGCONT)
 
 
 def main() -> None:
@@ -166,7 +198,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=8192, help="tokens of a prefill chunk (%(default)s)")
     parser.add_argument("--requests", type=int, default=5, help="of each kind (%(default)s)")
     parser.add_argument("--decode-steps", type=int, default=64, help="that are timed (%(default)s)")
-    parser.add_argument("--mem-fraction", type=float, default=0.8, help="of each GPU, weights and KV (%(default)s)")
+    parser.add_argument(
+        "--mem-fraction", type=float, default=0.8, help="of each GPU, for all of its servers (%(default)s)"
+    )
     parser.add_argument("--ib-device", default="", help="network device of both servers, for RDMA")
     parser.add_argument("--stock-flags", default="", help="further flags of stock SGLang, in one word")
     parser.add_argument("--json", type=Path, required=True)
@@ -175,16 +209,22 @@ def main() -> None:
     served, lengths = Served.of(args), [int(length) for length in args.lengths.split(",")]
     sides: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
     result: dict[str, Any] = {**origin(args), "sides": sides}
-    for side, found in sides.items():
-        try:
-            with launched(served, side, max(lengths), args) as pair:
-                for length in lengths:
-                    found[str(length)] = measure(pair, served.config["vocab_size"], length, args)
-                    args.json.write_text(json.dumps(result, indent=1))
-        except (ServerError, NotMeasured, requests.RequestException, OSError) as error:
-            found["error"] = str(error)
-            print(f"{side}: {error}", flush=True)
-        args.json.write_text(json.dumps(result, indent=1))
+    # A CPU has no cores for four servers.
+    for together in [SIDES] if served.shape else [(side,) for side in SIDES]:
+        with launched(served, together, max(lengths), args) as pairs:
+            for side, pair in pairs.items():
+                found = sides[side]
+                try:
+                    if isinstance(pair, ServerError):
+                        raise pair
+                    with only(pairs, side):
+                        for length in lengths:
+                            found[str(length)] = measure(pair, served.config["vocab_size"], length, args)
+                            args.json.write_text(json.dumps(result, indent=1))
+                except (ServerError, NotMeasured, requests.RequestException, OSError) as error:
+                    found["error"] = str(error)
+                    print(f"{side}: {error}", flush=True)
+                args.json.write_text(json.dumps(result, indent=1))
     print(table(sides))
 
 

@@ -54,7 +54,7 @@ STEPS = tuple(
             2,
             420,
             'eval.bench_apart --shape qwen3-8b --lengths 32768 --stock-flags="--attention-backend=fa3" --json {out}/apart.json',
-            _TCP,
+            {},
         ),
         ("one_rank", 1, 420, f"{_TIMES} --steps cold,segments,decode {_GRAPHS}", {}),
         (
@@ -91,7 +91,7 @@ STEPS = tuple(
             1,
             500,
             "eval.real.certificate qwen2.5-coder-1.5b --questions {models}/nq.jsonl.gz --models {models} --lengths 2048,8192 "
-            "--flag=--kv-cache-dtype=fp8_e4m3 --out {out}",
+            "--flag=--kv-cache-dtype=fp8_e4m3 --stock-backend=flashinfer --out {out}",
             {},
         ),
         ("kernels_tests", 1, 400, f"{_TESTS} tests/gpu/test_kernels.py tests/gpu/test_scattered.py", {}),

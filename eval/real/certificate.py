@@ -44,7 +44,7 @@ def commands(args: argparse.Namespace, model: Path) -> tuple[list[list[str]], li
         *(f"--data={file}" for file in files),
         *(f"--repair={args.repair}", f"--controls={CONTROLS}", f"--max-tokens={ANSWER_TOKENS}", "--min-dense=10"),
         *("--device=cuda", f"--logs={args.out / 'logs'}", f"--concurrency={args.concurrency}"),
-        f"--stock-flags=--attention-backend {STOCK_BACKENDS[args.model]}",
+        f"--stock-flags=--attention-backend {args.stock_backend or STOCK_BACKENDS[args.model]}",
         *("--", f"--context-length={longest}", *args.flag),
     ]
     return asked, certify
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", choices=sorted(STOCK_BACKENDS))
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help="Natural Questions, as published")
+    parser.add_argument("--stock-backend", metavar="NAME", help="attention of stock SGLang (its fastest for 16-bit KV)")
     parser.add_argument("--lengths", default="2048,8192,16384", metavar="N,N", help="tokens of prompts (%(default)s)")
     parser.add_argument("--n", type=int, default=300, metavar="N", help="questions of each length (%(default)s)")
     parser.add_argument("--repair", default="question:2", metavar="P,P", help="repair policies (%(default)s)")

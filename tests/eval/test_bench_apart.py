@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from eval import bench_apart
@@ -80,10 +83,9 @@ def test_the_second_gpu_decodes_and_the_first_says_where_it_is() -> None:
 def test_a_pair_that_fails_leaves_the_other_s_figures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def launched(served: Served, side: str, *_: Any) -> Any:
-        if side == "stock":
-            raise ServerError("no transfer engine")
-        return nullcontext(Answering())
+    def launched(served: Served, sides: Sequence[str], *_: Any) -> Any:
+        found = {"stock": ServerError("no transfer engine"), "redknot": Answering()}
+        return nullcontext({side: found[side] for side in sides})
 
     monkeypatch.setattr(bench_apart, "launched", launched)
     monkeypatch.setattr(sys, "argv", ["bench", "--lengths", "128,256", "--json", str(tmp_path / "a.json")])
@@ -91,6 +93,66 @@ def test_a_pair_that_fails_leaves_the_other_s_figures(
     sides = json.loads((tmp_path / "a.json").read_text())["sides"]
     assert sides["stock"] == {"error": "no transfer engine"} and list(sides["redknot"]) == ["128", "256"]
     assert "stock: no transfer engine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [None, "qwen3-8b"])
+def test_pairs_of_a_gpu_start_together_and_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: str | None
+) -> None:
+    """What is measured runs, the other pair is stopped; on a CPU there is no other pair."""
+    with ExitStack() as stack:
+        begun: list[set[str]] = []
+        pairs: dict[str, Asleep] = {}
+
+        def started(_: ExitStack, flags: Mapping[str, Sequence[str]], *__: Any) -> dict[str, Server]:
+            begun.append(set(flags))
+            servers = {}
+            for name in flags:
+                process = subprocess.Popen(["sleep", "100"], start_new_session=True)
+                stack.callback(process.kill)
+                servers[name] = Server("http://nowhere", process, Path())
+            return servers
+
+        def states() -> dict[str, list[bool]]:
+            """Whether each process is stopped, once the signals have arrived."""
+            time.sleep(0.5)
+            return {
+                side: [psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pair.pids]
+                for side, pair in pairs.items()
+            }
+
+        class Asleep(Answering):
+            """A pair of processes that are asked nothing. pids: theirs."""
+
+            pids: list[int]
+
+            def __init__(self, prefill: Server, decode: Server, port: int) -> None:
+                super().__init__()
+                servers = (prefill, decode)
+                self.__dict__.update(prefill=prefill, decode=decode, pids=[server.process.pid for server in servers])
+                pairs[f"pair {len(pairs)}"] = self
+
+        seen: list[dict[str, list[bool]]] = []
+
+        def measured(pair: Pair, *_: Any) -> dict[str, Any]:
+            seen.append(states())
+            return {"cold_s": [1.0], "cached_s": [1.0], "step_s": [1.0]}
+
+        monkeypatch.setattr(bench_apart, "start", started)
+        monkeypatch.setattr(bench_apart, "Pair", Asleep)
+        monkeypatch.setattr(bench_apart, "measure", measured)
+        words = [f"--shape={shape}"] if shape else []
+        monkeypatch.setattr(sys, "argv", ["bench", "--lengths=128", *words, "--json", str(tmp_path / "a.json")])
+        bench_apart.main()
+        names = [{f"{side}-{role}" for role in ("prefill", "decode")} for side in bench_apart.SIDES]
+        stopped, awake = [True, True], [False, False]
+        if shape:
+            assert begun == [names[0] | names[1]]
+            assert seen == [{"pair 0": awake, "pair 1": stopped}, {"pair 0": stopped, "pair 1": awake}]
+        else:
+            assert begun == names
+            assert seen == [{"pair 0": awake}, {"pair 0": awake, "pair 1": awake}]
+        assert set(states()) == {"pair 0", "pair 1"} and all(state == awake for state in states().values())
 
 
 def test_the_table_compares_with_stock() -> None:

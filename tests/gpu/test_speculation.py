@@ -7,13 +7,16 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.make_checkpoint import write
-from redknot_sglang.measure.launch import launch
+from eval.servers import alone, start
+from redknot_sglang.errors import ServerError
+from redknot_sglang.measure.launch import Server
 from tests.serving import harness
 from tests.serving.conversations import check_no_leak
 from tests.serving.drafts import Shape, random_draft
@@ -28,6 +31,8 @@ FLAGS = (
     "--redknot-uncertified",
     "--skip-tokenizer-init",
     "--max-total-tokens=60000",
+    # Three servers share the GPU, bounded by the tokens above.
+    "--mem-fraction-static=0.8",
     "--context-length=12000",
     "--chunked-prefill-size=2048",
     "--cuda-graph-max-bs-decode=4",
@@ -91,7 +96,10 @@ def differences(server: harness.Server, found: list[dict[str, Any]]) -> list[flo
 def run_sides(
     path: str, model: Path, drafts: Sequence[str], logs: Path
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, float]]:
-    """Answers of a server with drafts and decode graphs, of one without graphs and of one without drafts, and of each the worst difference."""
+    """Answers of a server with drafts and decode graphs, of one without graphs and of one without drafts, and of each the worst difference.
+
+    They start together, which saves minutes, and whoever is not asked is stopped.
+    """
     common = [
         f"--model-path={model}",
         f"--redknot-head-map={model}/one_of_eight.json",
@@ -99,14 +107,21 @@ def run_sides(
         *FLAGS,
     ]
     sides = {"graphs": drafts, "eager": (*drafts, "--disable-cuda-graph"), "plain": ()}
-    runs = {}
-    for name, flags in sides.items():
-        with launch([*common, *flags], logs / f"{name}.log", timeout=500) as running:
-            server = harness.Server(running.url, running)
-            runs[name] = answers(server)
-            if name == "plain":
-                worst = {side: max(differences(server, runs[side])) for side in runs}
-    lines = (logs / "graphs.log").read_text().splitlines()
+    runs, running = {}, dict[str, Server]()
+    with ExitStack() as stack:
+        for name, started in start(
+            stack, {name: [*common, *flags] for name, flags in sides.items()}, {}, logs / "server"
+        ).items():
+            if isinstance(started, ServerError):
+                raise started
+            running[name] = started
+        for name in sides:
+            with alone(running, name) as one:
+                server = harness.Server(one.url, one)
+                runs[name] = answers(server)
+                if name == "plain":
+                    worst = {side: max(differences(server, runs[side])) for side in runs}
+    lines = (logs / "server-graphs.log").read_text().splitlines()
     assert any("Decode batch" in line and "cuda graph: True" in line for line in lines), "the graphs were not used"
     return runs, worst
 

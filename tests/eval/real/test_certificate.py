@@ -40,6 +40,15 @@ def test_questions_of_every_length_are_made_and_asked(ran: list[list[str]], tmp_
     assert "--context-length=8272" in certify, "the longest prompt and its answer fit"
 
 
+def test_stock_gets_its_fastest_attention_or_the_one_that_is_named(
+    ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["qwen2.5-coder-1.5b", "--questions", "nq.jsonl.gz", "--lengths", "2048", "--out", str(tmp_path / "c")]
+    certificate.main([*argv, "--stock-backend=flashinfer"])
+    assert "--stock-flags=--attention-backend fa3" in ran[2]
+    assert "--stock-flags=--attention-backend flashinfer" in ran[-1]
+
+
 def test_the_map_is_the_committed_one_and_certify_takes_the_words(
     ran: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
