@@ -41,8 +41,15 @@ from redknot_sglang.measure.table import format_table
 
 SIDES = (STOCK, REDKNOT)
 PREFILL, DECODE = "prefill", "decode"
-# Tokens of the shorter answer, and how many more the longer one has.
-_BEFORE = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Seconds until the first and until the last token of an answer, and how many of the prompt the prefill server had cached."""
+
+    first_s: float
+    last_s: float
+    cached: int
 
 
 @dataclass(frozen=True)
@@ -57,31 +64,39 @@ class Pair:
     port: int
     _rooms: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def ask(self, prompt: Sequence[int], answer: int) -> tuple[float, int]:
-        """Seconds until the decode server has answered `answer` tokens, and how many of the prompt the prefill server had cached.
+    def ask(self, prompt: Sequence[int], answer: int) -> Asked:
+        """An answer of `answer` tokens, which the decode server sends one by one.
 
         Raises requests.HTTPError, NotMeasured if the answer is shorter.
         """
         sampling = {"temperature": 0, "max_new_tokens": answer, "ignore_eos": True}
         meeting = {"bootstrap_host": "127.0.0.1", "bootstrap_port": self.port, "bootstrap_room": next(self._rooms)}
-        data = json.dumps({"input_ids": list(prompt), "sampling_params": sampling, **meeting}).encode()
+        body = {"input_ids": list(prompt), "sampling_params": sampling, **meeting}
+        # 128K numbers take tens of milliseconds to write down, which are not the server's.
+        data, streamed = (json.dumps(one).encode() for one in (body, body | {"stream": True}))
 
-        def send(server: Server) -> requests.Response:
+        def send(server: Server, content: bytes, stream: bool) -> requests.Response:
             header = {"Content-Type": "application/json"}
-            return requests.post(server.url + "/generate", data=data, headers=header, timeout=TIMEOUT)
+            return requests.post(server.url + "/generate", data=content, headers=header, timeout=TIMEOUT, stream=stream)
 
         with ThreadPoolExecutor(1) as pool:
             begin = time.perf_counter()
-            other = pool.submit(send, self.prefill)
-            answered = send(self.decode)
-            seconds = time.perf_counter() - begin
+            other = pool.submit(send, self.prefill, data, False)
+            answered = send(self.decode, streamed, True)
+            times, last = list[float](), b""
+            if answered.ok:
+                # None: as it arrives.
+                for line in answered.iter_lines(chunk_size=None):
+                    if line.startswith(b"data: {"):
+                        times.append(time.perf_counter() - begin)
+                        last = line
             prefilled = other.result()
         for response in (prefilled, answered):
             response.raise_for_status()
-        found = answered.json()["meta_info"]["completion_tokens"]
+        found = json.loads(last.removeprefix(b"data: "))["meta_info"]["completion_tokens"] if last else 0
         if found != answer:
             raise NotMeasured(f"an answer has {found} tokens, not {answer}")
-        return seconds, int(prefilled.json()["meta_info"]["cached_tokens"])
+        return Asked(times[0], times[-1], int(prefilled.json()["meta_info"]["cached_tokens"]))
 
     def sent_bytes(self) -> dict[str, int] | None:
         """What the prefill server has sent so far, and what stock would have; None of stock, which does not say."""
@@ -105,28 +120,27 @@ def measure(pair: Pair, vocabulary: int, length: int, args: argparse.Namespace) 
     cold, cached, steps = list[float](), list[float](), list[float]()
     for number in range(args.requests):
         flush(pair.prefill.url)
-        seconds, had = pair.ask(prompt(number), 1)
-        if had:
-            raise NotMeasured(f"{had} tokens of a new prompt came from a flushed cache")
-        cold.append(seconds)
+        new = pair.ask(prompt(number), 1)
+        if new.cached:
+            raise NotMeasured(f"{new.cached} tokens of a new prompt came from a flushed cache")
+        cold.append(new.first_s)
         # The next turn of a conversation: what was asked, and new text behind it.
-        seconds, had = pair.ask([*prompt(number), *noise(vocabulary, args.tail_tokens, "tail", number)], 1)
-        if had < 0.98 * length:
-            raise NotMeasured(f"only {had} of {length} tokens were cached on the prefill server")
-        cached.append(seconds)
-        short, long = (pair.ask(prompt(number), count)[0] for count in (_BEFORE, _BEFORE + args.decode_steps))
-        steps.append((long - short) / args.decode_steps)
+        turn = pair.ask([*prompt(number), *noise(vocabulary, args.tail_tokens, "tail", number)], 1 + args.decode_steps)
+        if turn.cached < 0.98 * length:
+            raise NotMeasured(f"only {turn.cached} of {length} tokens were cached on the prefill server")
+        cached.append(turn.first_s)
+        steps.append((turn.last_s - turn.first_s) / args.decode_steps)
     after = pair.sent_bytes()
     result: dict[str, Any] = {"cold_s": cold, "cached_s": cached, "step_s": steps}
     if before is not None and after is not None:
-        # Four answers for each number.
-        result["bytes"] = {name: (after[name] - before[name]) / (4 * args.requests) for name in after}
+        # Two answers for each number.
+        result["bytes"] = {name: (after[name] - before[name]) / (2 * args.requests) for name in after}
     return result
 
 
 def commands(served: Served, side: str, longest: int, port: int, args: argparse.Namespace) -> dict[str, list[str]]:
     """All flags of the prefill and of the decode server of a side. longest: tokens of the longest prompt."""
-    room = longest + args.tail_tokens + _BEFORE + args.decode_steps + 64
+    room = longest + args.tail_tokens + args.decode_steps + 64
     common = [
         *served.flags(),
         *served.side_flags()[side],

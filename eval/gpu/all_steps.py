@@ -68,7 +68,15 @@ STEPS = tuple(
         ("eight_bits", 1, 240, f"{_TIMES} --steps cold,decode {_EIGHT_BITS}", {}),
         ("eight_bits_held", 1, 120, f"{_RANKS} --ranks 1 --flag=--kv-cache-dtype=fp8_e4m3", {}),
         ("eight_bits_tests", 1, 400, f"{_TESTS} tests/gpu/test_fp8.py", {}),
-        ("drafts", 1, 500, f"{_TESTS} tests/gpu/test_speculation.py --full -k fa3", {}),
+        ("drafts", 1, 400, f"{_TESTS} tests/gpu/test_speculation.py -k fa3", {}),
+        (
+            "drafts_speed",
+            1,
+            300,
+            "eval.real.drafts {models}/qwen2.5-coder-1.5b --head-map eval/results/real/qwen2.5-coder-1.5b.json "
+            "--stock-flags=--attention-backend=fa3 --json {out}/drafts.json",
+            {},
+        ),
         (
             "experts",
             1,

@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from eval import bench_apart
-from eval.bench_apart import Pair, commands, measure, table
+from eval.bench_apart import Asked, Pair, commands, measure, table
 from eval.gpu.ask import NotMeasured
 from eval.servers import Served
 from redknot_sglang.errors import ServerError
 from redknot_sglang.measure.launch import Server
+from tests.measure.fake_server import QuietHandler, Reply, fake_server, serving
 
 ARGS = argparse.Namespace(
     requests=2, tail_tokens=10, decode_steps=4, chunk=512, mem_fraction=0.8, ib_device="", stock_flags="--x=1"
@@ -36,12 +37,12 @@ class Answering(Pair):
         super().__init__(server, server, 1)
         self.__dict__.update(asked=[], cached=cached, cold=cold)
 
-    def ask(self, prompt: Sequence[int], answer: int) -> tuple[float, int]:
+    def ask(self, prompt: Sequence[int], answer: int) -> Asked:
         asked: list[list[int]] = self.__dict__["asked"]
         known = any(prompt[: len(other)] == other for other in asked)
         asked.append(list(prompt))
         had = int(self.__dict__["cached"] * len(prompt)) if known else self.__dict__["cold"]
-        return 1.0 + answer, had
+        return Asked(2.0, 1.0 + answer, had)
 
     def sent_bytes(self) -> dict[str, int] | None:
         tokens = sum(map(len, self.__dict__["asked"]))
@@ -53,13 +54,43 @@ def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_apart, "flush", lambda url: None)
 
 
-def test_a_step_is_the_difference_of_two_answers() -> None:
+def test_a_step_is_what_lies_between_the_first_token_and_the_last() -> None:
     pair = Answering()
     found = measure(pair, 1000, 100, ARGS)
     assert found["cold_s"] == found["cached_s"] == [2.0, 2.0] and found["step_s"] == [1.0, 1.0]
     assert found["bytes"]["sent"] / found["bytes"]["stock"] == pytest.approx(0.1)
-    # Cold, the next turn, and the two answers whose difference is timed; and one to warm up.
-    assert [len(prompt) for prompt in pair.__dict__["asked"]] == [100, *(2 * [100, 110, 100, 100])]
+    # One to warm up; then each new prompt and its next turn.
+    assert [len(prompt) for prompt in pair.__dict__["asked"]] == [100, *(2 * [100, 110])]
+
+
+def test_tokens_are_timed_as_they_come() -> None:
+    """The decode server streams; the prefill server says at its end what it had cached."""
+    wait, bodies = 0.3, list[dict[str, Any]]()
+
+    class Streaming(QuietHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            bodies.append(self.body())
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for count in (1, 2, 3):
+                event = f'data: {{"meta_info": {{"completion_tokens": {count}}}}}\n\n'.encode()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+                self.wfile.flush()
+                time.sleep(wait / 2)
+            self.wfile.write(b"c\r\ndata: [DONE]\r\n0\r\n\r\n")
+
+    meta = {"meta_info": {"cached_tokens": 40}}
+    with serving(Streaming) as decode, fake_server(lambda body: Reply(json=meta)) as prefill:
+        pair = Pair(Server(prefill.url, None, Path()), Server(decode, None, Path()), 8998)  # type: ignore[arg-type]
+        asked = pair.ask([1, 2, 3], 3)
+        assert asked.cached == 40 and asked.last_s - asked.first_s > 0.9 * wait
+        with pytest.raises(NotMeasured, match="3 tokens, not 4"):
+            pair.ask([1, 2, 3], 4)
+    one, two = bodies
+    assert one["stream"] and one["bootstrap_port"] == 8998 and one["bootstrap_room"] != two["bootstrap_room"]
 
 
 @pytest.mark.parametrize(("cached", "cold", "why"), [(0.5, 0, "only 55 of 100"), (1.0, 7, "7 tokens of a new prompt")])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pkgutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -209,6 +210,7 @@ def sglang_imports() -> Iterator[tuple[Path, str, str]]:
                 yield from ((path, module, alias.name) for alias in node.names)
 
 
+@cache
 def module_of() -> Mapping[str, str]:
     """Where each name lies in the installed SGLang: as its own `names.py` says, else that of a version before."""
     modules: dict[str, str] = {}
@@ -219,9 +221,10 @@ def module_of() -> Mapping[str, str]:
     return {name: module for name, module in modules.items() if name not in idle}
 
 
-def asked() -> Iterator[tuple[Path, str]]:
+@cache
+def asked() -> tuple[tuple[Path, str], ...]:
     """Names that files ask `seams/sglang.py` for."""
-    yield from _asked_in(_trees())
+    return tuple(_asked_in(_trees()))
 
 
 def _asked_in(trees: Mapping[Path, ast.Module]) -> Iterator[tuple[Path, str]]:
@@ -233,7 +236,9 @@ def _asked_in(trees: Mapping[Path, ast.Module]) -> Iterator[tuple[Path, str]]:
 
 def deriving() -> set[str]:
     """Modules of the package with a class that derives from one of SGLang's."""
-    names = {path: {name for other, name in asked() if other == path} for path, _ in asked()}
+    names: dict[Path, set[str]] = defaultdict(set)
+    for path, name in asked():
+        names[path].add(name)
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for path, known in names.items()
