@@ -48,5 +48,5 @@ def version_folders() -> tuple[str, ...]:
 
 
 def version_folder() -> str:
-    """The last of them, which is the door: what it says holds."""
+    """The last of them: its tables and hooks are those in force, and it takes from earlier folders what has not changed."""
     return version_folders()[-1]

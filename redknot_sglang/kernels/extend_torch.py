@@ -81,7 +81,12 @@ class TorchExtend:
 def _run_request(
     request: Request, queries: Tensor, k: Tensor, v: Tensor, scale: float, v_scale: float, out: Tensor
 ) -> None:
-    """KV heads take the batch dimension; the query heads of a group share keys and values with stride 0."""
+    """Attention of one request's rows, written to its rows of `out`.
+
+    queries: [rows, KV heads, group, D], the rows of all requests; `out` likewise.
+    k, v: [slots, KV heads, D], the pool's.
+    KV heads take the batch dimension; the query heads of a group share keys and values with stride 0.
+    """
     group = queries.shape[2]
     # index_select, not indexing: many times faster on the CPU for rows of this size.
     keys, values = (x.index_select(0, request.slots).to(queries.dtype) for x in (k, v))

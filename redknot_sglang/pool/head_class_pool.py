@@ -72,7 +72,11 @@ class ClassBuffers:
         return [movable(buffer)[slots].cpu() for buffer in (*self.k, *self.v)]
 
     def from_host(self, slots: Tensor, rows: list[Tensor]) -> None:
-        """Write what `to_host` has given. slots: int64 [n], other ones than then."""
+        """Write what `to_host` has given.
+
+        slots: int64 [n], where to; they need not be those that were read.
+        rows: of each buffer `[n, width, head_dim]` on the host.
+        """
         for buffer, kept in zip((*self.k, *self.v), rows, strict=True):
             movable(buffer)[slots] = movable(kept).to(buffer.device)
 
@@ -232,7 +236,7 @@ class HeadClassPool(SWAKVPool):
         return RequestCopy(self.full_kv_pool.to_host(indices), self.swa_kv_pool.to_host(local[kept]), kept)
 
     def load_cpu_copy(self, kv_cache_cpu: RequestCopy, indices: Tensor, mamba_indices: Any = None) -> None:
-        """Write it into new slots. Of what was kept in the local class only positions that have a local slot now come back.
+        """Write a request's KV into new slots. Of its local rows those come back whose positions have a local slot now.
 
         kv_cache_cpu: what `get_cpu_copy` gave. indices: int32 or int64 [n], the request's new global slots.
         Raises RuntimeError if a position has a local slot now and had none then.

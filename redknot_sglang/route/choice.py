@@ -134,8 +134,8 @@ def order(key: bytes, members: Sequence[Member]) -> list[Member]:
 def allowed(members: Sequence[Member], tokens: int) -> Sequence[Member]:
     """Members that may get a request of so many tokens: those without much more work than the mean, now and of late.
 
-    What was given of late does not count against a member that has less to do now than the mean: where little is going on,
-    conversations stay where they are.
+    What was given of late does not count against a member that has nothing to do now: where little is going on, conversations
+    stay where they are.
     """
     waiting = sum(member.outstanding for member in members) / len(members)
     recent = sum(member.recent for member in members) / len(members)

@@ -67,7 +67,11 @@ class TierFigures:
             self._stored.update(store_status(self._tree.store))
 
     def kv_moved(self, move: Any, global_tokens: int, local_tokens: int) -> None:
-        """Count tokens that were copied or freed. move: the tree's `Move`."""
+        """Count tokens that were copied or freed.
+
+        move: the tree's `Move`, what was done.
+        global_tokens, local_tokens: of how many tokens in each head class.
+        """
         for head_class, tokens in zip(CLASSES, (global_tokens, local_tokens), strict=True):
             self._moved[move.value, head_class] += tokens
             if self._metrics is not None and tokens:
@@ -143,7 +147,8 @@ def store_status(store: Any) -> dict[str, Any]:
 
     `backend`; `state`: `working`, `failing` while it is left alone after a failure, or `stopped`, with the reason in `stopped`. `objects` and
     `bytes`, `written` and `read`; `lookups`, paths that were asked for by what came of it; `tokens`, of the paths that came; `refused`,
-    objects that were not used by reason; `failures` and `skipped`: of writing, see `store/figures.py`, and of reading.
+    objects that were not used by reason; `failures`, how often `write` and `read` failed; `skipped`, paths that were not written
+    (`store/figures.py`); `pending`, paths that wait to be written and to be read.
     """
     figures = store.figures
     moves = ("written", "read")

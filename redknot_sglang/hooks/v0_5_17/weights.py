@@ -18,8 +18,8 @@ _WHY = "heads are dealt out over the ranks of this server, so that its weights a
 
 
 def _deal_heads(model: Any, model_config: Any, load_config: Any, *args: Any, **kwargs: Any) -> None:
-    """Have the weights of a new model go through the dealing, if there is one. Weights that cannot are refused in one
-    line.
+    """Have each weight of a new model put its heads in the order of the ranks while it is loaded, where the server deals heads
+    out. The start ends with one line if a weight is not known.
     """
     from redknot_sglang.pool.dealing import DUMMY, dealing_of, is_attached
     from redknot_sglang.pool.dealt_weights import follow_dealing
@@ -131,7 +131,9 @@ SEAMS = (
         "around",
         "updates that would not deal heads out are refused",
     ),
-    Seam(f"{_UPDATER}.update_weights_from_tensor", _update_from_tensor, "around", "so are these"),
+    Seam(
+        f"{_UPDATER}.update_weights_from_tensor", _update_from_tensor, "around", "such updates by tensors are refused"
+    ),
     *(
         Seam(f"{_EXPORTER}.{name}", _refuse_to_send, "around", "dealt weights do not leave the server")
         for name in ("init_weights_send_group_for_remote_instance", "send_weights_to_remote_instance")

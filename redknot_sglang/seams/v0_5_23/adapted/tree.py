@@ -144,6 +144,7 @@ class _Slots(_Tree):
         )
 
     def _free_local(self, slots: Any, start_pos: int) -> None:
+        """Free the local slots of those global slots that have one. start_pos: SGLang's, not used."""
         allocator, slots = self.token_to_kv_pool_allocator, slots.to(torch.int64)
         allocator.free_swa(slots[allocator.full_to_swa_index_mapping[slots] > 0])
 
