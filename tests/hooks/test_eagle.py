@@ -118,6 +118,78 @@ def test_a_draft_model_that_cannot_be_turned_ends_the_start(capsys: pytest.Captu
     assert "of the draft model: the model has no rotary embedding that RedKnot knows" in capsys.readouterr().err
 
 
+def drafter(width: int, named: list[int] | None, **changes: Any) -> Any:
+    """A draft model that reads `width` numbers, for a model of 12 layers whose hidden states have 8."""
+    config = SimpleNamespace(eagle_config=None if named is None else {"eagle_aux_hidden_state_layer_ids": named})
+    body = SimpleNamespace(fc=torch.nn.Linear(width, 1))
+    return SimpleNamespace(
+        server_args=arguments(**changes),
+        target_worker=SimpleNamespace(model_config=SimpleNamespace(num_hidden_layers=12, hidden_size=8)),
+        draft_runner=SimpleNamespace(
+            model=SimpleNamespace(model=body), model_config=SimpleNamespace(hf_config=config), token_to_kv_pool=None
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "named", "changes"),
+    [
+        (24, [1, 5, 8], {}),
+        (24, None, {}),
+        (32, [1, 3, 5, 8], {}),
+        (16, None, {"speculative_algorithm": "EAGLE"}),
+    ],
+)
+def test_a_draft_model_for_this_model(width: int, named: list[int] | None, changes: dict[str, Any]) -> None:
+    eagle._check_fits(drafter(width, named, **changes))
+
+
+@pytest.mark.parametrize(
+    ("width", "named", "changes", "why"),
+    [
+        # Of a deeper model, whose last layer that is read this one does not have; of a wider one; of one read elsewhere.
+        (
+            24,
+            [1, 5, 20],
+            {},
+            "it reads 24 numbers a token, and this model has 16 for it, the outputs of its layers 1, 5;",
+        ),
+        (24, [1, 5, 11], {}, "this model has 16 for it"),
+        (48, [1, 5, 8], {}, "it reads 48 numbers a token, and this model has 24 for it"),
+        (24, [1, 5, 5], {}, "this model has 16 for it"),
+        (24, None, {"speculative_algorithm": "EAGLE"}, "this model has 16 for it, its last hidden state and a token's"),
+    ],
+)
+def test_a_draft_model_for_another_model_ends_the_start(
+    width: int, named: list[int] | None, changes: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        HOOKS["alloc_memory_pool"](None, drafter(width, named, **changes))
+    said = capsys.readouterr().err
+    assert (
+        why in said and "--speculative-draft-model-path must be a draft model that was trained for this model" in said
+    )
+
+
+def test_what_of_a_model_sglang_hands_to_a_draft_is_what_is_counted() -> None:
+    """SGLang's own model, told to capture for a draft."""
+    from sglang.srt.models.llama import LlamaForCausalLM
+
+    tell = inspect.unwrap(LlamaForCausalLM.set_eagle3_layers_to_capture)
+    for layers, named in ((12, None), (5, None), (12, [1, 5, 8]), (12, [1, 11, 20, 5, 5])):
+        body = SimpleNamespace(layers_to_capture=[])
+        whole = SimpleNamespace(
+            pp_group=SimpleNamespace(is_last_rank=True),
+            config=SimpleNamespace(num_hidden_layers=layers),
+            model=body,
+        )
+        tell(whole, named)
+        # Its forward compares each layer's number with the list.
+        taken = [layer - 1 for layer in range(layers) if layer in body.layers_to_capture]
+        config = SimpleNamespace(eagle_config=None if named is None else {"eagle_aux_hidden_state_layer_ids": named})
+        assert eagle._layers_read(config, layers) == taken
+
+
 def test_a_draft_models_rows_have_true_positions() -> None:
     (seam,) = [seam for seam in segments.SEAMS if seam.target.endswith("ForwardBatch.init_new")]
     batch = SimpleNamespace(reqs=[SimpleNamespace()], prefix_lens=[6], extend_lens=[4], forward_mode=ForwardMode.EXTEND)

@@ -8,7 +8,7 @@ from redknot_sglang.seams.surface import Fields
 FIELDS: Fields = {
     "configs.model_config": {
         "ModelConfig": (
-            "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id "
+            "attention_arch context_len dtype full_attention_layer_ids head_dim hf_config hf_eos_token_id hidden_size "
             "hf_text_config is_deepseek_v4_arch is_generation is_hybrid_swa is_multimodal model_path num_attention_heads "
             "num_attention_layers num_hidden_layers num_nextn_predict_layers quantization sliding_window_size swa_attention_layer_ids v_head_dim vocab_size"
         ),
@@ -201,7 +201,7 @@ FIELDS: Fields = {
     },
     "speculative.eagle_worker_v2": {
         "EAGLEWorkerV2": "server_args target_worker",
-        "EagleDraftWorker": "draft_runner server_args token_to_kv_pool_allocator",
+        "EagleDraftWorker": "draft_runner server_args target_worker token_to_kv_pool_allocator",
     },
     "speculative.ngram_info": {
         "NgramVerifyInput": "draft_token_num",
