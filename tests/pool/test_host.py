@@ -15,6 +15,7 @@ import torch
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.run_copies import RunCopies
 from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool import relocation
 from redknot_sglang.pool.dealing import Dealing, attach
@@ -114,7 +115,7 @@ def test_the_layout_of_rows_says_what_is_in_them() -> None:
 
 
 def test_slots_are_given_once() -> None:
-    pool = ClassHostPool(5, [], "cpu")
+    pool = ClassHostPool(5, [], RunCopies(torch.device("cpu")))
     taken = pool.alloc(3)
     assert taken is not None and pool.alloc(3) is None
     pool.free(taken)
