@@ -134,7 +134,8 @@ def measure(copy: Callable[[int], None], moved: int, step: Step | None) -> dict[
     with torch.cuda.stream(stream):
         copy(0)
     stream.synchronize()
-    times, launches = [], []
+    times: list[float] = []
+    launches: list[float] = []
     while not times or (len(times) < _PASSES and times[0] < _LONG_MS):
         begin, end, launched = one_pass(copy, stream)
         times.append(begin.elapsed_time(end))

@@ -41,6 +41,8 @@ class ClassHostPool(HostKVCache):
     copies: what copies between these buffers and the host. If they are on a GPU, host memory is pinned.
     """
 
+    free_slots: Tensor
+
     def __init__(self, slots: int, layers: Sequence[Sequence[tuple[Tensor, ...]]], copies: RunCopies) -> None:
         # SGLang's constructor counts in slots of one width for all layers. What follows is what the rest of the class needs.
         self.size = self.page_num = slots

@@ -122,6 +122,16 @@ def test_slots_are_given_once() -> None:
     assert pool.available_size() == 5
 
 
+def test_slots_that_were_freed_in_any_order_are_given_in_runs() -> None:
+    pool = ClassHostPool(12, [], RunCopies(torch.device("cpu")))
+    parts = [pool.alloc(3) for _ in range(4)]
+    for part in (parts[2], parts[0], parts[1]):
+        pool.free(part.flip(0))
+    assert pool.alloc(8).tolist() == list(range(8))
+    pool.free(parts[3])
+    assert pool.alloc(4).tolist() == [8, 9, 10, 11]
+
+
 def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = SimpleNamespace(total=2**40, available=11 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
