@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from redknot_sglang.errors import RedKnotError
-from redknot_sglang.kernels.copy_rows import WORD, copy_rows
+from redknot_sglang.kernels.copy_rows import WORD
+from redknot_sglang.kernels.run_copies import Buffers, RunCopies
 from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool.head_class_pool import ClassBuffers, HeadClassPool
 from redknot_sglang.pool.sizing import PoolSlots
@@ -32,24 +32,18 @@ logger = logging.getLogger(__name__)
 _RESERVE = 10 * 2**30
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """One or two buffers on the device whose rows have one shape, and their rows' places on the host."""
-
-    device: tuple[Tensor, ...]
-    host: tuple[Tensor, ...]
-
-
 class ClassHostPool(HostKVCache):
     """The host slots of one head class.
 
     slots: how many.
     layers: of each layer its buffers on the device, each [device slots + 1, ...], in groups of one or two of the same
         shape.
-    device: where these buffers are. If that is a GPU, host memory is pinned.
+    copies: what copies between these buffers and the host. If they are on a GPU, host memory is pinned.
     """
 
-    def __init__(self, slots: int, layers: Sequence[Sequence[tuple[Tensor, ...]]], device: str) -> None:
+    free_slots: Tensor
+
+    def __init__(self, slots: int, layers: Sequence[Sequence[tuple[Tensor, ...]]], copies: RunCopies) -> None:
         # SGLang's constructor counts in slots of one width for all layers. What follows is what the rest of the class needs.
         self.size = self.page_num = slots
         self.page_size = 1
@@ -60,7 +54,7 @@ class ClassHostPool(HostKVCache):
         groups = [group for layer in self._shapes for group in layer]
         self.dtype = groups[0][0].dtype if groups else torch.uint8
         self.size_per_token = self.get_size_per_token()
-        self._device = torch.device(device).type
+        self.copies, self._device = copies, copies.device.type
         self.pin_memory = self._device == "cuda"
         odd = [group[0][0].nbytes for group in groups if group[0][0].nbytes % WORD]
         if odd and self.pin_memory:
@@ -87,7 +81,7 @@ class ClassHostPool(HostKVCache):
             allocator=HostTensorAllocator(),
         )
 
-    def _places(self) -> list[list[_Pair]]:
+    def _places(self) -> list[list[Buffers]]:
         at, layers = 0, []
         for groups in self._shapes:
             pairs = []
@@ -98,9 +92,16 @@ class ClassHostPool(HostKVCache):
                     rows = self.kv_buffer[at : at + size].view(buffer.dtype).view(self.size, *buffer.shape[1:])
                     host.append(rows)
                     at += size
-                pairs.append(_Pair(group, tuple(host)))
+                pairs.append(Buffers(group, tuple(host)))
             layers.append(pairs)
         return layers
+
+    def _merge_release_slots(self) -> None:
+        """Called when the slots that are being given out run short: those that were freed since are given out next, in rising order,
+        since what lies in long runs is copied faster.
+        """
+        super()._merge_release_slots()
+        self.free_slots = self.free_slots.sort().values
 
     def load_to_device_per_layer(
         self,
@@ -115,14 +116,14 @@ class ClassHostPool(HostKVCache):
         """Copy one layer's rows to the device, on the current stream.
 
         device_pool: SGLang's argument, without use here.
-        host_indices: int64 [n], host slots.
-        device_indices: int64 [n], slots on the device.
+        host_indices: int64 [n], host slots, as `copies.moved` returned them.
+        device_indices: int64 [n], slots on the device, the same.
         layer_id: the layer.
         io_backend: SGLang's argument, without use here.
         is_draft: that of newer SGLang, whether it is for a draft model; False here.
         """
         for pair in self._layers[layer_id]:
-            copy_rows(pair.host, pair.device, host_indices, device_indices)
+            self.copies.load(pair, host_indices, device_indices)
 
     def backup_from_device_all_layer(
         self, device_pool: Any, host_indices: Tensor, device_indices: Tensor, io_backend: str
@@ -132,7 +133,7 @@ class ClassHostPool(HostKVCache):
             return
         for layer in self._layers:
             for pair in layer:
-                copy_rows(pair.device, pair.host, device_indices, host_indices)
+                self.copies.save(pair, host_indices, device_indices)
 
     def pack(self, slots: Tensor, data: Tensor) -> None:
         """Write the rows of some slots one behind the other, layer by layer.
@@ -193,10 +194,10 @@ def host_pools(pool: HeadClassPool, slots: PoolSlots) -> tuple[ClassHostPool, Cl
         for layers in (global_layers, local_layers)
     ]
     _check_memory(slots.global_slots * sizes[0] + slots.local_slots * sizes[1])
-    device = pool.buffer_device.type
+    copies = RunCopies(pool.buffer_device)
     return (
-        ClassHostPool(slots.global_slots, global_layers, device),
-        ClassHostPool(slots.local_slots, local_layers, device),
+        ClassHostPool(slots.global_slots, global_layers, copies),
+        ClassHostPool(slots.local_slots, local_layers, copies),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from redknot_sglang.kernels.host_copy import pinned
+from redknot_sglang.kernels.run_copies import RunCopies
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.pool.host import host_pools
 from redknot_sglang.pool.sizing import PoolSlots
@@ -35,9 +35,15 @@ from redknot_sglang.seams.sglang import (
 
 
 class HostCopies(HybridCacheController):
-    """The controller of one scheduler. Its parameters are those of SGLang's controller."""
+    """The controller of one scheduler.
 
-    def __init__(self, *args: Any, pool: HeadClassPool, **kwargs: Any) -> None:
+    pool: on the device.
+    copies: what copies, that of the host pools.
+    args, kwargs: those of SGLang's controller.
+    """
+
+    def __init__(self, *args: Any, pool: HeadClassPool, copies: RunCopies, **kwargs: Any) -> None:
+        self._copies = copies
         self._relocations, self._layer_count = pool.relocations, pool.layer_num
         self._held = False
         # Seconds that finished loads took where the device's events cannot say, as on a CPU; in their order.
@@ -63,9 +69,10 @@ class HostCopies(HybridCacheController):
             super().start_writing()
 
     def move_indices(self, host_indices: Tensor, device_indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Both on the device, where the copies look them up; nobody waits for that. Both int64 [n]."""
-        device = device_indices.device
-        return pinned(host_indices, device).to(device, non_blocking=True), device_indices
+        """Both on the device, where the copies look them up, in the order in which they are copied best; nobody waits for that. Both
+        int64 [n]. SGLang calls it once for all layers, with host indices that are on the host still, so runs are looked for here.
+        """
+        return self._copies.moved(host_indices, device_indices)
 
     def load(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """Allocate device slots for what is to be loaded, and queue it for the next forward.
@@ -173,6 +180,7 @@ class HostStack(StackStrategy):
             io_backend="kernel",
             transfer_layer_num=layers,
             pool=kvcache,
+            copies=host_global.copies,
         )
         return StackBuildResult(
             host_pool_group=group,

@@ -15,6 +15,7 @@ import torch
 from redknot_sglang.config import RedKnotConfig
 from redknot_sglang.errors import RedKnotError
 from redknot_sglang.heads import HeadMap
+from redknot_sglang.kernels.run_copies import RunCopies
 from redknot_sglang.kernels.stored import movable
 from redknot_sglang.pool import relocation
 from redknot_sglang.pool.dealing import Dealing, attach
@@ -114,11 +115,21 @@ def test_the_layout_of_rows_says_what_is_in_them() -> None:
 
 
 def test_slots_are_given_once() -> None:
-    pool = ClassHostPool(5, [], "cpu")
+    pool = ClassHostPool(5, [], RunCopies(torch.device("cpu")))
     taken = pool.alloc(3)
     assert taken is not None and pool.alloc(3) is None
     pool.free(taken)
     assert pool.available_size() == 5
+
+
+def test_slots_that_were_freed_in_any_order_are_given_in_runs() -> None:
+    pool = ClassHostPool(12, [], RunCopies(torch.device("cpu")))
+    parts = [pool.alloc(3) for _ in range(4)]
+    for part in (parts[2], parts[0], parts[1]):
+        pool.free(part.flip(0))
+    assert pool.alloc(8).tolist() == list(range(8))
+    pool.free(parts[3])
+    assert pool.alloc(4).tolist() == [8, 9, 10, 11]
 
 
 def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

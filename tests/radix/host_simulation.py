@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
@@ -18,6 +19,8 @@ from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import register_sta
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
+from redknot_sglang.kernels import run_copies
+from redknot_sglang.kernels.run_copies import Sizes
 from redknot_sglang.pool.host_copies import HostStack
 from redknot_sglang.pool.sizing import PoolSlots
 from redknot_sglang.radix.listeners import Move
@@ -71,7 +74,9 @@ class HostSimulation(Simulation):
             extra_metric_labels=None,
             served_model_name="m",
         )
-        self.tree.init_hicache(arguments, self.params)
+        # A row has four bytes: runs of eight rows are long, and the staging buffer holds twenty of keys and of values.
+        with patch.dict(run_copies.SIZES, cpu=Sizes(least=4 * 8, staging=4 * 2 * 20)):
+            self.tree.init_hicache(arguments, self.params)
         self.figures = Figures()
         self.tree.tier_listeners = (self.figures,)
         self.host = [entry.host_pool for entry in self.tree.host_pool_group.entries]

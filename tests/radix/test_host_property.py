@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import Counter
 from math import inf
 from typing import Any, cast
 
 import pytest
 
+from redknot_sglang.kernels import run_copies
 from redknot_sglang.plan.identity import MARK
 from redknot_sglang.radix.listeners import Move
 from tests.radix.calls import SimulatedRequest
@@ -159,9 +161,30 @@ def play(seed: int, eviction: str, policy: str, steps: int = STEPS) -> tuple[Hos
     return simulation, traffic
 
 
+def count_rows(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """Rows that are copied from now on in each direction: all, and those that go by the kernel."""
+    rows: Counter[tuple[str, str]] = Counter()
+    by_kernel = run_copies.copy_rows
+    for direction in ("load", "save"):
+        copy = getattr(run_copies, f"{direction}_rows")
+
+        def copied(pair: Any, staging: Any, host: Any, *rest: Any, copy: Any = copy, way: str = direction) -> None:
+            def short(*given: Any) -> None:
+                rows[way, "kernel"] += len(given[2])
+                by_kernel(*given)
+
+            rows[way, "all"] += len(host)
+            monkeypatch.setattr(run_copies, "copy_rows", short)
+            copy(pair, staging, host, *rest)
+
+        monkeypatch.setattr(run_copies, f"{direction}_rows", copied)
+    return rows
+
+
 @pytest.mark.parametrize("policy", ["write_through", "write_through_selective"])
 @pytest.mark.parametrize("eviction", ["lru", "redknot"])
-def test_random_traffic(eviction: str, policy: str, full: bool) -> None:
+def test_random_traffic(eviction: str, policy: str, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = count_rows(monkeypatch)
     loaded, cooled, locks = [0, 0], [0, 0], 0
     for seed in range(ALL_SEEDS if full else SEEDS):
         try:
@@ -174,6 +197,7 @@ def test_random_traffic(eviction: str, policy: str, full: bool) -> None:
         for kind, tokens in enumerate(simulation.figures.tokens[Move.COOLED]):
             cooled[kind] += tokens
     assert min(loaded) > 0 and locks > 0
+    assert 0 < rows["load", "kernel"] < rows["load", "all"] and 0 < rows["save", "kernel"] < rows["save", "all"], rows
     assert (min(cooled) > 0) == (eviction == "redknot"), cooled
     print(
         f"{loaded[0]} global and {loaded[1]} local tokens loaded; {locks} locks on segments; {cooled[0]} and {cooled[1]} turned cold"

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
 
+from redknot_sglang.kernels import run_copies
 from redknot_sglang.radix.listeners import Move
 from redknot_sglang.seams.sglang import ComponentType, MatchPrefixParams, RadixKey
 from tests.radix.host_simulation import HostSimulation
@@ -57,6 +58,30 @@ def test_each_class_moves_what_it_keeps() -> None:
     assert moved(simulation, Move.LOADED_BACK) == [99, SINK + WINDOW - 1]
     assert moved(simulation, Move.BACKED_UP) == [100, SINK + WINDOW], "nothing is copied twice"
     simulation.check_no_locks()
+
+
+def test_long_runs_are_known_where_rows_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang hands on the tensors that runs are remembered by, in both directions; short ones go by the kernel."""
+    ways: dict[str, Counter[str]] = {"load": Counter(), "save": Counter()}
+    for direction, said in ways.items():
+        real = getattr(run_copies, f"{direction}_rows")
+
+        def noted(
+            buffers: Any, staging: Any, host_rows: Any, device_rows: Any, runs: Any, real: Any = real, said: Any = said
+        ) -> None:
+            batches = runs.batches(staging.rows_at_least(buffers), 20)
+            said["engine"] += batches[-1].end if batches else 0
+            said["rows"] += len(host_rows)
+            real(buffers, staging, host_rows, device_rows, runs)
+
+        monkeypatch.setattr(run_copies, f"{direction}_rows", noted)
+    simulation = simulate()
+    visit(simulation, list(range(100)))
+    push_out(simulation)
+    assert visit(simulation, list(range(100))) == 99
+    # In the local class the window and the sink are neighbours on the host: they were copied together.
+    assert ways["save"] == {"rows": 100 + SINK + WINDOW, "engine": 100 + SINK + WINDOW}
+    assert ways["load"]["rows"] == 99 + SINK + WINDOW - 1 and ways["load"]["engine"] >= 99
 
 
 @pytest.mark.parametrize("chunk", [5, 30, 64])

@@ -119,7 +119,7 @@ FIELDS: Fields = {
         "ReqToTokenPool": "req_to_token",
     },
     "mem_cache.pool_host.base": {
-        "HostKVCache": "kv_buffer pin_memory size size_per_token",
+        "HostKVCache": "free_slots kv_buffer pin_memory size size_per_token",
     },
     "mem_cache.radix_cache": {
         "RadixKey": "extra_key limit token_ids",

@@ -298,6 +298,7 @@ SURFACE: Surface = {
             "(self, device_pool, host_to_device_ratio, host_size, page_size, layout, pin_memory, device, "
             "allocator_type=, dcp_size=, dcp_rank=, *, pool_label=)"
         ),
+        "HostKVCache._merge_release_slots": "(self)",
         "HostKVCache.backup_from_device_all_layer": "(self, device_pool, host_indices, device_indices, io_backend)",
         "HostKVCache.clear": "(self)",
         "HostKVCache.get_data_page": "(self, index, flat=)",
