@@ -23,6 +23,7 @@ from redknot_sglang.kernels.move_heads import split_heads
 from redknot_sglang.kernels.paths import AttentionPath, ExtendPath, RecordedExtendPath
 from redknot_sglang.kernels.select import recorded_extend, scattered_extend, select_paths
 from redknot_sglang.plan.gather import Runs
+from redknot_sglang.pool.draft_model import has_draft_model
 from redknot_sglang.pool.head_class_pool import HeadClassPool
 from redknot_sglang.reuse.kv_scales import kv_scales
 from redknot_sglang.reuse.model_facts import ModelFacts
@@ -68,6 +69,9 @@ class RedKnotAttention(AttentionBackend):
         self.runs: Runs | None = None
         # Whether the batch to run next has rows that probes will look at.
         self.probed = False
+        # Whether all that the batch to run next is for is to choose documents, so that no layer behind the deepest retrieval head
+        # has to run.
+        self.choosing = False
         self.local_loc: Tensor | None = None
         # Extend paths with prefill graphs that hold the attention, and rows of the largest such graph.
         self._recorded: list[RecordedExtendPath] = []
@@ -76,7 +80,13 @@ class RedKnotAttention(AttentionBackend):
         self._begin()
         # What the scheduler asks for when it builds the prefix cache.
         self.facts = ModelFacts.of(
-            runner.model, runner.model_config, pool.dealing.dealt, self.head_dim, pool.probe_width, _probe_ranks(ranks)
+            runner.model,
+            runner.model_config,
+            pool.dealing.dealt,
+            self.head_dim,
+            pool.probe_width,
+            _probe_ranks(ranks),
+            drafts=has_draft_model(runner.server_args),
         )
         self.scattered_path: ExtendPath = self.paths.extend
         if self.facts.rotation is not None:
@@ -112,7 +122,7 @@ class RedKnotAttention(AttentionBackend):
             self.extend_path.plan_extend(self._verify_batch(forward_batch))
         else:
             batch = self._extend_batch(forward_batch)
-            self.forwards.eagerly(batch.qo_indptr[-1])
+            self.forwards.eagerly(batch.qo_indptr[-1], self.choosing)
             self.extend_path = self._path_of(batch)
             self.extend_path.plan_extend(batch)
 
@@ -136,13 +146,16 @@ class RedKnotAttention(AttentionBackend):
         rows: rows of the graph, at least those of the batch.
         number: while graphs are captured, the number of the path to capture; else None, and the batch decides the path.
         Returns the number of the path whose graph is to be replayed, or None if the batch needs Python between its layers, with
-        nothing done but that its forward is counted.
+        nothing done but that its forward is counted, unless it only chooses documents: that one is counted when it runs eagerly.
         """
         if not forward_batch.forward_mode.is_extend():
             return None
         batch = self._extend_batch(forward_batch)
         path = self._recorded[number] if number is not None else self._path_of(batch)
         if path not in self._recorded or not path.plan_extend_graph(batch, rows):
+            if self.choosing:
+                # SGLang's graph has all layers, so this one runs without a graph.
+                return None
             paths = "adapters_or_path" if path not in self._recorded else "runs"
             self.forwards.by_broken_graph("rows" if rows > self._most_rows else paths)
             return None

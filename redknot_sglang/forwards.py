@@ -20,13 +20,18 @@ class PrefillForwards:
     def __init__(self) -> None:
         self.sizes: Sequence[int] = ()
         self._whole = 0
+        self._choosing = 0
         self._broken: Counter[str] = Counter()
         self._eager: Counter[str] = Counter()
         self._begun = False
 
-    def begin(self) -> None:
-        """A batch of requests is about to be prefilled; what runs next is its forward."""
+    def begin(self, choosing: bool = False) -> None:
+        """A batch of requests is about to be prefilled; what runs next is its forward.
+
+        choosing: whether it ends at the deepest retrieval head.
+        """
         self._begun = True
+        self._choosing += choosing
 
     def by_whole_graph(self) -> None:
         """It is replayed as one graph, which holds the attention."""
@@ -41,9 +46,16 @@ class PrefillForwards:
         """
         self._broken[why] += self._taken()
 
-    def eagerly(self, rows: int) -> None:
-        """Python launches every kernel of it. rows: of the batch."""
+    def eagerly(self, rows: int, choosing: bool = False) -> None:
+        """Python launches every kernel of it.
+
+        rows: of the batch.
+        choosing: whether it ends at the deepest retrieval head.
+        """
         if not self._begun:
+            return
+        if choosing and self.sizes:
+            self._eager["choosing"] += self._taken()
             return
         fitting = [size for size in self.sizes if rows <= size <= _MOST_PADDING * rows]
         self._eager["other" if fitting else "size" if self.sizes else "disabled"] += self._taken()
@@ -51,11 +63,12 @@ class PrefillForwards:
     def status(self) -> dict[str, Any]:
         """Counts as JSON types. Reasons of `broken_graph` are those of `by_broken_graph`; of `eager`: `disabled`, the server
         captures no prefill graphs; `size`, none of at least the batch's rows and at most twice as many; `other`, SGLang does not
-        replay such a batch.
+        replay such a batch; `choosing`, it ends at the deepest retrieval head, and no graph that does so can serve it. `choosing`
+        beside them counts all that end there, however they ran.
         """
         kinds = {"broken_graph": self._broken, "eager": self._eager}
         found = {kind: {why: count for why, count in sorted(whys.items()) if count} for kind, whys in kinds.items()}
-        return {"whole_graph": self._whole, **found}
+        return {"whole_graph": self._whole, **found, "choosing": self._choosing}
 
     def _taken(self) -> int:
         begun, self._begun = self._begun, False

@@ -87,7 +87,7 @@ class Server:
         self.backend = RedKnotAttention(
             SimpleNamespace(
                 token_to_kv_pool=self.pool,
-                server_args=SimpleNamespace(_redknot=SimpleNamespace(attention=None)),
+                server_args=SimpleNamespace(_redknot=SimpleNamespace(attention=None), speculative_algorithm=None),
                 req_to_token_pool=SimpleNamespace(req_to_token=req_to_token),
                 model_config=SimpleNamespace(context_len=32, get_num_attention_heads=lambda tp_size: 4 * GROUP),
                 model=torch.nn.ModuleList([RadixAttention(layer) for layer in range(MAP.num_layers)]),
@@ -346,7 +346,7 @@ def test_a_graph_that_holds_the_attention_keeps_what_is_asked_with(
     untouched = torch.ones(TOKENS + 1, dtype=torch.bool)
     untouched[at] = untouched[0] = False
     assert not asked.rows[untouched].any()
-    assert server.backend.forwards.status() == {"whole_graph": 1, "broken_graph": {}, "eager": {}}
+    assert server.backend.forwards.status() == {"whole_graph": 1, "broken_graph": {}, "eager": {}, "choosing": 0}
 
 
 def test_forwards_are_counted_by_what_ran_them(server: Server) -> None:
@@ -375,7 +375,19 @@ def test_forwards_are_counted_by_what_ran_them(server: Server) -> None:
         "whole_graph": 1,
         "broken_graph": {"adapters_or_path": 1, "rows": 1, "runs": 1},
         "eager": {"disabled": 1, "other": 1, "size": 1},
+        "choosing": 0,
     }
+    # A forward that only chooses documents has no use for SGLang's graph, which has all layers, and runs without one.
+    backend.choosing = True
+    backend.forwards.begin(choosing=True)
+    assert backend.plan_whole_graph(three, 16) is None
+    backend.init_forward_metadata(batch)
+    found = backend.forwards.status()
+    assert (found["broken_graph"], found["eager"]["choosing"], found["choosing"]) == (
+        {"adapters_or_path": 1, "rows": 1, "runs": 1},
+        1,
+        1,
+    )
 
 
 def test_an_idle_forward_plans_nothing(server: Server) -> None:

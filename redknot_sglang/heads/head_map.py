@@ -155,6 +155,11 @@ class HeadMap:
         return tuple(layer for layer, row in enumerate(self.is_global) if any(row))
 
     @property
+    def asking_layers(self) -> int:
+        """How many layers find out which documents are wanted: all up to the deepest retrieval head. 0 without such heads."""
+        return max((layer + 1 for layer, _ in self.retrieval), default=0)
+
+    @property
     def all_global(self) -> bool:
         """Whether no head is local, so that the map changes nothing about the model's answers."""
         return all(map(all, self.is_global))

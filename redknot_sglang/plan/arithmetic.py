@@ -40,7 +40,9 @@ class Arithmetic:
     sink: int
 
     @classmethod
-    def of(cls, config: Any, heads: HeadMap, head_dim: int, probe: int, ranks: int = 1) -> Arithmetic:
+    def of(
+        cls, config: Any, heads: HeadMap, head_dim: int, probe: int, ranks: int = 1, layers: int | None = None
+    ) -> Arithmetic:
         """The counts of a model with gated MLPs, or with experts in their place, of which a row goes through a few.
 
         config: its Hugging Face config.
@@ -48,12 +50,14 @@ class Arithmetic:
         head_dim: values of one head's key.
         probe: query heads that a probe runs.
         ranks: tensor-parallel ranks. Where they are more than the KV heads, several ranks compute the same KV head.
+        layers: how many layers a row goes through, the first one first; None for all.
         """
+        layers = heads.num_layers if layers is None else layers
         group = config.num_attention_heads // config.num_key_value_heads
         values = head_dim * (2 * config.num_attention_heads + 2 * max(config.num_key_value_heads, ranks))
-        weights = config.hidden_size * (heads.num_layers * values + sum(_widths(config, heads.num_layers)))
-        wide = group * sum(heads.num_global(layer) for layer in range(heads.num_layers))
-        near = group * heads.num_kv_heads * heads.num_layers - wide
+        weights = config.hidden_size * (layers * values + sum(_widths(config, layers)))
+        wide = group * sum(heads.num_global(layer) for layer in range(layers))
+        near = group * heads.num_kv_heads * layers - wide
         return cls(2 * weights, 4 * head_dim, wide, near, probe, heads.window, heads.sink)
 
     def computed(self, rows: Positions) -> int:

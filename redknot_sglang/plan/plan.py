@@ -40,12 +40,15 @@ class Path:
     origin: where its own tokens begin in `key`: 0, or the length of the lead that it was computed after.
     key: token ids, int64.
     whole: whether local heads keep all of its rows, not only its sink and its last window.
+    asks: whether it is the text that asks for documents, of which no layer behind the deepest retrieval head is computed.
+        Such a path is whole.
     """
 
     span: Span
     origin: int
     key: array[int]
     whole: bool
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,11 +181,13 @@ class Plan:
         return array("q", tokens[: self.origin]) + array("q", tokens[slice(*segment)])
 
     def _asking(self, tokens: Sequence[int]) -> list[Path]:
-        """All segments, and the text behind the last one as if it stood behind the lead, its queries kept."""
+        """All segments, and the text behind the last one as if it stood behind the lead, its queries kept, in as many layers as
+        the choice looks at.
+        """
         text = (self.tail, len(tokens))
         own = self.segment_key(tokens, text)
         segments = [Path(span, self.origin, self.segment_key(tokens, span), False) for span in self.segments]
-        return [*segments, Path(text, self.origin, own, True)]
+        return [*segments, Path(text, self.origin, own, True, asks=True)]
 
     def most_tokens(self, length: int) -> int:
         """How many tokens of a prompt of `length` tokens the request itself holds at most. A policy that selects leaves

@@ -80,6 +80,9 @@ class RequestState:
     identity: of an isolated prefill, the path that it computes. Nobody waits for its answer.
     preloads: whether it computes a segment that a client wants ahead of time.
     whole: whether local heads keep all positions of the path that it leaves in the tree.
+    asks: whether it computes a text that asks for documents, of which only the layers up to the deepest retrieval head are
+        needed.
+    deep: of such a one, spans of its positions that went through all layers, in forwards with requests of other kinds.
 
     Where it stands in the tree:
     branch: up to this position its tokens were in the tree, though they could only be reused up to an earlier one; 0
@@ -105,6 +108,8 @@ class RequestState:
     used: paths that it has relocated since it runs, in the order of their use.
     choice: rows that the device has been asked to choose, until the answer is taken.
     documents: documents that the device has been asked to choose, until the answer is taken.
+    asking: the state of the isolated prefill that computes, or has computed, the text that asks for its documents; None if
+        that text was cached.
     selection: what a policy that selects documents has left of the prompt. By then the plan is dropped: the rest is
         exact mode.
     stretch: the chunk that it has been admitted with, until the forward's batch is made.
@@ -119,6 +124,8 @@ class RequestState:
     identity: Identity | None = None
     preloads: bool = False
     whole: bool = False
+    asks: bool = False
+    deep: Spans = field(default_factory=list)
 
     branch: int = 0
     found: int = 0
@@ -138,6 +145,7 @@ class RequestState:
     used: dict[Identity, None] = field(default_factory=dict)
     choice: PendingChoice | None = None
     documents: PendingDocuments | None = None
+    asking: RequestState | None = None
     selection: Selection | None = None
     stretch: Stretch | None = None
 

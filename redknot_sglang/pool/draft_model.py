@@ -13,6 +13,11 @@ from redknot_sglang.seams.sglang import AttentionArch, ModelConfig
 _WITHOUT = (None, "NGRAM")
 
 
+def has_draft_model(server_args: Any) -> bool:
+    """Whether drafts are made by a model, which reads what comes out of the served one's layers. server_args: SGLang's."""
+    return server_args.speculative_algorithm not in _WITHOUT
+
+
 def draft_slot_bytes(server_args: Any, ranks: int) -> int:
     """Bytes of a draft model's K and V of one token, on one tensor-parallel rank; 0 where drafts need no model.
 
@@ -21,7 +26,7 @@ def draft_slot_bytes(server_args: Any, ranks: int) -> int:
     Raises RedKnotError if a draft model is needed and none is named, or its KV is of a form that is not moved with documents.
     """
     algorithm = server_args.speculative_algorithm
-    if algorithm in _WITHOUT:
+    if not has_draft_model(server_args):
         return 0
     path = server_args.speculative_draft_model_path
     if path is None:

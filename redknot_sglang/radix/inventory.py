@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from redknot_sglang.plan.identity import own_part
+from redknot_sglang.plan.identity import is_whole, own_part
 from redknot_sglang.plan.plan import SEGMENT_START
 from redknot_sglang.radix.ages import CLASSES
 from redknot_sglang.radix.stored_marks import is_stored
@@ -121,7 +121,7 @@ class Inventory:
             "behind": piece.behind,
             "tenant": tenant_label(tenant, self._named),
             "kind": _kind(last, ours),
-            "whole": ours == "whole",
+            "whole": is_whole(last.key.extra_key),
             "start": piece.start,
             "end": piece.end,
             "classes": {name: self._class(piece.nodes, kind) for name, kind in CLASSES.items()},
@@ -221,7 +221,9 @@ def _has(node: Any, kind: Any) -> bool:
 
 
 def _kind(node: Any, ours: str) -> str:
-    """`document`, `prompt`, or `segmented prompt` with the repair policy of its plan. ours: of the namespace."""
+    """`document`, `question`, `prompt`, or `segmented prompt` with the repair policy of its plan. ours: of the namespace."""
+    if ours == "asking":
+        return "question"
     if _is_document(node):
         return _DOCUMENT
     return f"segmented prompt ({ours})" if ours and ours != "whole" else "prompt"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from redknot_sglang.plan.identity import WHOLE
+from redknot_sglang.plan.identity import is_whole
 from redknot_sglang.plan.spans import union
 from redknot_sglang.radix.host_tier import HostTierCache
 from redknot_sglang.radix.scope import ALL
@@ -119,8 +119,3 @@ class SavedCache(HostTierCache):
             self.store.withdraw(job)
             self._unlock_host(job.lock)
             self._unsaved[job.node] = None
-
-
-def is_whole(namespace: str | None) -> bool:
-    """Whether paths of a namespace are whole."""
-    return bool(namespace) and str(namespace).endswith(WHOLE)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redknot_sglang.plan.identity import is_whole
 from redknot_sglang.plan.spans import Span, clip, positions_of
 from redknot_sglang.radix.paths import nodes_along, reusable_tokens
-from redknot_sglang.radix.saved import CLASSES, SavedCache, is_whole
+from redknot_sglang.radix.saved import CLASSES, SavedCache
 from redknot_sglang.radix.scope import ALL
 from redknot_sglang.radix.stored_marks import mark_stored, unmark
 from redknot_sglang.seams.sglang import ComponentType, RadixKey

@@ -45,15 +45,17 @@ class IsolatedPrefills:
         fresh, behind = set(), []
         for path in missing:
             identity = identity_of(req, path)
-            if identity in self._under_way:
-                continue
-            prefill = self._make(req, path.key)
-            prefill.extra_key = identity[0]
-            state = state_of(prefill)
-            state.identity, state.whole = identity, path.whole
-            self._under_way[identity] = prefill
-            behind.append(prefill)
-            fresh.add(path.span)
+            prefill = self._under_way.get(identity)
+            if prefill is None:
+                prefill = self._make(req, path.key)
+                prefill.extra_key = identity[0]
+                state = state_of(prefill)
+                state.identity, state.whole, state.asks = identity, path.whole, path.asks
+                self._under_way[identity] = prefill
+                behind.append(prefill)
+                fresh.add(path.span)
+            if path.asks:
+                state_of(req).asking = state_of(prefill)
         if behind:
             # The scheduler is walking the queue: it comes to them in this very pass.
             queue = self.waiting

@@ -116,17 +116,29 @@ class ModelFacts:
     why_not: why they cannot; None if they can.
     arithmetic: how many operations prefill takes, on all ranks together, so that all ranks decide alike; None without a
         rotation.
+    asking_layers: how many layers a text that asks for documents goes through, the first one first, where that is not all. 0
+        for all: where the last one has a retrieval head, and where a draft model reads what comes out of it.
+    asking: `arithmetic` of the layers that such a text goes through; None without a rotation.
     probe: what probes compute with; None without a rotation, and on a server that keeps nothing for probes.
     """
 
     rotation: Rotation | None = None
     why_not: str | None = None
     arithmetic: Arithmetic | None = None
+    asking_layers: int = 0
+    asking: Arithmetic | None = None
     probe: ProbeLayer | None = None
 
     @classmethod
     def of(
-        cls, model: Any, model_config: Any, heads: HeadMap, head_dim: int, probe_width: int, ranks: ProbeRanks
+        cls,
+        model: Any,
+        model_config: Any,
+        heads: HeadMap,
+        head_dim: int,
+        probe_width: int,
+        ranks: ProbeRanks,
+        drafts: bool = False,
     ) -> ModelFacts:
         """The facts about a loaded SGLang model.
 
@@ -135,14 +147,19 @@ class ModelFacts:
         head_dim: D.
         probe_width: query heads whose rows the pools of all ranks keep for probes; 0 if none.
         ranks: the tensor-parallel ranks. All of them have to call this.
+        drafts: whether a draft model reads what comes out of the last layer.
         """
         try:
             rotation = rotation_of(model)
         except RotaryError as error:
             return cls(why_not=str(error))
-        arithmetic = Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width, ranks.count)
+        asking_layers = 0 if drafts else heads.asking_layers % heads.num_layers
+        arithmetic, asking = (
+            Arithmetic.of(model_config.hf_text_config, heads, head_dim, probe_width, ranks.count, layers)
+            for layers in (None, asking_layers or None)
+        )
         probe = ProbeLayer.of(model, heads, head_dim, ranks) if probe_width else None
-        return cls(rotation, arithmetic=arithmetic, probe=probe)
+        return cls(rotation, arithmetic=arithmetic, asking_layers=asking_layers, asking=asking, probe=probe)
 
     def follow_weights(self, model: Any) -> None:
         """The model's weights have been updated, on all ranks: make anew what is derived from them."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from redknot_sglang.plan.plan import Plan
-from redknot_sglang.plan.request import PendingDocuments, Selection, state_of
-from redknot_sglang.plan.spans import Positions, inside
+from redknot_sglang.plan.request import PendingDocuments, RequestState, Selection, state_of
+from redknot_sglang.plan.spans import Positions, inside, union
 from redknot_sglang.reuse.host import settle
 from redknot_sglang.reuse.isolated import IsolatedPrefills
 from redknot_sglang.reuse.model_facts import ModelFacts
@@ -78,19 +78,26 @@ class DocumentSelection:
         if state.fresh.issuperset(plan.segments):
             # Then its lead, too, was computed for this request.
             cached -= int((hit < plan.lead).sum())
-        operations = self._operations(plan, prompt) if asked else 0
+        operations = self._operations(plan, prompt, state.asking) if asked else 0
+        state.asking = None
         state.selection = Selection(plan.repair.name, len(plan.segments), tuple(chosen), prompt, operations, cached)
 
-    def _operations(self, plan: Plan, prompt: int) -> int:
+    def _operations(self, plan: Plan, prompt: int, asking: RequestState | None) -> int:
         """Operations of a choice on all ranks: the text's own pass behind the lead, and its queries with the keys of
         all segments.
+
+        asking: of the isolated prefill that computed the text, whose rows went through all layers where others shared its
+            forward; None if the text was cached.
         """
-        assert self._facts.arithmetic is not None, "admitted without a rotation"
+        arithmetic, early = self._facts.arithmetic, self._facts.asking
+        assert arithmetic is not None and early is not None, "admitted without a rotation"
         rows = np.arange(prompt - plan.tail)
+        positions = rows + plan.origin
+        deep = inside(positions, [] if asking is None else union(asking.deep))
         keys = sum(end - start for start, end in plan.segments)
         # A pair of Arithmetic is a logit and a value; the choice needs no values.
-        logits = len(rows) * keys * len(self._pool.whole_map.retrieval) * self._facts.arithmetic.pair // 2
-        return int(self._facts.arithmetic.computed(rows + plan.origin)) + logits
+        logits = len(rows) * keys * len(self._pool.whole_map.retrieval) * arithmetic.pair // 2
+        return arithmetic.computed(positions[deep]) + early.computed(positions[~deep]) + logits
 
 
 def _shorten(req: Any, positions: Positions) -> None:

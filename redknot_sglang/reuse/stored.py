@@ -71,6 +71,6 @@ class StoredPaths:
             if state.asked == "segments":
                 start = 0 if plan.repair.selects else reusable_tokens(self._tree, RadixKey(key, namespace), False)
                 paths = plan.paths(tokens, min(start, len(tokens) - 1))
-                wanted = [(namespace_of(req.extra_key, path.whole), path.key) for path in paths]
+                wanted = [(namespace_of(req.extra_key, path.whole, path.asks), path.key) for path in paths]
         jobs = [self._tree.fetch(key, namespace) for namespace, key in wanted]
         return [job for job in jobs if job is not None]

@@ -249,3 +249,9 @@ def test_no_framework_is_imported() -> None:
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_documents_are_asked_for_up_to_the_deepest_retrieval_head() -> None:
+    assert small_map().asking_layers == 0
+    assert small_map(retrieval=((0, 1),)).asking_layers == 1
+    assert small_map(retrieval=((1, 5), (0, 1))).asking_layers == 2

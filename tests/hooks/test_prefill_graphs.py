@@ -13,14 +13,17 @@ from sglang.srt.model_executor.runner_backend.breakable_cuda_graph_backend impor
 from redknot_sglang import active
 from redknot_sglang.attention import RedKnotAttention
 from redknot_sglang.forwards import PrefillForwards
-from redknot_sglang.hooks.v0_5_17 import prefill_graphs
+from redknot_sglang.hooks.v0_5_17 import choosing, prefill_graphs
+from redknot_sglang.reuse.model_facts import ModelFacts
 from tests.versions import before_adapted
 
 
 class FakeAttention(RedKnotAttention):
     """Plans batches of up to ten rows, scattered ones by its second path."""
 
-    def __init__(self) -> None:
+    def __init__(self, asking_layers: int = 0) -> None:
+        self.facts = ModelFacts(asking_layers=asking_layers)
+        self.choosing = False
         self.reserved: list[int] = []
         self.planned: list[tuple[int, int]] = []
         self.forwards = PrefillForwards()
@@ -36,8 +39,14 @@ class FakeAttention(RedKnotAttention):
         return (1 if forward_batch.scattered else 0) if number is None else number
 
 
-def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool = False, most: int = 512) -> Any:
-    """A runner of breakable graphs of 16 and 512 rows, captured by `capture`."""
+def make_runner(
+    monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool = False, most: int = 512, asking_layers: int = 0
+) -> Any:
+    """A runner of breakable graphs of 16 and 512 rows, captured by `capture`, over a model of seven layers.
+
+    A graph is what was true while it was captured: whether attention was recorded, and how many layers ran.
+    """
+    stack = SimpleNamespace(end_layer=7)
     backend: Any = object.__new__(BreakableCudaGraphBackend)
     backend._graphs = {}
     backend.capture_one = lambda key, forward: backend._graphs.update({key: forward()})
@@ -47,9 +56,11 @@ def make_runner(monkeypatch: pytest.MonkeyPatch, on: bool = True, adapters: bool
         enable_lora=adapters,
         max_num_tokens=most,
         capture_num_tokens=[16, 512],
-        model_runner=SimpleNamespace(attn_backend=FakeAttention(), server_args=None),
+        model_runner=SimpleNamespace(
+            attn_backend=FakeAttention(asking_layers), server_args=None, model=SimpleNamespace(model=stack)
+        ),
         capture_prepare=lambda size: (SimpleNamespace(rows=min(size, 10), scattered=False), FakeAttention()),
-        _run_forward=lambda batch, size: prefill_graphs._recording,
+        _run_forward=lambda batch, size: (prefill_graphs._recording, stack.end_layer),
     )
 
 
@@ -73,7 +84,7 @@ def test_each_size_has_a_graph_of_each_path_recorded_without_breaks(monkeypatch:
     capture(runner, 16, 512)
     graphs = runner.backend._graphs
     assert len(graphs) == 6
-    assert [forward for key, forward in graphs.items() if key.stream_idx is not None] == 4 * [True]
+    assert [forward for key, forward in graphs.items() if key.stream_idx is not None] == 4 * [(True, 7)]
     assert not prefill_graphs._recording
 
 
@@ -88,6 +99,47 @@ def test_a_batch_takes_the_graph_that_it_can_be_planned_for(monkeypatch: pytest.
     assert key_of(runner, 11, 16) == (ShapeKey(size=16), True)
     # The plan before must not linger.
     assert key_of(runner, 9, 512)[0].stream_idx is not None
+
+
+@before_adapted
+def test_short_graphs_that_end_at_the_deepest_retrieval_head_are_for_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more of each size up to 512 rows; a question that has none of them runs without a graph, since the others have all layers."""
+    runner = make_runner(monkeypatch, most=1024, asking_layers=3)
+    runner.capture_num_tokens = [16, 512, 1024]
+    capture(runner, 16, 512, 1024)
+    assert list(runner.backend._graphs.values()).count((True, 3)) == 2
+    assert list(runner.backend._graphs.values()).count((True, 7)) == 6
+    assert runner.model_runner.model.model.end_layer == 7 and runner.redknot_choosing == [16, 512]
+    backend = runner.model_runner.attn_backend
+
+    def graph_of(rows: int, tokens: int, size: int) -> Any:
+        """The graph of a batch of `tokens` rows, of which the fake's path has `rows` to plan; None if it is to run eagerly."""
+        batch = SimpleNamespace(rows=rows, scattered=False, input_ids=range(tokens))
+        if not choosing._by_graph(lambda *_: True, runner, batch):
+            return None
+        prefill_graphs._plan(lambda *_: pytest.fail("planned by SGLang"), runner, batch, batch, size)
+        return runner.backend._graphs[prefill_graphs._key(lambda _, n, __: ShapeKey(size=n), runner, size, batch)]
+
+    assert graph_of(9, 9, 16) == (True, 7)
+    backend.choosing, backend.planned = True, []
+    assert graph_of(9, 9, 16) == graph_of(9, 300, 512) == (True, 3)
+    assert backend.planned == [(9, 16), (9, 512)], "once each"
+    assert graph_of(9, 600, 1024) is None and len(backend.planned) == 2
+    assert graph_of(11, 11, 16) is None, "its path cannot plan it"
+    assert choosing._by_graph(lambda *_: False, runner, SimpleNamespace()) is False
+    # The next batch is of another kind.
+    backend.choosing = False
+    assert graph_of(9, 9, 16) == (True, 7)
+
+
+@before_adapted
+def test_without_graphs_of_its_own_a_question_takes_none_of_sglangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner(monkeypatch, adapters=True, asking_layers=3)
+    capture(runner, 16)
+    batch = SimpleNamespace(rows=9, scattered=False, input_ids=range(9))
+    assert choosing._by_graph(lambda *_: True, runner, batch)
+    runner.model_runner.attn_backend.choosing = True
+    assert not choosing._by_graph(lambda *_: True, runner, batch)
 
 
 @before_adapted

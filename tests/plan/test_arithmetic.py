@@ -17,10 +17,10 @@ CONFIG = SimpleNamespace(
 MAP = HeadMap(3, 2, ((True, False), (False, False), (True, True)), window=5, sink=2)
 
 
-def by_hand(positions: list[int], ranks: int, windowed: bool) -> int:
+def by_hand(positions: list[int], ranks: int, windowed: bool, layers: int = 3) -> int:
     total = 0
     for p in positions:
-        for layer in range(3):
+        for layer in range(layers):
             matrices = [(20, 6 * 4), *[(20, 4)] * (2 * max(2, ranks)), (6 * 4, 20), (20, 30), (20, 30), (30, 20)]
             total += sum(2 * rows * columns for rows, columns in matrices)
             for kv_head in range(2):
@@ -38,6 +38,13 @@ def test_rows_are_projections_mlp_and_the_keys_they_see(ranks: int) -> None:
     assert arithmetic.dense(50) == by_hand(list(range(50)), ranks, windowed=False)
     assert arithmetic.probed(np.array(rows)) == 3 * 2 * (4 + 4) * sum(p + 1 for p in rows)
     assert arithmetic.computed(np.array([], dtype=np.int64)) == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_rows_that_go_through_the_first_layers_only(layers: int) -> None:
+    arithmetic = Arithmetic.of(CONFIG, MAP, 4, 3, ranks=2, layers=layers)
+    rows = [0, 1, 6, 7, 40]
+    assert arithmetic.computed(np.array(rows)) == by_hand(rows, 2, windowed=True, layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,4 @@ def test_a_row_goes_through_some_experts(model: dict[str, object], mlps: list[in
     config = SimpleNamespace(**vars(CONFIG) | model)
     attention = 3 * 20 * (6 * 4 * 2 + 2 * 2 * 4)
     assert Arithmetic.of(config, MAP, 4, 3).row == 2 * (attention + sum(mlps))
+    assert Arithmetic.of(config, MAP, 4, 3, layers=2).row == 2 * (attention * 2 // 3 + sum(mlps[:2]))

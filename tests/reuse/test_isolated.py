@@ -151,3 +151,15 @@ def test_requests_whose_kv_is_on_its_way_hold_locks(prefills: Prefills) -> None:
     assert not prefills.is_sending
     prefills.scheduler.disagg_prefill_inflight_queue = ["req"]
     assert prefills.is_sending
+
+
+def test_who_asks_knows_the_prefill_of_its_question_whoever_began_it(prefills: Prefills) -> None:
+    """By it reports count the layers that the question's rows went through."""
+    text = Path((30, 34), 0, array("q", range(30, 34)), True, asks=True)
+    first, second, other = client([*PATHS, text]), client([text]), client(PATHS)
+    *documents, question = ask(prefills, first, [*PATHS, text])
+    assert question.redknot.asks and question.redknot.whole
+    assert not any(document.redknot.asks for document in documents)
+    assert ask(prefills, second, [text]) == ask(prefills, other, PATHS) == []
+    assert first.redknot.asking is question.redknot and second.redknot.asking is question.redknot
+    assert other.redknot.asking is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from redknot_sglang.plan.identity import WHOLE
+from redknot_sglang.plan.identity import ASKING, WHOLE
 from redknot_sglang.plan.plan import Plan
 from redknot_sglang.plan.policies import parse_repair
 from redknot_sglang.plan.request import RequestState
@@ -91,7 +91,7 @@ def test_what_its_own_path_reaches_is_not_asked_for(monkeypatch: pytest.MonkeyPa
 def test_a_policy_that_selects_asks_for_all_documents_at_once() -> None:
     tree, req = Tree(), request(Plan(((10, 40), (40, 90)), parse_repair("question:1")))
     assert StoredPaths(tree).must_wait(req)
-    assert tree.asked == [("one", 30), ("one", 50), ("one" + WHOLE, 10)]
+    assert tree.asked == [("one", 30), ("one", 50), ("one" + ASKING, 10)]
 
 
 def test_nobody_waits_who_need_not() -> None:

@@ -112,6 +112,7 @@ _OBJECTS = {
     ),
     "prealloc": ("disaggregation.decode:DecodePreallocQueue",),
     "prefill": ("managers.schedule_batch:Req",),
+    "processor": ("layers.logits_processor:LogitsProcessor",),
     "ps": ("distributed.parallel_state_wrapper:ParallelState",),
     "receiver": ("disaggregation.common.conn:CommonKVReceiver",),
     "req": ("managers.schedule_batch:Req",),

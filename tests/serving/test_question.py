@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from redknot_sglang.heads import load_head_map
+from redknot_sglang.plan.arithmetic import Arithmetic
 from tests.serving import harness
-from tests.serving.answers import Answer, agree, ask
+from tests.serving.answers import Answer, agree
+from tests.serving.answers import ask as ask_alone
 from tests.serving.conversations import check_no_leak
 from tests.serving.definition import Definition
+from tests.serving.harness import MODEL
+from tests.serving.layer_rows import flag, taken
 from tests.serving.maps import RETRIEVAL, save_retrieval_map
 from tests.serving.prompts import noise
 from tests.serving.segmented import (
@@ -52,7 +61,7 @@ def test_equals_the_definition(servers: SharedServers, flags: tuple[str, ...], f
             assert set(report["chosen_segments"]) == wanted, f"{request.policy}: {report}"
             decided += 1
         rest = kept(request, report)
-        agree(replace(answer, prompt=rest), ask(server, rest, ANSWER), HIT_TOLERANCE)
+        agree(replace(answer, prompt=rest), ask_alone(server, rest, ANSWER), HIT_TOLERANCE)
         assert report["mode"] == "segmented" and report["policy"] == request.policy
         assert report["prompt_tokens"] == len(request.prompt) and report["segments"] == len(request.offsets) // 2
         assert report["computed_tokens"] + report["reused_tokens"] == len(rest)
@@ -129,6 +138,57 @@ def test_a_chosen_document_behind_the_lead_is_not_computed_again(
     check_no_leak(server)
 
 
+def test_a_question_goes_no_deeper_than_the_deepest_retrieval_head(servers: SharedServers, tmp_path: Path) -> None:
+    """Layers behind it compute nothing of a question that asks alone, and reports count the layers that its rows went through."""
+    rng, retrieval, rows = random.Random("deep"), ((1, 2), (2, 0)), 30
+    file, head_map = tmp_path / "rows", save_retrieval_map(tmp_path, retrieval)
+    file.touch()
+    lead, documents = noise(rng, 20), [noise(rng, 60 + 10 * number) for number in range(4)]
+    options = ("--redknot-segment-length=300", "--redknot-uncertified", "--chunked-prefill-size=2048", flag(file))
+    server = servers.get("--redknot", f"--redknot-head-map={head_map}", *options)
+    config = SimpleNamespace(**json.loads((MODEL / "config.json").read_text()))
+    full, early = (Arithmetic.of(config, load_head_map(head_map), config.head_dim, 0, layers=n) for n in (None, 3))
+    held = sum(map(len, documents))
+    logits = rows * held * len(retrieval) * full.pair // 2
+
+    def ask(question: list[int]) -> tuple[dict[int, int], dict[str, Any], int]:
+        """Rows by layer, the report, and operations of the question's own pass."""
+        prompt, offsets = list(lead), list[int]()
+        for document in documents:
+            offsets += [len(prompt), len(prompt) + len(document)]
+            prompt = prompt + document
+        taken(file)
+        _, report = ask_segmented(server, SegmentedRequest(prompt + question, offsets, "question:1"), 1)
+        end = len(lead) + len(documents[report["chosen_segments"][0]]) + rows
+        own = full.computed(np.arange(end - report["computed_rows"], end))
+        return taken(file), report, report["flops"] - own - logits
+
+    def forwards() -> int:
+        return int(server.get("/redknot/status")["prefill_forwards"]["choosing"])
+
+    places, first = np.arange(len(lead), len(lead) + rows), noise(rng, rows)
+    before = forwards()
+    counted, report, passed = ask(first)
+    # Nothing is cached, so that one forward computes every document and the question, each with a lead of its own.
+    assert counted == dict.fromkeys(range(6), 5 * len(lead) + held + rows + report["computed_rows"])
+    assert (passed, forwards()) == (full.computed(places), before)
+    counted, report, passed = ask(noise(rng, rows))
+    assert report["cached_tokens"] > 0 and report["computed_rows"] > 0
+    assert counted == {layer: rows * (layer < 3) + report["computed_rows"] for layer in range(6)}
+    assert (passed, forwards()) == (early.computed(places), before + 1)
+    # What such a forward has left is for such forwards alone.
+    alone = lead + first
+    cached = server.generate(alone, 1)["meta_info"]["cached_tokens"]
+    assert cached <= len(lead)
+    server.flush()
+    for _ in range(2):
+        ask(first)
+    kept_out = ask_alone(server, alone, ANSWER)
+    server.flush()
+    agree(kept_out, ask_alone(server, alone, ANSWER), HIT_TOLERANCE)
+    check_no_leak(server)
+
+
 def test_preloaded_documents_are_hits_and_clients_count_what_they_sent(
     servers: SharedServers, flags: tuple[str, ...]
 ) -> None:
@@ -158,7 +218,7 @@ def test_no_more_documents_than_are_kept_are_exact(servers: SharedServers, flags
     prompt, offsets = noise(rng, 400), [20, 150, 150, 300]
     server = servers.get(*flags, "--chunked-prefill-size=128")
     answer, report = ask_segmented(server, SegmentedRequest(prompt, offsets, "question:2"), ANSWER)
-    agree(answer, ask(server, prompt, ANSWER), HIT_TOLERANCE)
+    agree(answer, ask_alone(server, prompt, ANSWER), HIT_TOLERANCE)
     assert report["chosen_segments"] == [0, 1] and report["segments"] == 2
 
 

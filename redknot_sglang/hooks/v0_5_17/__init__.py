@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from redknot_sglang.hooks.v0_5_17 import (
     arguments,
+    choosing,
     disaggregation,
     eagle,
     http,
@@ -28,6 +29,7 @@ _AREAS = (
     model_config,
     weights,
     kv_cache,
+    choosing,
     prefill_graphs,
     ngram,
     eagle,

@@ -78,11 +78,22 @@ def _true_positions(result: Any, cls: Any, batch: Any, runner: Any, *args: Any, 
         return
     runner.attn_backend.runs = None
     runner.attn_backend.probed = is_extend and any(state_of(req).whole for req in batch.reqs)
+    only_asks = is_extend and all(state_of(req).asks for req in batch.reqs)
+    runner.attn_backend.choosing = only_asks and runner.attn_backend.facts.asking_layers > 0
     if is_extend:
-        runner.attn_backend.forwards.begin()
+        runner.attn_backend.forwards.begin(runner.attn_backend.choosing)
+        if not only_asks:
+            _note_deep_rows(batch)
     if stretches:
         runner.attn_backend.runs = _runs_of(batch, stretches)
         _set_positions(result, runner.attn_backend.runs)
+
+
+def _note_deep_rows(batch: Any) -> None:
+    """Rows of texts that ask for documents go through all layers beside rows of other requests, and reports count them so."""
+    for req, prefix, rows in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+        if state_of(req).asks:
+            state_of(req).deep.append((prefix, prefix + rows))
 
 
 def _runs_of(batch: Any, stretches: Any) -> Any:

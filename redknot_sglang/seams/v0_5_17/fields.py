@@ -37,6 +37,9 @@ FIELDS: Fields = {
     "distributed.parallel_state_wrapper": {
         "ParallelState": "dp_rank",
     },
+    "layers.logits_processor": {
+        "LogitsProcessor": "config",
+    },
     "layers.radix_attention": {
         "RadixAttention": (
             "k_scale k_scale_float layer_id logit_cap scaling tp_k_head_num tp_q_head_num v_scale v_scale_float"
@@ -157,7 +160,7 @@ FIELDS: Fields = {
     "model_executor.forward_batch_info": {
         "ForwardBatch": (
             "_attn_output batch_size extend_prefix_lens extend_prefix_lens_cpu extend_seq_lens_cpu forward_mode "
-            "out_cache_loc positions req_pool_indices seq_lens seq_lens_cpu spec_info"
+            "input_ids out_cache_loc positions req_pool_indices seq_lens seq_lens_cpu spec_info"
         ),
     },
     "model_executor.model_runner": {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sglang.srt.environ import envs
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
     from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.layers.radix_attention import unified_attention_with_output
     from sglang.srt.managers.io_struct import (
         DumperControlReqInput,

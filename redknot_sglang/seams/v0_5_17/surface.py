@@ -108,6 +108,12 @@ SURFACE: Surface = {
         "AttentionBackend.init_forward_metadata": "(self, forward_batch)",
         "AttentionBackend.init_forward_metadata_out_graph": "(self, forward_batch, in_capture=)",
     },
+    "layers.logits_processor": {
+        "LogitsProcessor.forward": (
+            "(self, input_ids, hidden_states, lm_head, logits_metadata, aux_hidden_states=, hidden_states_before_norm=)"
+        ),
+        "LogitsProcessorOutput": "(next_token_logits, ...)",
+    },
     "layers.radix_attention": {
         "breakable_unified_attention_with_output": None,
         "unified_attention_with_output": None,
@@ -472,6 +478,11 @@ SURFACE: Surface = {
         "ForwardMode.is_idle": "(self)",
         "ForwardMode.is_target_verify": "(self)",
     },
+    "model_executor.model_runner": {
+        "ModelRunner.forward": (
+            "(self, forward_batch, skip_attn_backend_init=, pp_proxy_tensors=, reinit_attn_backend=, split_forward_count=)"
+        ),
+    },
     "model_executor.model_runner_components.weight_exporter": {
         "WeightExporter.get_weights_by_name": "(self, name, truncate_size=)",
         "WeightExporter.init_weights_send_group_for_remote_instance": (
@@ -500,6 +511,7 @@ SURFACE: Surface = {
         ),
         "PrefillCudaGraphRunner._run_forward": "(self, forward_batch, num_tokens)",
         "PrefillCudaGraphRunner._shape_key": "(self, num_tokens, forward_batch)",
+        "PrefillCudaGraphRunner.can_run_graph": "(self, forward_batch)",
         "PrefillCudaGraphRunner.capture": "(self)",
         "PrefillCudaGraphRunner.capture_one_shape": "(self, size, *, prefix_num_chunks=)",
         "PrefillCudaGraphRunner.capture_prepare": "(self, num_tokens)",
