@@ -55,12 +55,14 @@ FIELDS: Fields = changed(
             "UnifiedTreeCore": "component_evictable_size_ component_protected_size_ components evictable_device_leaves evictable_host_leaves "
             "eviction_strategy host_lru_lists lru_lists root_node"
         },
+        "model_executor.runner.prefill_cuda_graph_runner": {
+            "PrefillCudaGraphRunner": "capture_num_tokens model_runner",
+        },
         # Refused with this version: the table only says what is there.
         "speculative.draft_utils": {"DraftBackendFactory": "draft_model_runner speculative_num_steps"},
         "runtime_context": {"ParallelContext": "attn_tp_group attn_tp_rank attn_tp_size dp_rank"},
     },
     gone=[
-        ("model_executor.runner.prefill_cuda_graph_runner", "PrefillCudaGraphRunner"),
         ("model_executor.runner_backend.breakable_cuda_graph_backend", "BreakableCudaGraphBackend"),
         ("distributed.parallel_state_wrapper", "ParallelState"),
         ("mem_cache.chunk_cache", "SWAChunkCache"),
