@@ -47,7 +47,10 @@ def program() -> Path:
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or ["no message"])[-1]
         raise CliError(f"Mooncake Store cannot be loaded ({said}); {_WHAT_TO_DO}")
-    return Path(found.submodule_search_locations[0]) / "mooncake_master"
+    master = Path(found.submodule_search_locations[0]) / "mooncake_master"
+    if not os.access(master, os.X_OK):
+        raise CliError(f"{master.name} cannot be run, as where a wheel was only unpacked; run `chmod +x {master}`")
+    return master
 
 
 class Master:

@@ -11,10 +11,12 @@ from .stored import movable
 
 # SGLang's kernel moves a row in words of this many bytes.
 WORD = 8
-# Warps of a block of that kernel. A warp has one row under way at a time, and fewer bytes under way than this do not keep PCIe busy: with
-# rows of 256 bytes SGLang's two blocks reach 11 GB/s on an H200, with 2,048 bytes 37.
+# Warps of a block of that kernel. A warp has one row under way at a time, and fewer bytes under way than this do not keep PCIe busy on the way
+# to the device: with rows of 256 bytes SGLang's two blocks reach 11 GB/s on an H200, 16 blocks 50. A decode step takes 36 % longer beside
+# those and 9 % beside two, for a time that is 4.5 times as long, so loads that end sooner cost it no more. On the way to the host two blocks
+# reach 28 GB/s, and beside 16 a step takes 4.6 times as long (`python -m eval.bench_copy`, `eval/results/copy.json`).
 _WARPS, _UNDER_WAY = 32, 128 << 10
-_MAX_BLOCKS = 16
+_SGLANGS, _MAX_BLOCKS = 2, 16
 
 
 def copy_rows(sources: Sequence[Tensor], targets: Sequence[Tensor], source_rows: Tensor, target_rows: Tensor) -> None:
@@ -33,7 +35,7 @@ def copy_rows(sources: Sequence[Tensor], targets: Sequence[Tensor], source_rows:
     from sgl_kernel import kvcacheio
 
     size = sources[0][0].nbytes
-    blocks = blocks_for(size)
+    blocks = blocks_for(size, to_device=targets[0].is_cuda)
     if len(sources) == 2:
         (keys, values), (to_keys, to_values) = sources, targets
         kvcacheio.transfer_kv_per_layer(keys, to_keys, values, to_values, source_rows, target_rows, size, blocks)
@@ -41,9 +43,10 @@ def copy_rows(sources: Sequence[Tensor], targets: Sequence[Tensor], source_rows:
         kvcacheio.transfer_kv_per_layer_mla(sources[0], targets[0], source_rows, target_rows, size, blocks)
 
 
-def blocks_for(size: int) -> int:
-    """Blocks of a copy, from two, which is SGLang's own number, to as many as slow those down that decode meanwhile.
+def blocks_for(size: int, to_device: bool) -> int:
+    """Blocks of a copy.
 
     size: bytes of a row.
+    to_device: from host memory; otherwise to it, which takes as many as SGLang's own copies.
     """
-    return min(_MAX_BLOCKS, max(2, -(-_UNDER_WAY // (_WARPS * size))))
+    return min(_MAX_BLOCKS, max(_SGLANGS, -(-_UNDER_WAY // (_WARPS * size)))) if to_device else _SGLANGS
