@@ -85,7 +85,15 @@ STEPS = tuple(
             "--decode 8K:1,32K:1,32K:8 --segment-lengths 32K --policies boundary:16 --requests 5 --together 1 --json {out}/gpu.json",
             {},
         ),
-        ("tiers_32k", 1, 330, f"{_TIERS} --lengths 32768 --stream-tokens 512", {}),
+        ("copies", 1, 120, "eval.bench_copy --json {out}/copy.json", {}),
+        (
+            "small_tests",
+            1,
+            400,
+            f"{_TESTS} tests/gpu/test_run_copies.py tests/gpu/test_question_graphs.py tests/gpu/test_prefill_graphs.py",
+            {},
+        ),
+        ("tiers_32k", 1, 450, f"{_TIERS} --lengths 32768 --stream-tokens 512", {}),
         ("tiers_128k", 1, 500, f"{_TIERS} --lengths 131072 --requests 6 --repeats 0", {}),
         (
             "store",
@@ -93,6 +101,14 @@ STEPS = tuple(
             300,
             "eval.bench_store --shape qwen3-8b --document-tokens 2048 --stock-flags=--attention-backend=fa3 --json {out}/store.json",
             _TCP,
+        ),
+        (
+            "tier_rag",
+            1,
+            400,
+            "eval.bench_tier_rag --shape qwen3-8b --document-tokens 2048 --per-request 4 --kv-gib 3 --host-ratio 3 --chunk 8192 --rate 2.5 "
+            "--requests 50 --policy boundary:16 --stock-flags=--page-size=64 --together 2 --json {out}/tier_rag.json",
+            {},
         ),
         (
             "eight_bits_accuracy",
