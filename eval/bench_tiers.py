@@ -8,7 +8,7 @@ Each device holds one and a half prompts, each host more than three. Three promp
 behind them: whatever the device still has of one when the next comes goes before its turn comes again, so that all of it is on the
 host only. A request that found it elsewhere is an error and not a figure. One token is asked for, so the time of a request is its
 time to first token. Both servers get the same requests, one at a time. They run one after the other: two devices' and two hosts' KV
-of 131,072 tokens are more than one GPU and its host hold.
+of 131,072 tokens are more than one GPU and its host hold. With `--together` both start at once, and the one that is not asked is stopped.
 
 Stock SGLang pins host memory and needs a GPU for that; on a CPU only RedKnot is measured.
 
@@ -22,8 +22,9 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ import requests
 
 from eval.gpu.ask import NotMeasured, Reply, generate, noise
 from eval.provenance import origin
-from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, alone, start
 from redknot_sglang.errors import ServerError
-from redknot_sglang.measure.launch import Server, launch
+from redknot_sglang.measure.launch import Server
 from redknot_sglang.measure.table import format_table
 
 # A prompt that is loaded may miss what a page or a window costs.
@@ -183,6 +184,26 @@ def measure(
         yield "decoding", decoding(server, side, prompts, length, args)
 
 
+def servers(
+    commands: Mapping[str, Sequence[str]], environment: Mapping[str, str], logs: Path, together: bool
+) -> Iterator[tuple[str, Server | ServerError]]:
+    """Each side with its server, as long as the caller does not go on, or with why it did not come up.
+
+    commands: flags of each server, by side.
+    together: start all before the first is yielded, and stop those that are not (SIGSTOP).
+    """
+    for wave in [list(commands)] if together else [[side] for side in commands]:
+        with ExitStack() as stack:
+            started = start(stack, {side: commands[side] for side in wave}, environment, logs)
+            up = {side: server for side, server in started.items() if isinstance(server, Server)}
+            for side, server in started.items():
+                if isinstance(server, ServerError):
+                    yield side, server
+                else:
+                    with alone(up, side):
+                        yield side, server
+
+
 def main() -> None:
     """Measure one server after the other for each length, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,6 +217,7 @@ def main() -> None:
     parser.add_argument("--stream-tokens", type=int, default=256, help="tokens that each stream decodes (%(default)s)")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds for copies to the host (%(default)s)")
     parser.add_argument("--mem-fraction", type=float, default=0.8, help="of the GPU, for weights and KV (%(default)s)")
+    parser.add_argument("--together", action="store_true", help="start both servers at once")
     parser.add_argument("--stock-flags", default="", help="further flags of stock SGLang, in one word")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
@@ -206,13 +228,14 @@ def main() -> None:
     for length in map(int, args.lengths.split(",")):
         sides: dict[str, dict[str, Any]] = {}
         result["lengths"][length] = sides
-        for side, command in commands(served, length, args).items():
-            log = args.json.parent / f"tiers-{length}-{side}.log"
+        logs = args.json.parent / f"tiers-{length}"
+        for side, server in servers(commands(served, length, args), served.environment(), logs, args.together):
             found = sides[side] = {}
             try:
-                with launch(command, log, env=served.environment(), timeout=TIMEOUT) as server:
-                    for part, figures in measure(server, side, served.config["vocab_size"], length, args):
-                        found[part] = figures
+                if isinstance(server, ServerError):
+                    raise server
+                for part, figures in measure(server, side, served.config["vocab_size"], length, args):
+                    found[part] = figures
             except (ServerError, NotMeasured, requests.RequestException) as error:
                 found["error"] = str(error)
                 print(f"{side}, {length} tokens: {error}", flush=True)

@@ -93,7 +93,7 @@ STEPS = tuple(
             f"{_TESTS} tests/gpu/test_run_copies.py tests/gpu/test_question_graphs.py tests/gpu/test_prefill_graphs.py",
             {},
         ),
-        ("tiers_32k", 1, 450, f"{_TIERS} --lengths 32768 --stream-tokens 512", {}),
+        ("tiers_32k", 1, 450, f"{_TIERS} --lengths 32768 --stream-tokens 512 --together", {}),
         ("tiers_128k", 1, 500, f"{_TIERS} --lengths 131072 --requests 6 --repeats 0", {}),
         (
             "store",

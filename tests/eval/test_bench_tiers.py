@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from eval import bench_tiers
 from eval.bench_tiers import Prompts, commands, loads, table
 from eval.gpu.ask import NotMeasured, Reply
 from eval.servers import Served
+from redknot_sglang.errors import ServerError
 from redknot_sglang.measure.launch import Server
 
 ARGS = argparse.Namespace(
@@ -32,6 +34,9 @@ class Url:
     """All that `loads` reads of a server of stock SGLang."""
 
     url = "http://nowhere"
+
+
+UP = Server("http://nowhere", None, Path())  # type: ignore[arg-type]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, host: int, device: int) -> dict[str, Any]:
@@ -96,7 +101,8 @@ def test_what_was_measured_stays_when_a_later_part_fails(
         raise NotMeasured("the streams ended")
 
     figures = {"cold_s": [1.0], "median_s": 0.5, "bytes": 1e6}
-    monkeypatch.setattr(bench_tiers, "launch", lambda *_, **__: nullcontext(Url()))
+    monkeypatch.setattr(bench_tiers, "start", lambda stack, flags, *_: dict.fromkeys(flags, UP))
+    monkeypatch.setattr(bench_tiers, "alone", lambda up, side: nullcontext(up[side]))
     monkeypatch.setattr(bench_tiers, "loads", lambda *_: figures)
     monkeypatch.setattr(bench_tiers, "decoding", fails)
     argv = ["bench", "--shape", "qwen3-8b", "--lengths", "128,256", "--json", str(tmp_path / "t.json")]
@@ -106,6 +112,32 @@ def test_what_was_measured_stays_when_a_later_part_fails(
     expected = {"loads": figures, "error": "the streams ended"}
     assert lengths == {length: {"stock": expected, "redknot": expected} for length in ("128", "256")}
     assert "stock, 128 tokens: the streams ended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_servers_start_one_by_one_or_at_once(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
+    done: list[Any] = []
+
+    def start(stack: ExitStack, flags: Mapping[str, Sequence[str]], *_: Any) -> dict[str, Server | ServerError]:
+        done.append(("start", *flags))
+        stack.callback(done.append, ("end", *flags))
+        return {side: ServerError("no GPU") if side == "c" else UP for side in flags}
+
+    @contextmanager
+    def alone(up: Mapping[str, Server], side: str) -> Iterator[Server]:
+        done.append((side, *up))
+        yield up[side]
+
+    monkeypatch.setattr(bench_tiers, "start", start)
+    monkeypatch.setattr(bench_tiers, "alone", alone)
+    flags: dict[str, list[str]] = {side: [] for side in "abc"}
+    found = {side: str(server) for side, server in bench_tiers.servers(flags, {}, Path("logs"), together)}
+    assert list(found) == ["a", "b", "c"] and found["c"] == "no GPU"
+    if together:
+        assert done == [("start", "a", "b", "c"), ("a", "a", "b"), ("b", "a", "b"), ("end", "a", "b", "c")]
+    else:
+        waves = [[("start", side), (side, side), ("end", side)] for side in "ab"]
+        assert done == [*waves[0], *waves[1], ("start", "c"), ("end", "c")]
 
 
 def test_the_table_shows_a_side_that_is_alone() -> None:
