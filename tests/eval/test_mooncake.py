@@ -19,7 +19,7 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "mooncake_master").touch(mode=0o644)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(mooncake, "find_spec", lambda name: spec)
-    done = subprocess.CompletedProcess([], 0)
+    done: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(mooncake.subprocess, "run", lambda *args, **kwargs: done)
     return tmp_path
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_the_table_tells_guesses_from_repetitions() -> None:
     def rows(first: float, again: float, steps: float) -> list[list[dict[str, object]]]:
         return [[{"token_s": first, "per_step": 1.0}, {"token_s": again, "per_step": steps}] for _ in range(3)]
 
-    sides = {
+    sides: dict[str, dict[str, Any]] = {
         "redknot": {"rows": rows(0.004, 0.004, 1.0)},
         "redknot+drafts": {"rows": rows(0.005, 0.002, 4.0), "differences": [{"margin": 0.02}]},
     }
