@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from redknot_sglang.cli.main import main
 from redknot_sglang.errors import StartError
 from redknot_sglang.start_memory import checkpoint_bytes, estimate
 from tests.serving.drafts import HEAD_DIM, KV_HEADS, random_draft
@@ -22,9 +23,14 @@ pytestmark = pytest.mark.skipif(not ON_CPU, reason="the flags are a CPU server's
 HERE = [*(flag for flag in FLAGS if not flag.startswith("--max-total-tokens")), "--redknot-uncertified"]
 
 
-def _doctor(*flags: str) -> tuple[int, str]:
-    done = run_redknot("doctor", f"--model={MODEL}", "--", *HERE, f"--redknot-head-map={HEAD_MAP}", *flags)
-    return done.returncode, done.stdout + done.stderr
+COMMAND = ("doctor", f"--model={MODEL}", "--", *HERE, f"--redknot-head-map={HEAD_MAP}")
+
+
+def _doctor(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    """The command without a process of its own."""
+    capsys.readouterr()
+    code, printed = main([*COMMAND, *flags]), capsys.readouterr()
+    return code, printed.out + printed.err
 
 
 def _estimate(*flags: str) -> str:
@@ -36,8 +42,9 @@ def _estimate(*flags: str) -> str:
 
 
 def test_what_a_start_would_take_is_what_it_takes() -> None:
-    code, said = _doctor("--max-total-tokens=8192", "--redknot-context-length=1024")
-    assert code == 0 and "weights 20.0 MiB" in said and "8192 global slots" in said, said
+    done = run_redknot(*COMMAND, "--max-total-tokens=8192", "--redknot-context-length=1024")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "weights 20.0 MiB" in said and "8192 global slots" in said, said
     global_bytes, local_slots, local_bytes = (
         int(re.search(pattern, said)[1])  # type: ignore[index]
         for pattern in (r"global slots of (\d+) bytes", r"(\d+) local slots", r"local slots of (\d+) bytes")
@@ -98,8 +105,10 @@ def test_kv_of_8_bits_holds_nearly_twice_the_tokens(dtype: str) -> None:
     assert f"local slots of {18 * 2 * 64 + 4 * 2 * 64 * 4} bytes" in said
 
 
-def test_without_a_size_it_says_what_sglang_would_take_and_what_makes_it_less() -> None:
-    code, said = _doctor()
+def test_without_a_size_it_says_what_sglang_would_take_and_what_makes_it_less(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said = _doctor(capsys)
     assert code == 0 and re.search(r"KV \d+\.\d GiB \(SGLang's share of what is free now", said), said
     assert "--max-total-tokens or --redknot-kv-budget makes it less" in said
 
@@ -122,8 +131,8 @@ def test_what_would_be_refused_is_said(flag: str, reason: str) -> None:
     assert reason in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
-def test_a_refusal_is_a_problem_of_the_report() -> None:
-    code, said = _doctor("--redknot-segment-tokens=100000000000")
+def test_a_refusal_is_a_problem_of_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = _doctor(capsys, "--redknot-segment-tokens=100000000000")
     assert code == 1 and "leave no room for a request" in said and "1 problem(s) to solve first" in said, said
     assert "Traceback" not in said
 

@@ -105,7 +105,7 @@ def test_graph_replays_read_the_buffers_of_the_capture() -> None:
 
 @pytest.mark.parametrize("sink", [0, 3])
 def test_one_prefill_graph_serves_batches_of_all_sizes(sink: int) -> None:
-    spec = make_spec(group=3, window=20, sink=sink, dtype=torch.float16)
+    spec = make_spec(group=3, n_local=1, window=20, sink=sink, dtype=torch.float16)
     path = Fa3Extend(spec)
     path.init_extend_graphs(max_rows=64, max_context=300)
     places = set()

@@ -17,7 +17,7 @@ from tests.kernels.cases import make_case, make_spec
 def test_extend_over_pools_with_scales(stored: torch.dtype) -> None:
     """Whole tiles, and one in parts."""
     scales = 0.5, 3.0
-    case = make_case(make_spec(group=3, head_dim=24, window=16, sink=4), [0, 3, 900], [41, 1, 33])
+    case = make_case(make_spec(group=3, head_dim=24, n_local=1, window=16, sink=4), [0, 3, 400], [25, 1, 5])
     case.store_as(stored)
     path = TritonExtend(case.spec, 8)
     path.plan_extend(case.extend)

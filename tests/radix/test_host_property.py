@@ -26,7 +26,7 @@ pytestmark = needs_host_tier
 
 STEPS = 150
 # So many that nodes turn cold under `write_through_selective` too, with which SGLang 0.5.23 copies a fourth of what 0.5.17 did.
-SEEDS, ALL_SEEDS = 24, 300
+SEEDS, ALL_SEEDS = 16, 300
 # Slots on the device, and on the host: less than there, about as many, and room for everything.
 SIZES = (((250, 120), (150, 60)), ((250, 120), (600, 200)), ((160, 90), (4000, 2000)), ((900, 900), (300, 300)))
 

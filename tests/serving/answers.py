@@ -57,6 +57,12 @@ def ask_all(server: Server, prompts: Sequence[list[int]], length: int, at_once: 
         return list(pool.map(lambda prompt: ask(server, prompt, length), prompts))
 
 
+def ask_again(server: Server, answers: Sequence[Answer], at_once: int) -> list[Answer]:
+    """Another server's answers to the same prompts, each as long as the first one, in order, with `at_once` requests in flight."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda answer: ask(server, answer.prompt, len(answer.tokens)), answers))
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How two sources of one answer compare.

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from eval import mooncake
 from redknot_sglang.measure.launch import reserved_port
 from tests.serving import harness
 from tests.serving.answers import Answer, read_answer
@@ -28,11 +28,7 @@ Request = SegmentedRequest | list[int]
 HOST = "127.0.0.1"
 _LIBRARIES = "libibverbs1 libnuma1 libnl-3-200 libnl-route-3-200"
 ENVIRONMENT = {
-    "MC_FORCE_TCP": "1",
-    # Where the distribution's libraries may lie that Mooncake links to, if they are not installed.
-    "LD_LIBRARY_PATH": ":".join(
-        [*map(str, sorted(Path(sys.prefix, "native").glob("**/*-linux-gnu"))), os.environ.get("LD_LIBRARY_PATH", "")]
-    ).strip(":"),
+    **mooncake.environment(),
     # Seconds after which a decode server looks whether a prefill server is still there.
     "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": "2",
 }

@@ -118,7 +118,11 @@ def up(path: Path, logs: Path, forked: bool, timeout: float = 300) -> Iterator[d
                 if name not in running and healthy.issuperset(service.after):
                     own: Sequence[str] = ()
                     if forked and is_server(service.command):
-                        own = stack.enter_context(harness.forked_from(_variables(service)))
+                        # How many threads there are stays what it is for all test servers.
+                        wanted = {
+                            key: value for key, value in _variables(service).items() if key not in harness.ENVIRONMENT
+                        }
+                        own = stack.enter_context(harness.forked_from(wanted))
                     running[name] = _start(service, logs / f"{name}.log", own)
                     stack.callback(_end, running[name])
             for name in running.keys() - healthy:

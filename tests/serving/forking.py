@@ -5,8 +5,8 @@
     python tests/serving/forking.py FLAGS             one server, whose scheduler and detokenizer are forked
 
 On a CPU imports are most of what a start takes, and SGLang starts its scheduler and its detokenizer as new interpreters
-("spawn") that import everything again. Servers of the first form have the environment of the process that they are forked from:
-SGLang reads some variables when it is imported, so servers with others are forked from another process, or are of the second form.
+("spawn") that import everything again. Servers of the first form get the variables that their client names. Some are read when
+SGLang is imported, which is over by then: a server with other ones than the process that it is forked from has is refused.
 
 A client of the first form is `tests/serving/client.py`. Tests of what a start does (configuration file, a map that was just certified, the
 project's own commands) do without this file.
@@ -24,8 +24,11 @@ import signal
 import socket
 import struct
 import sys
+from typing import Any
 
 _choose = multiprocessing.set_start_method
+# Variables that were asked for while modules were imported, whether they were there or not.
+_read: set[str] = set()
 
 
 def _fork(method: str | None, force: bool = False) -> None:
@@ -37,12 +40,23 @@ def _fork(method: str | None, force: bool = False) -> None:
 
 def preload() -> None:
     """Import what a launcher imports, in its order: plugins are loaded between its arguments and its server."""
-    import sglang.srt.server_args  # noqa: F401
-    from sglang.srt.plugins import load_plugins
+    variables = type(os.environ)
+    get = variables.__getitem__
 
-    load_plugins()
-    import sglang.srt.entrypoints.http_server
-    import sglang.srt.models.registry  # noqa: F401
+    def noted(self: os._Environ[str], name: str) -> str:
+        _read.add(name)
+        return get(self, name)
+
+    variables.__getitem__ = noted  # type: ignore[method-assign]
+    try:
+        import sglang.srt.server_args  # noqa: F401
+        from sglang.srt.plugins import load_plugins
+
+        load_plugins()
+        import sglang.srt.entrypoints.http_server
+        import sglang.srt.models.registry  # noqa: F401
+    finally:
+        variables.__getitem__ = get  # type: ignore[method-assign]
 
 
 def serve(path: str) -> list[str]:
@@ -110,7 +124,7 @@ def _kill(pid: int) -> None:
             pass
 
 
-def _receive(client: socket.socket) -> tuple[dict[str, list[str]], list[int]]:
+def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A client's request, its length before it, and the files for standard output and error."""
     data, files, _, _ = socket.recv_fds(client, 1 << 16, 2)
     size = struct.unpack_from("I", data)[0]
@@ -119,14 +133,20 @@ def _receive(client: socket.socket) -> tuple[dict[str, list[str]], list[int]]:
     return json.loads(data[4:]), files
 
 
-def _become(request: dict[str, list[str]], files: list[int]) -> list[str]:
-    """Make this process one that could have been started with the client's files, as the leader of a session."""
+def _become(request: dict[str, Any], files: list[int]) -> list[str]:
+    """Make this process one that could have been started with the client's files and variables, as the leader of a session."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDONLY)
     for file, at in zip((null, *files), (0, 1, 2), strict=True):
         os.dup2(file, at)
         os.close(file)
-    return request["arguments"]
+    variables: dict[str, str] = request["variables"]
+    late = sorted(name for name, value in variables.items() if name in _read and os.environ.get(name) != value)
+    if late:
+        sys.exit(f"{', '.join(late)}: read when SGLang is imported; name it in EARLY of tests/serving/harness.py")
+    os.environ.update(variables)
+    arguments: list[str] = request["arguments"]
+    return arguments
 
 
 if __name__ == "__main__":

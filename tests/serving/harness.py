@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import requests
 
+from eval import mooncake
 from redknot_sglang.cpu import has_cuda_driver
 from redknot_sglang.errors import ServerError
 from redknot_sglang.measure import launch as launching
@@ -41,6 +42,11 @@ ENVIRONMENT = {
     # Seconds after which a server looks whether a client that waits is still there; without it, four.
     "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
 }
+# Of processes that servers are forked from, since they are read by what is imported: where Mooncake's libraries lie, and that nothing
+# is compiled. SGLang would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
+IMPORTED = {"LD_LIBRARY_PATH": mooncake.environment()["LD_LIBRARY_PATH"], "TORCHDYNAMO_DISABLE": "1"}
+# Variables of some servers that SGLang reads when it is imported; such servers are forked from a process of their own.
+EARLY = frozenset({"SGLANG_TEST_RETRACT", "SGLANG_TEST_RETRACT_INTERVAL"})
 FLAGS = (
     *(launching.CPU_FLAGS if ON_CPU else ("--mem-fraction-static=0.3",)),
     "--max-total-tokens=24576",
@@ -109,7 +115,7 @@ def flags(args: Sequence[str], certified: bool = False, base: Sequence[str] = FL
 class Forker:
     """A process that has all modules and forks servers from itself (forking.py); it and they end with this process.
 
-    env: variables of it and of its servers, beyond those of all test servers.
+    env: variables of it and of its servers, beyond those of all forked servers.
     """
 
     def __init__(self, env: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -122,7 +128,7 @@ class Forker:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT, **env},
+                env={**os.environ, **ENVIRONMENT, **IMPORTED, **env},
             )
         end = time.monotonic() + IMPORT_TIMEOUT
         while not self.socket.exists():
@@ -142,37 +148,40 @@ class Forker:
         self._process.wait()
         self._folder.cleanup()
 
-    def program(self) -> tuple[str, ...]:
-        """What Python runs in place of `-m sglang.launch_server` for a server that is forked."""
-        return "-S", "-E", str(CLIENT), str(self.socket)
+    def program(self, variables: Iterable[str] = ()) -> tuple[str, ...]:
+        """What Python runs in place of `-m sglang.launch_server` for a server that is forked.
+
+        variables: names of those of its environment that the server is to have.
+        """
+        return "-S", "-E", str(CLIENT), str(self.socket), ",".join(variables)
 
 
-@cache
-def forker() -> Forker:
-    """The one of this process for servers without variables of their own, started by the first call."""
-    return Forker()
-
-
-_forkers: dict[tuple[tuple[str, str], ...], Forker] = {}
+_Variables = tuple[tuple[str, str], ...]
+_forkers: dict[_Variables, Forker] = {}
 _choosing = Lock()
+
+
+def forker(early: _Variables = ()) -> Forker:
+    """The process to fork servers from, started by the first call.
+
+    early: variables that have to be there when it imports. One with such stays for the next server with the same, until one with
+    others is wanted; the one without stays.
+    """
+    if early not in _forkers:
+        for other in [other for other, unused in _forkers.items() if other and early and not unused.servers]:
+            _forkers.pop(other).close()
+        _forkers[early] = Forker(dict(early))
+    return _forkers[early]
 
 
 @contextmanager
 def forked_from(env: Mapping[str, str]) -> Iterator[Sequence[str]]:
-    """What Python runs for a server that is forked, with variables that SGLang or a library reads when it is imported.
-
-    The process to fork from stays for the next server with the same variables, until one with others is wanted.
-    """
-    key = tuple(sorted(env.items()))
+    """What Python runs for a server that is forked, with these variables."""
     with _choosing:
-        if key not in _forkers:
-            for other in [other for other, unused in _forkers.items() if not unused.servers]:
-                _forkers.pop(other).close()
-            _forkers[key] = Forker(env)
-        chosen = _forkers[key]
+        chosen = forker(tuple(sorted((name, env[name]) for name in EARLY & env.keys())))
         chosen.servers += 1
     try:
-        yield chosen.program()
+        yield chosen.program(env)
     finally:
         with _choosing:
             chosen.servers -= 1
@@ -205,9 +214,7 @@ def launch(
         if not any(arg.startswith("--dp-size") for arg in args):
             args = [f"--nccl-port={rendezvous}", *args]
         with ExitStack() as stack:
-            program: Sequence[str] = launching.LAUNCH_SERVER
-            if forked:
-                program = stack.enter_context(forked_from(env)) if env else forker().program()
+            program = stack.enter_context(forked_from(env or {})) if forked else launching.LAUNCH_SERVER
             variables = {**ENVIRONMENT, **(env or {})}
             server = launching.launch(flags(args, certified, base), log, env=variables, program=program)
             running = stack.enter_context(server)

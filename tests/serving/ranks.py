@@ -19,6 +19,5 @@ _CORES = sorted(os.sched_getaffinity(0))
 TWO_RANKS = {
     "SGLANG_NCCL_SO_PATH": "/nonexistent",
     "SGLANG_CPU_OMP_THREADS_BIND": f"{_CORES[0]}|{_CORES[-1]}",
-    # It would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
-    "TORCHDYNAMO_DISABLE": "1",
+    **harness.IMPORTED,
 }

@@ -12,7 +12,7 @@ from tests.serving.answers import agree, agree_with_oracle, ask_all
 from tests.serving.conversations import check_no_leak, make_conversations, play_all
 from tests.serving.harness import Server
 from tests.serving.maps import oracle_of
-from tests.serving.segmented import ask_all_segmented, ask_segmented, make_requests
+from tests.serving.segmented import POLICIES, ask_all_segmented, ask_segmented, make_requests
 
 # float32; what differs is the order of additions.
 TOLERANCE = 1e-4
@@ -30,8 +30,10 @@ def check_conversations(server: Server, full: bool) -> None:
 
 
 def check_segmented(server: Server, plain: Server, answer_tokens: int, full: bool) -> None:
-    """Segmented requests, cold, warm and in a batch, get the answers of a server that does not draft. full: 100 of them, else 8."""
-    requests = make_requests(random.Random("speculation"), 100 if full else 8, most=6, longest=300, limit=1300)
+    """Segmented requests, cold, warm and in a batch, get the answers of a server that does not draft. full: 100 of them, else one of each policy."""
+    requests = make_requests(
+        random.Random("speculation"), 100 if full else len(POLICIES), most=6, longest=300, limit=1300
+    )
     references = [answer for answer, _ in ask_all_segmented(plain, requests, answer_tokens, at_once=1)]
     cold = []
     for request in requests:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import harness
-from tests.serving.answers import Answer, agree, agree_with_oracle, ask, ask_all
+from tests.serving.answers import Answer, agree, agree_with_oracle, ask, ask_again
 from tests.serving.conversations import check_no_leak, make_conversations, play_all
 from tests.serving.harness import Server
 from tests.serving.maps import make_map, oracle_of, save_map
@@ -71,8 +71,7 @@ def play_small(folder: Path, count: int, sample: int) -> Played:
         check_no_leak(server)
         flushed = [_ask_after_flush(server, answer) for answer in chosen]
     with harness.launch(_args(folder, (*SMALL, "--disable-radix-cache"))) as server:
-        # One length for all: `agree` compares as far as the original answers go.
-        off = ask_all(server, [answer.prompt for answer in answers], max(len(a.tokens) for a in answers), AT_ONCE)
+        off = ask_again(server, answers, AT_ONCE)
     assert not any(answer.cached for answer in (*flushed, *off)), "a reference must be computed from nothing"
     replays = [*zip(chosen, flushed, strict=True), *zip(answers, off, strict=True)]
     worst = max(agree(answer, reference).worst for answer, reference in replays)

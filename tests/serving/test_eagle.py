@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.serving, pytest.mark.pinned]
 PERIOD = 8
 STEPS, ANSWER = 4, 32
 # So small that some requests have to be retracted: as many as have local slots at a time take more when they end.
-POOL, LONG_ANSWER = 4000, 700
+POOL, LONG_ANSWER = 4000, 550
 PLAIN = (*SEGMENTS, "--chunked-prefill-size=128")
 ALL_GLOBAL = ("--redknot", f"--redknot-head-map={harness.ALL_GLOBAL}", "--chunked-prefill-size=128")
 

@@ -36,7 +36,7 @@ def run(name: str, server: harness.Server, seed: int) -> list[tuple[int, bool, i
 
 
 @pytest.mark.parametrize("name", ["rag_openai", "rag_frontend"])
-def test_a_dialogue_over_documents(server: harness.Server, name: str) -> None:
+def test_a_dialogue_over_documents(server: harness.Server, name: str, full: bool) -> None:
     server.flush()
     first = run(name, server, seed=1)
     assert len(first) == 3 and all(right for _, right, _, _ in first), first
@@ -44,6 +44,9 @@ def test_a_dialogue_over_documents(server: harness.Server, name: str) -> None:
     assert any(new for new, *_ in first[1:]), "documents have to come in the middle, too"
     for (_, _, before, _), (_, _, _, cached) in zip(first[:-1], first[1:], strict=True):
         assert cached >= before - 1, "a next turn has its former prompt from the cache"
+    if name == "rag_frontend" and not full:
+        # A second time its process would import SGLang once more to send what the other example sends.
+        return
     again = run(name, server, seed=1)
     assert [right for _, right, _, _ in again] == [True] * 3
     assert again[0][3] == again[0][2] - 1, "the same prompt is all there but its last row"

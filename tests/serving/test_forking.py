@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +48,14 @@ def test_exit_code_and_message_are_the_server_s() -> None:
     assert done.returncode == 2 and "arguments are required: --model-path" in done.stderr
     code, log = harness.refused(["--redknot", "--redknot-head-map=/nonexistent"])
     assert code == 1 and "redknot: error: " in log and "Traceback" not in log
+
+
+def test_variables_that_come_too_late_are_refused() -> None:
+    name = "SGLANG_TEST_RETRACT"
+    assert name in harness.EARLY
+    command = [sys.executable, *harness.forker().program([name])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, name: "1"})
+    assert done.returncode == 1 and f"{name}: read when SGLang is imported" in done.stderr
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from tests.serving.answers import TOLERANCE, agree, ask_all
 from tests.serving.conversations import check_no_leak
 from tests.serving.prompts import noise
 from tests.serving.segmented import SEGMENTS, ask_all_segmented, make_requests
+from tests.serving.shared import SharedServers
 from tests.versions import needs_host_tier
 
 pytestmark = pytest.mark.serving
@@ -21,7 +22,7 @@ ROOM = (*SEGMENTS, "--chunked-prefill-size=128", "--radix-eviction-policy=redkno
 
 
 @pytest.mark.parametrize("host", [(), pytest.param(HOST, marks=needs_host_tier)], ids=["device", "host"])
-def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: bool) -> None:
+def test_a_hit_is_a_miss_while_others_push_it_out(servers: SharedServers, host: tuple[str, ...], full: bool) -> None:
     rng = random.Random("retention")
     popular = [noise(rng, 300) for _ in range(4)]
     prompts = [
@@ -29,9 +30,9 @@ def test_a_hit_is_a_miss_while_others_push_it_out(host: tuple[str, ...], full: b
         for number in range(80 if full else 24)
     ]
     requests = make_requests(rng, 24 if full else 6, most=4, longest=200, limit=800)
-    with harness.launch([*ROOM, "--max-total-tokens=15500"]) as server:
-        cold = ask_all(server, prompts, 4, at_once=1)
-        segmented = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=2)]
+    server = servers.get(*ROOM, "--max-total-tokens=15500")
+    cold = ask_all(server, prompts, 4, at_once=1)
+    segmented = [answer for answer, _ in ask_all_segmented(server, requests, 6, at_once=2)]
     with harness.launch([*ROOM, *host, "--max-total-tokens=3600"]) as server:
         for _ in range(2):
             answers = ask_all(server, prompts, 4, at_once=3)

@@ -38,7 +38,7 @@ from tests.serving.prompts import text, tokenizer
 pytestmark = pytest.mark.serving
 
 KIT_VOCABULARY = 32000
-NODES = 80
+NODES = 50
 
 
 def _write_word_tokenizer(folder: Path) -> Path:

@@ -28,11 +28,13 @@ ENGINE = """
 from redknot_sglang.cpu import install_kernel_stand_in
 
 install_kernel_stand_in()  # sglang.Engine imports kernels before it loads plugins
-import json, sys
+import json, multiprocessing, sys
 import sglang
 
 if __name__ == "__main__":
-    model, head_map, prompt, answer = json.loads(sys.argv[1])
+    model, head_map, prompt, answer, method = json.loads(sys.argv[1])
+    choose = multiprocessing.set_start_method
+    multiprocessing.set_start_method = lambda _, force=False: choose(method, force=force)
     engine = sglang.Engine(
         model_path=model, redknot=True, redknot_head_map=head_map, device="cpu", attention_backend="torch_native",
         sampling_backend="pytorch", grammar_backend="none", disable_overlap_schedule=True, disable_cuda_graph=True,
@@ -178,10 +180,11 @@ def _counters(server: Server) -> dict[tuple[str, str], float]:
     return {(what, kind): float(value) for what, kind, value in found}
 
 
-def test_engine_keywords_switch_on(tmp_path: Path) -> None:
+def test_engine_keywords_switch_on(tmp_path: Path, full: bool) -> None:
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
-    options = json.dumps([str(harness.MODEL), str(harness.HEAD_MAP), PROMPT, ANSWER])
+    # Scheduler and detokenizer that are spawned import everything again: at full size. Those of `config_server` are always.
+    options = json.dumps([str(harness.MODEL), str(harness.HEAD_MAP), PROMPT, ANSWER, "spawn" if full else "fork"])
     ran = subprocess.run(
         [sys.executable, str(script), options],
         cwd=harness.ROOT,

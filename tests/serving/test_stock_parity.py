@@ -17,7 +17,7 @@ from tests.serving.prompts import mixed
 
 pytestmark = pytest.mark.serving
 
-PROMPTS, ALL_PROMPTS = 24, 100
+PROMPTS, ALL_PROMPTS = 16, 100
 BF16_TIE = 2e-2
 LENGTHS = (1000, 3000)
 ANSWER = 8

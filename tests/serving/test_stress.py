@@ -184,7 +184,7 @@ def cold(servers: SharedServers, with_retrieval: str, full: bool) -> tuple[list[
 
 @pytest.mark.parametrize(
     "flags",
-    [TIGHT, pytest.param(TIERS, marks=needs_host_tier), ROOMY],
+    [TIGHT, pytest.param(TIERS, marks=needs_host_tier), pytest.param(ROOMY, marks=pytest.mark.full)],
     ids=["pool of 1.2 requests", "host tier behind it", "room"],
 )
 def test_answers_are_the_cold_ones_whatever_happens(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import servers
 from eval.gpu.fleet import Plan, Spec, gpu_memory, held_servers, latency_servers, running, waves
 from eval.gpu.options import check, make_parser, maps_of
 from eval.servers import ROOT, Served
@@ -16,6 +17,7 @@ from redknot_sglang.errors import CliError
 from redknot_sglang.flags import add_cli_args, make_config, take_options
 from redknot_sglang.heads.head_map import load_head_map
 from redknot_sglang.pool.sizing import Segments, class_bytes, split_budget
+from tests.serving import harness
 
 SHAPES = sorted(path.name for path in (ROOT / "shapes").iterdir())
 H200 = 143771 * 2**20
@@ -170,8 +172,11 @@ def test_map_names_are_distinct(tmp_path: Path) -> None:
         maps_of(parse("--maps=head_map,head_map"), ROOT / "model", tmp_path)
 
 
-def test_a_server_that_does_not_start_is_told_and_leaves_the_others(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_told_and_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
     from redknot_sglang.errors import ServerError
 
+    harness.fork_servers_of(servers, monkeypatch, full)
     with running([Spec("stock", ["--no-such-flag"], 0)], Served(None, None, "", 1), tmp_path / "gpu") as found:
         assert isinstance(found["stock"], ServerError) and "exit code 2" in str(found["stock"])
