@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,11 +76,13 @@ class Master:
             )
         for _ in range(100):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+                listens = probe.connect_ex(("127.0.0.1", self.port)) == 0
+            # Whoever listens may be somebody else: a master that finds its port taken ends soon after it has begun.
+            time.sleep(0.3)
             if self._process.poll() is not None:
                 break
-            time.sleep(0.1)
+            if listens:
+                return
         raise CliError(f"Mooncake's master does not listen: {self._log.read_text()[-2000:]}")
 
     def settings(self, segment_bytes: int) -> dict[str, str | int]:
@@ -108,6 +112,15 @@ class Master:
 
 
 def _free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
+    """A port that no client gets for its own end of a connection.
+
+    While the master is gone its clients try to reach it again and again. With a port from that range one of them is given the very port that it
+    calls, is connected to itself, and the master that comes back finds its port taken.
+    """
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    others = [*range(10_000, first), *range(last + 1, 1 << 16)]
+    for port in random.SystemRandom().sample(others, min(100, len(others))):
+        with socket.socket() as holder, suppress(OSError):
+            holder.bind(("127.0.0.1", port))
+            return port
+    raise CliError("no port is free for Mooncake's master outside of the range that clients get theirs from")
