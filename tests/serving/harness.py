@@ -42,9 +42,13 @@ ENVIRONMENT = {
     # Seconds after which a server looks whether a client that waits is still there; without it, four.
     "SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1",
 }
-# Of processes that servers are forked from, since they are read by what is imported: where Mooncake's libraries lie, and that nothing
-# is compiled. SGLang would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
-IMPORTED = {"LD_LIBRARY_PATH": mooncake.environment()["LD_LIBRARY_PATH"], "TORCHDYNAMO_DISABLE": "1"}
+# Of processes that servers are forked from, since they are read by what is imported: where Mooncake's libraries lie, that nothing is
+# fetched from a model hub, and that nothing is compiled. SGLang would compile the embedding's two lines of several ranks, with a C++ compiler, for half a minute.
+IMPORTED = {
+    "LD_LIBRARY_PATH": mooncake.environment()["LD_LIBRARY_PATH"],
+    "HF_HUB_OFFLINE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
 # Variables of some servers that SGLang reads when it is imported; such servers are forked from a process of their own.
 EARLY = frozenset({"SGLANG_TEST_RETRACT", "SGLANG_TEST_RETRACT_INTERVAL"})
 FLAGS = (
