@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import signal
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +32,7 @@ import requests
 from eval.gpu.ask import NotMeasured, noise
 from eval.mooncake import environment
 from eval.provenance import origin
-from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, flush, start
+from eval.servers import REDKNOT, STOCK, TIMEOUT, Served, add_arguments, flush, start, stopped
 from redknot_sglang.errors import ServerError
 from redknot_sglang.measure.launch import Server, reserved_port
 from redknot_sglang.measure.table import format_table
@@ -189,18 +187,10 @@ def launched(
         yield pairs
 
 
-@contextmanager
-def only(pairs: Mapping[str, Pair | ServerError], side: str) -> Iterator[None]:
-    """All servers of other sides are stopped until the context ends: an idle scheduler spins and takes its share of the GPU."""
-    others = [pair for name, pair in pairs.items() if name != side and isinstance(pair, Pair)]
-    groups = [server.process.pid for pair in others for server in (pair.prefill, pair.decode)]
-    for group in groups:
-        os.killpg(group, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for group in groups:
-            os.killpg(group, signal.SIGCONT)
+def others_of(pairs: Mapping[str, Pair | ServerError], side: str) -> list[Server]:
+    """The servers of all other sides that are up."""
+    up = [pair for name, pair in pairs.items() if name != side and isinstance(pair, Pair)]
+    return [server for pair in up for server in (pair.prefill, pair.decode)]
 
 
 def main() -> None:
@@ -231,7 +221,7 @@ def main() -> None:
                 try:
                     if isinstance(pair, ServerError):
                         raise pair
-                    with only(pairs, side):
+                    with stopped(others_of(pairs, side)):
                         for length in lengths:
                             found[str(length)] = measure(pair, served.config["vocab_size"], length, args)
                             args.json.write_text(json.dumps(result, indent=1))

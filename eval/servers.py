@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -170,13 +170,20 @@ def alone(servers: Mapping[str, Server], side: str) -> Iterator[Server]:
     An idle scheduler spins, and on a GPU the driver shares out the card among processes that are awake: measured beside an
     idle server, the one that is asked is slower.
     """
-    others = [server.process.pid for name, server in servers.items() if name != side]
-    for group in others:
+    with stopped([server for name, server in servers.items() if name != side]):
+        yield servers[side]
+
+
+@contextmanager
+def stopped(servers: Iterable[Server]) -> Iterator[None]:
+    """These servers are stopped (SIGSTOP) until the context ends."""
+    groups = [server.process.pid for server in servers]
+    for group in groups:
         os.killpg(group, signal.SIGSTOP)
     try:
-        yield servers[side]
+        yield
     finally:
-        for group in others:
+        for group in groups:
             os.killpg(group, signal.SIGCONT)
 
 
